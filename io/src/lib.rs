@@ -1,0 +1,3 @@
+//! Effects: everything that can fail because of the outside world, and nothing that decides.
+
+pub mod store;

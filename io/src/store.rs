@@ -1,0 +1,221 @@
+//! The object store as an effect: what a store can be asked, what it may answer, how it may fail.
+//!
+//! This file owns the vocabulary between a core's uplink and whatever stands behind it: the real
+//! stores live in the server crate (`s3`, `file`), the in-memory faulty twin in [`crate::sim`].
+//! It never talks to a network, never retries and knows nothing of blocks: a request names an
+//! object and at most one byte range of it.
+
+use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+use futures::stream::LocalBoxStream;
+use std::fmt;
+use std::time::Duration;
+
+/// What a store answers with.
+pub type StoreResult<T> = Result<T, StoreError>;
+
+/// What went wrong, by what the caller can do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StoreErrorKind {
+    /// The object does not exist. A fact, not a fault.
+    NotFound,
+    /// The bucket or root folder is gone or was never there. A fault: nothing is deduced about keys.
+    NoSuchBucket,
+    /// `If-Match` or `If-None-Match` did not hold (412).
+    PreconditionFailed,
+    /// `If-None-Match` held: the caller's copy is current (304).
+    NotModified,
+    /// The range starts past the end of the object (416).
+    RangeNotSatisfiable,
+    /// The store refuses our credentials or the access (401, 403). Heals only by an operator.
+    Denied,
+    /// The store asks us to slow down (503, 429).
+    SlowDown,
+    /// A deadline passed, the connection stalled, or the body came slower than the least rate.
+    Timeout,
+    /// No connection: refused, reset before an answer, DNS, TLS.
+    Unreachable,
+    /// The answer contradicts itself: short, long, other range, other version, bad checksum.
+    Corrupt,
+    /// The store failed (5xx other than 503).
+    Internal,
+    /// The store refuses the request itself for good (400 and other 4xx).
+    Rejected,
+    /// The key cannot be sent to this store byte for byte.
+    InvalidKey,
+    /// The store cannot do this.
+    Unsupported,
+}
+
+impl StoreErrorKind {
+    /// Whether the same request may succeed if it is only sent again.
+    pub fn is_retryable(self) -> bool {
+        use StoreErrorKind::{
+            Corrupt, Denied, Internal, InvalidKey, NoSuchBucket, NotFound, NotModified,
+            PreconditionFailed, RangeNotSatisfiable, Rejected, SlowDown, Timeout, Unreachable,
+            Unsupported,
+        };
+        match self {
+            SlowDown | Timeout | Unreachable | Corrupt | Internal => true,
+            NotFound | NoSuchBucket | PreconditionFailed | NotModified | RangeNotSatisfiable
+            | Denied | Rejected | InvalidKey | Unsupported => false,
+        }
+    }
+}
+
+/// A failed store request.
+#[derive(Clone, Debug)]
+pub struct StoreError {
+    /// Class of the failure.
+    pub kind: StoreErrorKind,
+    /// The store's HTTP status, where it answered with one.
+    pub status: Option<u16>,
+    /// For people: what was tried and what came back. Never holds a secret or a signed URL.
+    pub message: String,
+    /// The store's `Retry-After`, where it sent one.
+    pub retry_after: Option<Duration>,
+    /// For [`StoreErrorKind::RangeNotSatisfiable`]: the object's size, where the store told it.
+    pub object_size: Option<u64>,
+    /// How many times the request was sent before this was given up.
+    pub attempts: u32,
+}
+
+impl StoreError {
+    /// An error of `kind` after one attempt, with a message for people.
+    pub fn new(kind: StoreErrorKind, message: impl Into<String>) -> Self {
+        StoreError {
+            kind,
+            status: None,
+            message: message.into(),
+            retry_after: None,
+            object_size: None,
+            attempts: 1,
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.message)?;
+        if let Some(status) = self.status {
+            write!(f, " (status {status})")?;
+        }
+        if self.attempts > 1 {
+            write!(f, " after {} attempts", self.attempts)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// An object as the store describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Length of the whole object, bytes.
+    pub size: u64,
+    /// Entity tag without its quotes; a weak tag keeps its `W/` and is never used as a validator.
+    pub etag: String,
+    /// Seconds since the Unix epoch; 0 when the store gave none.
+    pub last_modified: u64,
+    /// Headers that belong to the object and are given back with it: names in lower case, among
+    /// `content-type`, `cache-control`, `content-disposition`, `content-encoding`,
+    /// `content-language`, `expires` and `x-amz-meta-*`.
+    pub headers: Vec<(String, String)>,
+}
+
+/// A half-open span of bytes of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSpan {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+}
+
+impl ByteSpan {
+    /// Bytes in the span.
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Whether it holds no byte.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}
+
+/// Asks for an object or a span of it.
+#[derive(Clone, Debug, Default)]
+pub struct GetRequest {
+    /// Key inside the volume, as raw characters (not percent-encoded).
+    pub key: String,
+    /// The bytes wanted; may reach past the end, the reply is then cut at the end.
+    /// `None` asks for all.
+    pub span: Option<ByteSpan>,
+    /// Answer only if the object's ETag is this one (unquoted), else `PreconditionFailed`.
+    pub if_match: Option<String>,
+    /// Answer `NotModified` if the object's ETag is this one (unquoted).
+    pub if_none_match: Option<String>,
+}
+
+/// The head of an answer to [`GetRequest`], and its body.
+pub struct GetReply {
+    /// The whole object's description.
+    pub meta: ObjectMeta,
+    /// The bytes that `body` yields, exactly. An implementation whose store sends fewer or more
+    /// ends the body with [`StoreErrorKind::Corrupt`].
+    pub span: ByteSpan,
+    /// The bytes, in order, in pieces of any size; ends after `span.len()` bytes or with an error.
+    pub body: LocalBoxStream<'static, StoreResult<Bytes>>,
+}
+
+/// The bytes of an object on their way to the store.
+pub enum PutBody {
+    /// All of them, in memory: the request may be sent again.
+    Whole(Vec<Bytes>),
+    /// A stream that can be consumed once: the request is sent once.
+    Stream(LocalBoxStream<'static, StoreResult<Bytes>>),
+}
+
+/// Writes a whole object.
+pub struct PutRequest {
+    /// Key inside the volume, as raw characters.
+    pub key: String,
+    /// Exact length of the body, bytes.
+    pub length: u64,
+    /// The object's headers, as in [`ObjectMeta::headers`].
+    pub headers: Vec<(String, String)>,
+    /// CRC64-NVME of the body where it is known: sent to stores that can verify it.
+    pub crc64nvme: Option<u64>,
+    /// Write only if no object has this key (`If-None-Match: *`).
+    pub if_none_match: bool,
+    /// The body.
+    pub body: PutBody,
+}
+
+/// A store's answer to a successful [`PutRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutReply {
+    /// Entity tag without its quotes.
+    pub etag: String,
+    /// Seconds since the Unix epoch; 0 when the store gave none with the answer.
+    pub last_modified: u64,
+}
+
+/// An object store: one bucket and prefix, or one folder.
+///
+/// Methods are called on the companion thread of one core, whose runtime is tokio's
+/// current-thread one (or the simulator's executor); futures and streams never leave that thread.
+/// Dropping a future abandons the request, whose outcome is then unknown.
+pub trait Store {
+    /// Reads an object or a span of it. `Ok` as soon as the head is known and agrees with the
+    /// request.
+    fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>>;
+    /// Describes an object.
+    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>>;
+    /// Writes an object, whole or not at all.
+    fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>>;
+    /// Removes an object; removing what is not there succeeds.
+    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>>;
+}
