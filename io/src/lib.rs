@@ -1,3 +1,30 @@
 //! Effects: everything that can fail because of the outside world, and nothing that decides.
+//!
+//! The crate owns executors, per-core queues, direct files, aligned buffers, `SO_REUSEPORT`
+//! listeners, TLS streams and the clock. It never knows what a block, a volume or a request is.
+//! Each effect that policy depends on is a narrow trait ([`runtime::Runtime`], [`disk::Disk`],
+//! [`store::Store`]) with a real implementation and a simulated twin in [`sim`], so that whole
+//! shards run in a seeded simulator.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`runtime`] | the trait for spawning, time and randomness |
+//! | [`rt`] | the only door to glommio: executors, pinning, timers |
+//! | [`buffer`] | pooled, 4 KiB-aligned memory with a fill watermark |
+//! | [`disk`] | direct files on the core's own ring |
+//! | [`queue`] | bounded lock-free queues; the mesh between cores |
+//! | [`uplink`] | a core's queue to its companion thread, where stores run |
+//! | [`store`] | what a store can be asked and may answer |
+//! | [`net`] | listeners, sockets with vectored writes, TLS |
+//! | [`sim`] | the simulated twins |
 
+pub mod buffer;
+pub mod disk;
+pub mod local;
+pub mod net;
+pub mod queue;
+pub mod rt;
+pub mod runtime;
+pub mod sim;
 pub mod store;
+pub mod uplink;

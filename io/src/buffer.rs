@@ -1,0 +1,562 @@
+//! Aligned memory that disk, network and store share without copying.
+//!
+//! A buffer is one 4 KiB-aligned allocation: a *headroom* page, which only the owner of the write
+//! side and the disk ever see, then a *body* that grows from the front up to its *watermark*.
+//! One [`BufferWriter`] appends; any number of [`View`]s and [`Watch`]es, on any core, read bytes
+//! below the watermark while it still grows. When the last of them is gone the memory returns
+//! to its pool, from whichever thread that happens on, without a lock.
+//!
+//! This file never does I/O and never hands out a byte above the watermark.
+
+use crossbeam_queue::{ArrayQueue, SegQueue};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::future::poll_fn;
+use std::ops::{Deref, Range};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
+
+/// Alignment and granularity of direct I/O. 4096 whatever the device claims: the largest logical
+/// sector in use, and what `statx` reports on none of the file systems here exceeds it.
+pub const PAGE: usize = 4096;
+
+/// Largest body a pool hands out: the largest block, 8 MiB.
+pub const BODY_BYTES_MAX: usize = 8 << 20;
+
+/// Body capacities are powers of two from one page to [`BODY_BYTES_MAX`]: 12 classes.
+const CLASS_COUNT: usize = (BODY_BYTES_MAX / PAGE).trailing_zeros() as usize + 1;
+
+/// Freed buffers kept per class for reuse, in bytes. Fresh memory costs a page fault per page,
+/// several times the price of reading a block from the page cache, so a burst's worth is kept.
+const CLASS_KEEP_BYTES: usize = 64 << 20;
+
+const _: () = assert!(BODY_BYTES_MAX.is_power_of_two() && BODY_BYTES_MAX >= PAGE);
+
+/// Rounds up to whole pages.
+pub const fn page_align(bytes: usize) -> usize {
+    bytes.next_multiple_of(PAGE)
+}
+
+/// A core's source of buffers, with a budget in bytes that it never exceeds.
+#[derive(Clone)]
+pub struct Pool(Arc<PoolShared>);
+
+struct PoolShared {
+    budget_bytes: usize,
+    /// Bytes handed out; kept ones in `free` are not counted, they are reused before new memory.
+    used_bytes: AtomicUsize,
+    free: [ArrayQueue<Memory>; CLASS_COUNT],
+    waiting: SegQueue<Waker>,
+}
+
+/// An owned aligned allocation: headroom page plus body.
+struct Memory {
+    start: NonNull<u8>,
+    class: usize,
+}
+
+// SAFETY: `Memory` owns its allocation exclusively, like a `Box<[u8]>`.
+unsafe impl Send for Memory {}
+// SAFETY: `&Memory` gives no access to the bytes; `Backing` governs that.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn layout(class: usize) -> Layout {
+        Layout::from_size_align(PAGE + (PAGE << class), PAGE).expect("sizes are small constants")
+    }
+
+    fn new(class: usize) -> Memory {
+        let layout = Memory::layout(class);
+        // SAFETY: the layout's size is never zero. Zeroed, so that every byte is initialised for
+        // the lifetime of the allocation, however often it is reused.
+        let start = unsafe { alloc_zeroed(layout) };
+        match NonNull::new(start) {
+            Some(start) => Memory { start, class },
+            None => handle_alloc_error(layout),
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with the same layout, freed once.
+        unsafe { dealloc(self.start.as_ptr(), Memory::layout(self.class)) }
+    }
+}
+
+impl Pool {
+    /// A pool that hands out at most `budget_bytes` at a time.
+    pub fn new(budget_bytes: usize) -> Pool {
+        let free = std::array::from_fn(|class| {
+            ArrayQueue::new((CLASS_KEEP_BYTES / (PAGE << class)).clamp(8, 1024))
+        });
+        Pool(Arc::new(PoolShared {
+            budget_bytes,
+            used_bytes: AtomicUsize::new(0),
+            free,
+            waiting: SegQueue::new(),
+        }))
+    }
+
+    /// A buffer whose body holds at least `body_bytes`, if the budget allows it now.
+    ///
+    /// # Panics
+    /// If `body_bytes` exceeds [`BODY_BYTES_MAX`]: callers know their block sizes.
+    pub fn try_take(&self, body_bytes: usize) -> Option<BufferWriter> {
+        let class = class_of(body_bytes);
+        let cost = PAGE + (PAGE << class);
+        let mut used = self.0.used_bytes.load(Ordering::Relaxed);
+        loop {
+            if used + cost > self.0.budget_bytes {
+                return None;
+            }
+            match self.0.used_bytes.compare_exchange_weak(
+                used,
+                used + cost,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => break,
+                Err(now) => used = now,
+            }
+        }
+        let memory = self.0.free[class].pop().unwrap_or_else(|| Memory::new(class));
+        Some(BufferWriter {
+            backing: Arc::new(Backing {
+                memory: Some(memory),
+                pool: self.0.clone(),
+                filled: AtomicUsize::new(0),
+                state: AtomicU8::new(FILLING),
+                waiting: SegQueue::new(),
+            }),
+        })
+    }
+
+    /// As [`Pool::try_take`], waiting until other buffers are given back.
+    pub async fn take(&self, body_bytes: usize) -> BufferWriter {
+        poll_fn(|cx| {
+            if let Some(buffer) = self.try_take(body_bytes) {
+                return Poll::Ready(buffer);
+            }
+            self.0.waiting.push(cx.waker().clone());
+            match self.try_take(body_bytes) {
+                Some(buffer) => Poll::Ready(buffer),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Bytes handed out now, headroom and rounding included.
+    pub fn used_bytes(&self) -> usize {
+        self.0.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that can be handed out.
+    pub fn budget_bytes(&self) -> usize {
+        self.0.budget_bytes
+    }
+}
+
+/// The smallest class whose body holds `body_bytes`.
+fn class_of(body_bytes: usize) -> usize {
+    assert!(body_bytes <= BODY_BYTES_MAX, "no block is larger than {BODY_BYTES_MAX} bytes");
+    (body_bytes.max(PAGE).next_power_of_two() / PAGE).trailing_zeros() as usize
+}
+
+const FILLING: u8 = 0;
+const FINISHED: u8 = 1;
+const FAILED: u8 = 2;
+
+struct Backing {
+    /// `None` only while dropping.
+    memory: Option<Memory>,
+    pool: Arc<PoolShared>,
+    /// Body bytes below this are final and readable by anyone; those above belong to the writer.
+    filled: AtomicUsize,
+    state: AtomicU8,
+    waiting: SegQueue<Waker>,
+}
+
+impl Backing {
+    fn start(&self) -> *mut u8 {
+        self.memory.as_ref().expect("present until drop").start.as_ptr()
+    }
+
+    fn body_capacity(&self) -> usize {
+        PAGE << self.memory.as_ref().expect("present until drop").class
+    }
+
+    fn wake_readers(&self) {
+        while let Some(waker) = self.waiting.pop() {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        let memory = self.memory.take().expect("dropped once");
+        let cost = PAGE + (PAGE << memory.class);
+        // A full free list frees the memory.
+        let _ = self.pool.free[memory.class].push(memory);
+        self.pool.used_bytes.fetch_sub(cost, Ordering::AcqRel);
+        while let Some(waker) = self.pool.waiting.pop() {
+            waker.wake();
+        }
+    }
+}
+
+/// The write side of a buffer. There is exactly one per buffer; it may move between threads.
+pub struct BufferWriter {
+    backing: Arc<Backing>,
+}
+
+impl BufferWriter {
+    /// Body bytes that can be held in all.
+    pub fn capacity(&self) -> usize {
+        self.backing.body_capacity()
+    }
+
+    /// Body bytes below the watermark.
+    pub fn filled(&self) -> usize {
+        self.backing.filled.load(Ordering::Relaxed)
+    }
+
+    /// The headroom page.
+    pub fn headroom_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the first page is inside the allocation; only the one writer (`&mut self`) and,
+        // after it was consumed by `freeze`, `Frozen` reach it: views begin at the body.
+        unsafe { std::slice::from_raw_parts_mut(self.backing.start(), PAGE) }
+    }
+
+    /// The part of the body above the watermark.
+    pub fn spare_mut(&mut self) -> &mut [u8] {
+        let filled = self.filled();
+        let capacity = self.capacity();
+        // SAFETY: bytes above the watermark are reachable only through the one writer
+        // (`&mut self`): readers bound every slice by `filled`, which only `advance` raises.
+        unsafe {
+            let body = self.backing.start().add(PAGE);
+            std::slice::from_raw_parts_mut(body.add(filled), capacity - filled)
+        }
+    }
+
+    /// Publishes the next `count` bytes, which the caller has just written to the front of
+    /// [`BufferWriter::spare_mut`], and wakes readers.
+    pub fn advance(&mut self, count: usize) {
+        let filled = self.filled() + count;
+        assert!(filled <= self.capacity(), "a body does not outgrow its buffer");
+        // Release: a reader that sees the new watermark sees the bytes below it.
+        self.backing.filled.store(filled, Ordering::Release);
+        self.backing.wake_readers();
+    }
+
+    /// Copies `bytes` in and publishes them.
+    pub fn append(&mut self, bytes: &[u8]) {
+        self.spare_mut()[..bytes.len()].copy_from_slice(bytes);
+        self.advance(bytes.len());
+    }
+
+    /// The bytes below the watermark.
+    pub fn body(&self) -> &[u8] {
+        // SAFETY: below the watermark nothing is ever written again.
+        unsafe { std::slice::from_raw_parts(self.backing.start().add(PAGE), self.filled()) }
+    }
+
+    /// A reader that follows the watermark.
+    pub fn watch(&self) -> Watch {
+        Watch { backing: self.backing.clone() }
+    }
+
+    /// Says that no more bytes will come and the body is good.
+    pub fn finish(&mut self) {
+        self.backing.state.store(FINISHED, Ordering::Release);
+        self.backing.wake_readers();
+    }
+
+    /// Says that no more bytes will come because the source failed; readers learn it.
+    pub fn fail(&mut self) {
+        let state = &self.backing.state;
+        let _ = state.compare_exchange(FILLING, FAILED, Ordering::AcqRel, Ordering::Acquire);
+        self.backing.wake_readers();
+    }
+
+    /// Gives up writing: zeroes from the watermark to the page boundary, so that no earlier
+    /// user's bytes reach the disk, and returns the whole for I/O.
+    pub fn freeze(mut self) -> Frozen {
+        let tail = page_align(self.filled()) - self.filled();
+        self.spare_mut()[..tail].fill(0);
+        self.finish();
+        Frozen { backing: self.backing.clone() }
+    }
+
+    /// Headroom and body as one region for a read from disk.
+    ///
+    /// # Panics
+    /// If `range` (counted from the start of the headroom) leaves the buffer or touches bytes
+    /// below the watermark.
+    pub(crate) fn io_target(&mut self, range: Range<usize>) -> NonNull<[u8]> {
+        assert!(range.start <= range.end && range.end <= PAGE + self.capacity());
+        assert!(self.filled() == 0, "disk reads fill fresh buffers");
+        // SAFETY: inside the allocation by the first assertion.
+        let start = unsafe { self.backing.start().add(range.start) };
+        let start = NonNull::new(start).expect("inside an allocation");
+        NonNull::slice_from_raw_parts(start, range.len())
+    }
+}
+
+impl Drop for BufferWriter {
+    fn drop(&mut self) {
+        // A writer that vanishes unfinished (a panic, a cancelled task) must not strand readers.
+        self.fail();
+    }
+}
+
+/// A complete buffer whose every byte, headroom included, is final: what a disk write takes.
+#[derive(Clone)]
+pub struct Frozen {
+    backing: Arc<Backing>,
+}
+
+impl Frozen {
+    /// The headroom page and the body padded with zeroes to whole pages, contiguous.
+    pub fn record(&self) -> &[u8] {
+        let length = PAGE + page_align(self.backing.filled.load(Ordering::Acquire));
+        // SAFETY: the writer is gone (`freeze` consumed it), so nothing writes any more.
+        unsafe { std::slice::from_raw_parts(self.backing.start(), length) }
+    }
+
+    /// The headroom page.
+    pub fn headroom(&self) -> &[u8] {
+        &self.record()[..PAGE]
+    }
+
+    /// The body.
+    pub fn view(&self) -> View {
+        Watch { backing: self.backing.clone() }.view_all()
+    }
+}
+
+/// Immutable bytes of a buffer, shared and sliced without copying; may cross cores.
+#[derive(Clone)]
+pub struct View {
+    backing: Option<Arc<Backing>>,
+    start: usize,
+    length: usize,
+}
+
+impl View {
+    /// No bytes.
+    pub fn empty() -> View {
+        View { backing: None, start: 0, length: 0 }
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If `range` is not inside.
+    pub fn slice(&self, range: Range<usize>) -> View {
+        assert!(range.start <= range.end && range.end <= self.length);
+        View {
+            backing: self.backing.clone(),
+            start: self.start + range.start,
+            length: range.len(),
+        }
+    }
+
+    /// As [`bytes::Bytes`], without copying.
+    pub fn into_bytes(self) -> bytes::Bytes {
+        bytes::Bytes::from_owner(self)
+    }
+
+    /// Bytes of pool budget that this view keeps taken.
+    pub fn pinned_bytes(&self) -> usize {
+        self.backing.as_ref().map_or(0, |backing| PAGE + backing.body_capacity())
+    }
+}
+
+impl Deref for View {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.backing {
+            None => &[],
+            // SAFETY: `start + length` was at most the watermark when the view was made, and
+            // below the watermark nothing is ever written again.
+            Some(backing) => unsafe {
+                std::slice::from_raw_parts(backing.start().add(PAGE + self.start), self.length)
+            },
+        }
+    }
+}
+
+impl AsRef<[u8]> for View {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+/// The source of a buffer's bytes failed before the body was complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillFailed;
+
+/// Follows a buffer while it fills, from any core.
+#[derive(Clone)]
+pub struct Watch {
+    backing: Arc<Backing>,
+}
+
+impl Watch {
+    /// Body bytes readable now.
+    pub fn filled(&self) -> usize {
+        self.backing.filled.load(Ordering::Acquire)
+    }
+
+    /// Waits until at least `count` body bytes are readable and returns how many are. Fewer only
+    /// when the body is complete.
+    pub async fn wait_for(&self, count: usize) -> Result<usize, FillFailed> {
+        poll_fn(|cx| {
+            if let Some(answer) = self.progress(count) {
+                return Poll::Ready(answer);
+            }
+            self.backing.waiting.push(cx.waker().clone());
+            match self.progress(count) {
+                Some(answer) => Poll::Ready(answer),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn progress(&self, count: usize) -> Option<Result<usize, FillFailed>> {
+        // The state first: the watermark never moves after it has left FILLING.
+        let state = self.backing.state.load(Ordering::Acquire);
+        let filled = self.filled();
+        match state {
+            _ if filled >= count => Some(Ok(filled)),
+            FINISHED => Some(Ok(filled)),
+            FAILED => Some(Err(FillFailed)),
+            _ => None,
+        }
+    }
+
+    /// Readable bytes as a view.
+    ///
+    /// # Panics
+    /// If `range` reaches above the watermark.
+    pub fn view(&self, range: Range<usize>) -> View {
+        assert!(range.start <= range.end && range.end <= self.filled());
+        View { backing: Some(self.backing.clone()), start: range.start, length: range.len() }
+    }
+
+    /// All readable bytes.
+    pub fn view_all(&self) -> View {
+        self.view(0..self.filled())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use futures::executor::block_on;
+
+    #[test]
+    fn sizes_round_to_classes() {
+        assert_eq!(class_of(0), 0);
+        assert_eq!(class_of(PAGE), 0);
+        assert_eq!(class_of(PAGE + 1), 1);
+        assert_eq!(class_of(BODY_BYTES_MAX), CLASS_COUNT - 1);
+    }
+
+    #[test]
+    fn the_budget_is_kept_and_waiters_are_served() {
+        let pool = Pool::new(2 * PAGE);
+        let first = pool.try_take(100).expect("room for one");
+        assert!(pool.try_take(1).is_none());
+        let mut waiting = Box::pin(pool.take(1));
+        assert!((&mut waiting).now_or_never().is_none());
+        let view = first.watch().view_all();
+        drop(first);
+        assert!((&mut waiting).now_or_never().is_none(), "a view keeps its memory taken");
+        drop(view);
+        assert!((&mut waiting).now_or_never().is_some());
+        drop(waiting);
+        assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn memory_is_aligned_reused_and_padded_with_zeroes() {
+        let pool = Pool::new(1 << 20);
+        let mut dirty = pool.try_take(PAGE).expect("room");
+        assert_eq!(dirty.headroom_mut().as_ptr() as usize % PAGE, 0);
+        dirty.spare_mut().fill(0xee);
+        drop(dirty);
+        let mut writer = pool.try_take(PAGE).expect("room");
+        writer.append(b"hello");
+        writer.headroom_mut().fill(1);
+        let frozen = writer.freeze();
+        assert_eq!(frozen.record().len(), 2 * PAGE);
+        assert_eq!(&frozen.record()[PAGE..PAGE + 5], b"hello");
+        assert!(frozen.record()[PAGE + 5..].iter().all(|b| *b == 0));
+        assert_eq!(&*frozen.view(), b"hello");
+    }
+
+    #[test]
+    fn readers_follow_a_fill_on_another_thread() {
+        const LENGTH: usize = 1 << 20;
+        let pool = Pool::new(4 << 20);
+        let mut writer = pool.try_take(LENGTH).expect("room");
+        let readers: Vec<_> = (0..3)
+            .map(|_| {
+                let watch = writer.watch();
+                std::thread::spawn(move || {
+                    block_on(async {
+                        let mut seen = 0;
+                        while seen < LENGTH {
+                            let filled = watch.wait_for(seen + 1).await.expect("no failure");
+                            let part = watch.view(seen..filled);
+                            for (i, byte) in part.iter().enumerate() {
+                                assert_eq!(*byte, ((seen + i) % 251) as u8);
+                            }
+                            seen = filled;
+                        }
+                    });
+                })
+            })
+            .collect();
+        let content: Vec<u8> = (0..LENGTH).map(|i| (i % 251) as u8).collect();
+        for piece in content.chunks(7919) {
+            writer.append(piece);
+        }
+        writer.finish();
+        for reader in readers {
+            reader.join().expect("reader thread");
+        }
+    }
+
+    #[test]
+    fn a_failed_or_abandoned_fill_tells_its_readers() {
+        let pool = Pool::new(1 << 20);
+        let mut writer = pool.try_take(100).expect("room");
+        writer.append(b"abc");
+        let watch = writer.watch();
+        assert_eq!(block_on(watch.wait_for(3)), Ok(3));
+        let mut waiting = Box::pin(watch.wait_for(4));
+        assert!((&mut waiting).now_or_never().is_none());
+        drop(writer);
+        assert_eq!((&mut waiting).now_or_never(), Some(Err(FillFailed)));
+        assert_eq!(block_on(watch.wait_for(3)), Ok(3), "what arrived is still readable");
+    }
+
+    #[test]
+    fn a_finished_short_body_ends_the_wait() {
+        let pool = Pool::new(1 << 20);
+        let mut writer = pool.try_take(100).expect("room");
+        writer.append(b"abc");
+        writer.finish();
+        assert_eq!(block_on(writer.watch().wait_for(10)), Ok(3));
+    }
+}

@@ -1,0 +1,1 @@
+//! Simulated twins of the effects: seeded, in memory, faulty on request.
