@@ -20,6 +20,7 @@
 
 pub mod buffer;
 pub mod disk;
+pub mod histogram;
 pub mod local;
 pub mod net;
 pub mod queue;

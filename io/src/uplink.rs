@@ -1,1 +1,367 @@
-//! Uplink.
+//! A core's way to the stores: two bounded queues to a companion thread, where stores run.
+//!
+//! The core's side is [`Uplink`]: it never touches a socket or waits for more than a queue. The
+//! companion's side is [`serve`]: it runs the stores' futures, fetches and uploads with separate
+//! limits, so that a backlog of uploads never delays a fetch. Neither side shares a lock. The
+//! companion is tied to no client: what a fetch returns ends with the queue it is read from.
+
+use crate::buffer::View;
+use crate::histogram::Histogram;
+use crate::queue::{self, Receiver, Sender};
+use crate::runtime::Runtime;
+use crate::store::{
+    ByteSpan, GetReply, GetRequest, ObjectMeta, PutBody, PutReply, PutRequest, Store, StoreError,
+    StoreErrorKind, StoreResult,
+};
+use bytes::Bytes;
+use futures::channel::oneshot;
+use futures::future::LocalBoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+
+/// Orders that may wait per lane and core. Beyond it, those who order wait: the bound on memory
+/// is the buffers that they hold, so this only has to cover the companion's reaction time.
+const LANE_CAPACITY: usize = 256;
+
+/// Pieces of one body between companion and core. Pieces are up to some 64 KiB, so a fetch holds
+/// at most about 1 MiB in flight; small enough to push back on the store, large enough for a WAN.
+const BODY_PIECES_MAX: usize = 16;
+
+/// Stores by volume number. Each companion builds its own from plain descriptions.
+pub type StoreTable = Vec<Rc<dyn Store>>;
+
+/// Makes a companion's stores, on the companion's thread.
+pub type StoreFactory = Box<dyn FnOnce() -> StoreTable + Send>;
+
+/// How much a companion does at once.
+#[derive(Clone, Copy, Debug)]
+pub struct UplinkLimits {
+    /// GET and HEAD requests in flight.
+    pub fetches_max: usize,
+    /// PUT and DELETE requests in flight.
+    pub uploads_max: usize,
+}
+
+/// A successful fetch: the head, and the body as it arrives.
+pub struct Fetched {
+    /// The whole object's description.
+    pub meta: ObjectMeta,
+    /// The bytes that the body holds.
+    pub span: ByteSpan,
+    /// Pieces in order. Ends early (`None` before `span.len()` bytes) only if the companion died;
+    /// readers count.
+    pub body: Receiver<StoreResult<Bytes>>,
+}
+
+/// A body on its way out.
+pub enum UploadBody {
+    /// In memory, shared with whoever else reads it.
+    Whole(Vec<View>),
+    /// As it arrives from a client. Dropping the sender early fails the upload.
+    Stream(Receiver<StoreResult<Bytes>>),
+}
+
+/// What to write.
+pub struct Upload {
+    /// Key inside the volume.
+    pub key: String,
+    /// Exact length, bytes.
+    pub length: u64,
+    /// Headers that belong to the object.
+    pub headers: Vec<(String, String)>,
+    /// CRC64-NVME of the body where known.
+    pub crc64nvme: Option<u64>,
+    /// Write only if the key is free.
+    pub if_none_match: bool,
+    /// The body.
+    pub body: UploadBody,
+}
+
+enum Order {
+    Get(u32, GetRequest, oneshot::Sender<StoreResult<Fetched>>),
+    Head(u32, String, oneshot::Sender<StoreResult<ObjectMeta>>),
+    Put(u32, Upload, oneshot::Sender<StoreResult<PutReply>>),
+    Delete(u32, String, oneshot::Sender<StoreResult<()>>),
+}
+
+/// Store requests counted by verb and outcome (an HTTP status or an error kind), and their times
+/// to the head of the answer.
+#[derive(Default)]
+pub struct UplinkStats {
+    /// `(verb, outcome) → requests`.
+    pub requests: RefCell<BTreeMap<(&'static str, String), u64>>,
+    /// Time from the order to the head of the answer, queueing included.
+    pub latency: Histogram,
+}
+
+/// A core's end. Clones share the queues.
+#[derive(Clone)]
+pub struct Uplink<R: Runtime> {
+    runtime: R,
+    fetches: Sender<Order>,
+    uploads: Sender<Order>,
+    factories: Sender<StoreFactory>,
+    stats: Rc<UplinkStats>,
+}
+
+/// The core's queues before they reach their core's thread.
+pub struct UplinkPort {
+    fetches: Sender<Order>,
+    uploads: Sender<Order>,
+    factories: Sender<StoreFactory>,
+}
+
+/// The companion's end.
+pub struct CompanionPort {
+    fetches: Receiver<Order>,
+    uploads: Receiver<Order>,
+    factories: Receiver<StoreFactory>,
+}
+
+/// Makes the two ends of one core's uplink.
+pub fn pair() -> (UplinkPort, CompanionPort) {
+    let (fetch_sender, fetch_receiver) = queue::bounded(LANE_CAPACITY);
+    let (upload_sender, upload_receiver) = queue::bounded(LANE_CAPACITY);
+    let (factory_sender, factory_receiver) = queue::bounded(1);
+    (
+        UplinkPort {
+            fetches: fetch_sender,
+            uploads: upload_sender,
+            factories: factory_sender,
+        },
+        CompanionPort {
+            fetches: fetch_receiver,
+            uploads: upload_receiver,
+            factories: factory_receiver,
+        },
+    )
+}
+
+fn companion_gone() -> StoreError {
+    StoreError::new(StoreErrorKind::Internal, "the core's companion thread is gone")
+}
+
+impl UplinkPort {
+    /// The core's end, on the core's thread.
+    pub fn attach<R: Runtime>(self, runtime: R) -> Uplink<R> {
+        Uplink {
+            runtime,
+            fetches: self.fetches,
+            uploads: self.uploads,
+            factories: self.factories,
+            stats: Rc::default(),
+        }
+    }
+}
+
+impl<R: Runtime> Uplink<R> {
+    /// Counters of this core's store requests.
+    pub fn stats(&self) -> &UplinkStats {
+        &self.stats
+    }
+
+    /// Orders waiting for the companion: fetches, uploads.
+    pub fn backlog(&self) -> (usize, usize) {
+        (self.fetches.len(), self.uploads.len())
+    }
+
+    /// Replaces the companion's stores; requests in flight end with the old ones.
+    pub async fn replace_stores(&self, factory: StoreFactory) {
+        // A companion that is gone fails every later order, which says so.
+        let _ = self.factories.send(factory).await;
+    }
+
+    /// Reads an object or a span of it.
+    pub async fn get(&self, volume: u32, request: GetRequest) -> StoreResult<Fetched> {
+        let ranged = request.span.is_some();
+        self.ask("GET", if ranged { 206 } else { 200 }, &self.fetches, |reply| {
+            Order::Get(volume, request, reply)
+        })
+        .await
+    }
+
+    /// Describes an object.
+    pub async fn head(&self, volume: u32, key: String) -> StoreResult<ObjectMeta> {
+        self.ask("HEAD", 200, &self.fetches, |reply| Order::Head(volume, key, reply)).await
+    }
+
+    /// Writes an object.
+    pub async fn put(&self, volume: u32, upload: Upload) -> StoreResult<PutReply> {
+        self.ask("PUT", 200, &self.uploads, |reply| Order::Put(volume, upload, reply)).await
+    }
+
+    /// Removes an object.
+    pub async fn delete(&self, volume: u32, key: String) -> StoreResult<()> {
+        self.ask("DELETE", 204, &self.uploads, |reply| Order::Delete(volume, key, reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        verb: &'static str,
+        success: u16,
+        lane: &Sender<Order>,
+        order: impl FnOnce(oneshot::Sender<StoreResult<T>>) -> Order,
+    ) -> StoreResult<T> {
+        let start = self.runtime.now();
+        let (reply, answer) = oneshot::channel();
+        let result = match lane.send(order(reply)).await {
+            Err(_) => Err(companion_gone()),
+            Ok(()) => answer.await.unwrap_or_else(|_| Err(companion_gone())),
+        };
+        let outcome = match &result {
+            Ok(_) => success.to_string(),
+            Err(e) => e.status.map_or_else(|| format!("{:?}", e.kind), |s| s.to_string()),
+        };
+        *self.stats.requests.borrow_mut().entry((verb, outcome)).or_insert(0) += 1;
+        self.stats.latency.record(self.runtime.now().since(start));
+        result
+    }
+}
+
+/// Starts a companion thread with a current-thread runtime; it ends when its core is gone and its
+/// work is done.
+pub fn spawn_companion(
+    index: usize,
+    port: CompanionPort,
+    limits: UplinkLimits,
+    factory: StoreFactory,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("forebay-uplink-{index}")).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(e) => {
+                // Dropping the port fails every order with "the companion thread is gone".
+                log::error!("cannot start the uplink runtime of core {index}: {e}");
+                return;
+            }
+        };
+        runtime.block_on(async { serve(port, limits, factory()).await });
+    })
+}
+
+/// Serves a core's orders until the core's end is dropped.
+pub async fn serve(mut port: CompanionPort, limits: UplinkLimits, stores: StoreTable) {
+    let mut stores = Rc::new(stores);
+    let mut fetches: FuturesUnordered<LocalBoxFuture<'static, ()>> = FuturesUnordered::new();
+    let mut uploads: FuturesUnordered<LocalBoxFuture<'static, ()>> = FuturesUnordered::new();
+    poll_fn(|cx| {
+        while let Poll::Ready(Some(factory)) = port.factories.poll_recv(cx) {
+            stores = Rc::new(factory());
+        }
+        let lanes = [
+            (&mut port.fetches, &mut fetches, limits.fetches_max),
+            (&mut port.uploads, &mut uploads, limits.uploads_max),
+        ];
+        let mut finished = true;
+        for (lane, active, active_max) in lanes {
+            loop {
+                while let Poll::Ready(Some(())) = active.poll_next_unpin(cx) {}
+                if active.len() >= active_max {
+                    finished = false;
+                    break;
+                }
+                match lane.poll_recv(cx) {
+                    Poll::Ready(Some(order)) => {
+                        active.push(Box::pin(carry_out(order, stores.clone())));
+                    }
+                    Poll::Ready(None) => {
+                        finished &= active.is_empty();
+                        break;
+                    }
+                    Poll::Pending => {
+                        finished = false;
+                        break;
+                    }
+                }
+            }
+        }
+        if finished { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+async fn carry_out(order: Order, stores: Rc<StoreTable>) {
+    // A receiver that is gone no longer wants the answer.
+    match order {
+        Order::Get(volume, request, reply) => match store(&stores, volume) {
+            Ok(store) => fetch(store, request, reply).await,
+            Err(e) => drop(reply.send(Err(e))),
+        },
+        Order::Head(volume, key, reply) => {
+            let answer = match store(&stores, volume) {
+                Ok(store) => store.head(key).await,
+                Err(e) => Err(e),
+            };
+            drop(reply.send(answer));
+        }
+        Order::Put(volume, upload, reply) => {
+            let answer = match store(&stores, volume) {
+                Ok(store) => store.put(into_request(upload)).await,
+                Err(e) => Err(e),
+            };
+            drop(reply.send(answer));
+        }
+        Order::Delete(volume, key, reply) => {
+            let answer = match store(&stores, volume) {
+                Ok(store) => store.delete(key).await,
+                Err(e) => Err(e),
+            };
+            drop(reply.send(answer));
+        }
+    }
+}
+
+fn store(stores: &StoreTable, volume: u32) -> StoreResult<Rc<dyn Store>> {
+    stores.get(volume as usize).cloned().ok_or_else(|| {
+        StoreError::new(StoreErrorKind::Internal, format!("no store for volume number {volume}"))
+    })
+}
+
+async fn fetch(
+    store: Rc<dyn Store>,
+    request: GetRequest,
+    reply: oneshot::Sender<StoreResult<Fetched>>,
+) {
+    let GetReply { meta, span, mut body } = match store.get(request).await {
+        Ok(answer) => answer,
+        Err(e) => return drop(reply.send(Err(e))),
+    };
+    let (pieces, receiver) = queue::bounded(BODY_PIECES_MAX);
+    if reply.send(Ok(Fetched { meta, span, body: receiver })).is_err() {
+        return;
+    }
+    while let Some(piece) = body.next().await {
+        let failed = piece.is_err();
+        if pieces.send(piece).await.is_err() || failed {
+            return;
+        }
+    }
+}
+
+fn into_request(upload: Upload) -> PutRequest {
+    let body = match upload.body {
+        UploadBody::Whole(views) => {
+            PutBody::Whole(views.into_iter().map(View::into_bytes).collect())
+        }
+        UploadBody::Stream(receiver) => {
+            PutBody::Stream(
+                futures::stream::unfold(receiver, |mut receiver| async move {
+                    receiver.recv().await.map(|piece| (piece, receiver))
+                })
+                .boxed_local(),
+            )
+        }
+    };
+    PutRequest {
+        key: upload.key,
+        length: upload.length,
+        headers: upload.headers,
+        crc64nvme: upload.crc64nvme,
+        if_none_match: upload.if_none_match,
+        body,
+    }
+}
