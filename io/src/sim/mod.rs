@@ -1,1 +1,7 @@
 //! Simulated twins of the effects: seeded, in memory, faulty on request.
+
+pub mod disk;
+pub mod executor;
+
+pub use disk::{DiskOperation, SimDisk, SimFile};
+pub use executor::{SimExecutor, SimRuntime};
