@@ -7,7 +7,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::WAIT_MAX;
 use super::proxy::READ_WRITE;
@@ -283,22 +283,16 @@ impl Client {
 
     /// Whether the server ends the connection within `wait` and sends nothing more before.
     pub fn closes_within(&mut self, wait: Duration) -> bool {
-        let deadline = Instant::now() + wait;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !self.pending.is_empty() {
-                return false;
-            }
-            self.wire
-                .socket()
-                .set_read_timeout(Some(left))
-                .expect("read timeout");
-            match self.fill() {
-                Ok(0) => return true,
-                Ok(_) => return false,
-                Err(error) if is_timeout(&error) => return false,
-                Err(_) => return true,
-            }
+        if !self.pending.is_empty() {
+            return false;
+        }
+        self.wire
+            .socket()
+            .set_read_timeout(Some(wait))
+            .expect("read timeout");
+        match self.fill() {
+            Ok(count) => count == 0,
+            Err(error) => !is_timeout(&error),
         }
     }
 
