@@ -1,17 +1,14 @@
-//! Abuse of HTTP through raw sockets: framing, headers, lengths, keys, ranges, authorisation.
+//! Abuse of HTTP through raw sockets: framing, headers, lengths, bodies that end early or are unread.
 //!
 //! Every test asserts three things: the answer (or the close) that is due, that nothing was stored
 //! or cached, and that the next client is served. What a hostile *connection* may cost (time,
-//! memory, descriptors) is in `raw_connections.rs`.
+//! memory, descriptors) is in `raw_connections.rs`; keys and ranges are in `raw_keys.rs`, tokens in `raw_auth.rs`.
 
 mod common;
 
 use std::time::Duration;
 
-use common::proxy::{OTHER_VOLUME, StoreSpec};
-use common::{
-    Answer, Client, Ending, OPERATOR, OTHER, Proxy, READ_ONLY, READ_WRITE, Setup, VOLUME, pattern,
-};
+use common::{Client, Ending, Proxy, READ_WRITE, Setup, VOLUME, pattern};
 
 /// For an answer, or for a close that follows one at once.
 const SOON: Duration = Duration::from_secs(10);

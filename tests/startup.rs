@@ -279,8 +279,11 @@ fn a_port_has_one_process() {
 
 #[test]
 fn little_lockable_memory_is_named() {
-    let mut setup = Setup::default();
-    setup.wrapper = ["prlimit", "--memlock=65536"].map(String::from).to_vec();
+    let limit = ["prlimit", "--memlock=65536"].map(String::from).to_vec();
+    let mut setup = Setup {
+        wrapper: limit,
+        ..Setup::default()
+    };
     if is_root() {
         // The limit does not bind root, whose capability is taken away here.
         if !exists("setpriv") {

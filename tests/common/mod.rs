@@ -63,9 +63,11 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
 /// Compares without printing megabytes when it fails.
 pub fn assert_same_bytes(actual: &[u8], expected: &[u8], what: &str) {
     assert_eq!(actual.len(), expected.len(), "{what}: length");
-    let first = actual
-        .iter()
-        .zip(expected)
-        .position(|(left, right)| left != right);
-    assert_eq!(first, None, "{what}: first differing byte");
+    if actual != expected {
+        let first = actual
+            .iter()
+            .zip(expected)
+            .position(|(left, right)| left != right);
+        panic!("{what}: first differing byte: {first:?}");
+    }
 }
