@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
@@ -44,12 +45,17 @@ fn is_root() -> bool {
 
 /// Runs a start that must be refused; gives the one line that says why.
 fn refusal(command: &mut Command) -> String {
-    let mut child = command.spawn().expect("the command starts");
+    // A group of its own: where a wrapper stays between, both have to be killed.
+    let mut child = command
+        .process_group(0)
+        .spawn()
+        .expect("the command starts");
     let started = std::time::Instant::now();
     while child.try_wait().expect("wait").is_none() {
         if started.elapsed() > WAIT_MAX {
-            // It runs although it must not; an error here means that it ended just now.
-            let _ = child.kill();
+            // It runs although it must not.
+            // SAFETY: the group is the child's own, and the child is not yet waited for.
+            unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL) };
             panic!("it started, or hangs: {}", output(child).1);
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
