@@ -29,11 +29,9 @@ class Clients:
     @classmethod
     def setUpClass(cls):
         binary = os.environ["FOREBAY_TEST_BINARY"]
-        cls.proxy = Proxy(binary, store=cls.make_store(), shards=2, block_size="1MiB").start()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.proxy.close()
+        cls.proxy = Proxy(binary, store=cls.make_store(), shards=2, block_size="1MiB")
+        cls.addClassCleanup(cls.proxy.close)  # Also when the start fails.
+        cls.proxy.start()
 
     def s3(self):
         settings = botocore.config.Config(
