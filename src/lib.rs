@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The server as its users meet it: command line, settings, stores, HTTP.
+
+pub mod cli;
+pub mod config;
+pub mod creds;
+pub mod settings;
+pub mod size;

@@ -279,15 +279,13 @@ fn lock_holder(folder: &Path) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .expect("start the holder");
-    let mut lines = std::io::BufReader::new(holder.stdout.take().expect("its output"));
-    loop {
-        let mut line = String::new();
-        let count = std::io::BufRead::read_line(&mut lines, &mut line).expect("read");
-        assert!(count > 0, "the holder ended without taking the lock");
-        if line.contains("answer: holding") {
-            return holder;
-        }
+    let lines = std::io::BufReader::new(holder.stdout.take().expect("its output"));
+    let mut lines = std::io::BufRead::lines(lines).map_while(Result::ok);
+    if !lines.any(|line| line.contains("answer: holding")) {
+        let status = holder.wait().expect("reap");
+        panic!("the holder ended without taking the lock: {status}");
     }
+    holder
 }
 
 #[test]

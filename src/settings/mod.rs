@@ -1,0 +1,3 @@
+//! x
+pub mod private_file;
+pub mod secret;
