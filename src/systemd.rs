@@ -72,6 +72,8 @@ pub struct UnitPlan {
     pub program: PathBuf,
     /// Words after `forebay start`.
     pub start_words: Vec<String>,
+    /// The home folder that `~` means to it.
+    pub home: PathBuf,
     /// The user that it runs as.
     pub user: String,
     /// Folders that it may write to.
@@ -110,7 +112,12 @@ pub fn unit_text(plan: &UnitPlan) -> Result<String, UnitError> {
         });
     }
     let mount = path_word(&plan.disk_folder, "the path of --diskFolder")?;
+    let home = path_word(
+        &PathBuf::from(format!("HOME={}", plan.home.display())),
+        "the home folder's path",
+    )?;
     Ok(UNIT_TEMPLATE
+        .replace("{HOME}", &home)
         .replace("{MOUNT}", &mount)
         .replace("{USER}", &plan.user)
         .replace("{COMMAND}", &command.join(" "))
@@ -132,6 +139,7 @@ StartLimitBurst=5
 [Service]
 Type=exec
 User={USER}
+Environment={HOME}
 ExecStart={COMMAND}
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
@@ -345,6 +353,7 @@ mod tests {
                 "--diskFolder=/cache".to_owned(),
                 "--diskQuota=5%".to_owned(),
             ],
+            home: PathBuf::from("/root"),
             user: "root".to_owned(),
             writable: vec![PathBuf::from("/cache"), PathBuf::from("/var/lib/a b")],
             disk_folder: PathBuf::from("/cache"),
@@ -357,7 +366,7 @@ mod tests {
         assert!(text.contains("\nExecStart=/bin/true start --diskFolder=/cache --diskQuota=5%%\n"));
         assert!(text.contains("\nReadWritePaths=-/cache \"-/var/lib/a b\"\n"));
         assert!(text.contains("\nRequiresMountsFor=/cache\n"));
-        assert!(text.contains("\nUser=root\n"));
+        assert!(text.contains("\nUser=root\nEnvironment=HOME=/root\n"));
         assert!(!text.contains(['{', '}']), "{text}");
     }
 

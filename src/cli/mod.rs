@@ -5,8 +5,11 @@
 //! [`crate::settings`] checks it. Nothing here picks an exit code; `main` does.
 
 pub mod argv;
+pub mod commands;
 pub mod fold;
+pub mod logging;
 
+use crate::settings::secret::Secret;
 use argh::{ArgsInfo, FromArgs};
 use fold::UsageError;
 use std::ffi::OsString;
@@ -20,7 +23,7 @@ pub enum Request {
     /// Print this text on standard output and succeed.
     Print(String),
     /// Run this command.
-    Run(Command),
+    Run(Box<Command>),
 }
 
 /// Forebay: an NVMe block cache between compute clusters and a cloud bucket. Every flag can be
@@ -68,7 +71,7 @@ pub struct StartArguments {
     pub block_user: Option<String>,
     /// secret key for the object store; hidden from the process list once read
     #[argh(option)]
-    pub block_pass: Option<String>,
+    pub block_pass: Option<Secret>,
     /// size of an I/O buffer, bytes (default 1048576)
     #[argh(option)]
     pub buffer_size: Option<String>,
@@ -166,7 +169,7 @@ pub struct InitCredsArguments {
     pub block_user: Option<String>,
     /// secret key for the object store
     #[argh(option)]
-    pub block_pass: Option<String>,
+    pub block_pass: Option<Secret>,
     /// file to write (default ~/.forebay/proxy/creds)
     #[argh(option)]
     pub creds_file: Option<String>,
@@ -245,7 +248,7 @@ pub fn parse(words: &[OsString]) -> Result<Request, UsageError> {
         Ok(Arguments {
             command: Some(command),
             ..
-        }) => Ok(Request::Run(command)),
+        }) => Ok(Request::Run(Box::new(command))),
         Ok(Arguments { command: None, .. }) => Err(UsageError::new(PROGRAM, "no command given")),
         Err(exit) if exit.status.is_ok() => Ok(Request::Print(exit.output)),
         // The folding leaves argh nothing to refuse; if it does, its words must stay one line.

@@ -1,6 +1,6 @@
 //! The config file: volumes, their stores and keys, and the operator's token.
 //!
-//! A file is read in two steps, as written ([`written`]) and checked ([`check`]), and is refused
+//! A file is read in two steps, as written ([`written`]) and checked (`check.rs`), and is refused
 //! whole: there is never half a config. Everything here is plain data. It opens the config file and
 //! the files that it names, and nothing else; it never talks to a store.
 
@@ -69,6 +69,10 @@ pub struct Volume {
 
 /// The object store behind a volume.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one per volume, read at start, never one per request"
+)]
 pub enum VolumeStore {
     /// A bucket, addressed path-style.
     S3 {

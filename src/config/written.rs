@@ -1,6 +1,6 @@
 //! The config file as written: every key that may stand in it, and nothing about what is right.
 //!
-//! Each value carries its place in the file, so that [`super::check`] can name the line. A key that
+//! Each value carries its place in the file, so that `check.rs` can name the line. A key that
 //! is not declared here is a mistake, never ignored.
 
 use crate::settings::secret::Secret;

@@ -279,16 +279,7 @@ pub fn check(
         Defaults::of_machine()
     };
     let credential_origin = credential_origin(arguments, environment)?;
-    let config_path = match (&arguments.config, &defaults.config) {
-        (Some(given), _) => environment.path("--config", given)?,
-        (None, Some(path)) => path.clone(),
-        (None, None) => {
-            return Err(wrong(
-                "--config",
-                "it is missing; give the TOML file with the volumes to serve, or --dev to try things out",
-            ));
-        }
-    };
+    let config_path = check_config_path(arguments, environment, &defaults)?;
     let config = Config::load(&config_path, &credential_origin.read()?)?;
     let bind_addr = check_bind_addr(arguments.bind_addr.as_deref(), defaults.bind_addr)?;
     let tls = check_tls(arguments, environment, &defaults)?;
@@ -369,6 +360,21 @@ impl Defaults {
     }
 }
 
+fn check_config_path(
+    arguments: &StartArguments,
+    environment: &Environment,
+    defaults: &Defaults,
+) -> Result<PathBuf, SettingsError> {
+    match (&arguments.config, &defaults.config) {
+        (Some(given), _) => environment.path("--config", given),
+        (None, Some(path)) => Ok(path.clone()),
+        (None, None) => Err(wrong(
+            "--config",
+            "it is missing; give the TOML file with the volumes to serve, or --dev to try things out",
+        )),
+    }
+}
+
 fn credential_origin(
     arguments: &StartArguments,
     environment: &Environment,
@@ -393,12 +399,12 @@ fn credential_origin(
 /// Credentials from `--blockUser` and `--blockPass`, which come together.
 pub fn pair(
     user: &Option<String>,
-    pass: &Option<String>,
+    pass: &Option<Secret>,
 ) -> Result<Option<StoreCredentials>, SettingsError> {
     match (user, pass) {
         (Some(user), Some(pass)) => Ok(Some(StoreCredentials {
             access_key: user.clone(),
-            secret_key: Secret::new(pass.clone()),
+            secret_key: pass.clone(),
             session_token: None,
         })),
         (None, None) => Ok(None),

@@ -253,12 +253,12 @@ mod tests {
             std::fs::metadata(&path).expect("stat").mode() & 0o7777,
             0o600
         );
-        assert_eq!(&*read(&path).expect("read").as_str(), "hush");
+        assert_eq!(read(&path).expect("read").as_str(), "hush");
         let again = write(&path, b"other", Existing::Keep);
         assert!(matches!(again, Err(PrivateFileError::Exists { .. })));
-        assert_eq!(&*read(&path).expect("read").as_str(), "hush");
+        assert_eq!(read(&path).expect("read").as_str(), "hush");
         write(&path, b"other", Existing::Replace).expect("replace");
-        assert_eq!(&*read(&path).expect("read").as_str(), "other");
+        assert_eq!(read(&path).expect("read").as_str(), "other");
         assert_eq!(std::fs::read_dir(folder.path()).expect("list").count(), 1);
     }
 

@@ -46,12 +46,13 @@ impl Fixture {
             .chain(flags)
             .map(Into::into)
             .collect();
-        match crate::cli::parse(&words).expect("a command line") {
-            crate::cli::Request::Run(crate::cli::Command::Start(arguments)) => {
-                check(&arguments, &self.environment)
-            }
-            other => panic!("not a start: {other:?}"),
+        let request = crate::cli::parse(&words).expect("a command line");
+        if let crate::cli::Request::Run(command) = request
+            && let crate::cli::Command::Start(arguments) = *command
+        {
+            return check(&arguments, &self.environment);
         }
+        panic!("not a start: {words:?}")
     }
 
     fn credentials(&self, flags: &[&str]) -> StoreCredentials {
