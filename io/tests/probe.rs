@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 const CHILD_VARIABLE: &str = "FOREBAY_PROBE_CHILD";
 const FOLDER_VARIABLE: &str = "FOREBAY_PROBE_FOLDER";
@@ -28,7 +29,7 @@ fn child() {
         Ok("private folder") => probe::private_folder(folder).map(|()| "fine".to_owned()),
         Ok("hold lock") => FolderLock::acquire(folder).map(|lock| {
             println!("answer: holding");
-            std::thread::sleep(std::time::Duration::from_secs(600));
+            std::thread::sleep(Duration::from_secs(600));
             lock.release();
             String::new()
         }),
@@ -271,6 +272,19 @@ fn a_file_system_without_direct_io_is_named_and_refused() {
     assert_eq!(std::fs::read_dir(folder.path()).expect("list").count(), 0);
 }
 
+/// The first success of `attempt`, or its last failure once patience is over. Other tests start
+/// processes meanwhile, and between fork and exec each of those holds a copy of every descriptor of
+/// this one: what was closed here may stay open for a moment longer.
+fn eventually<T>(attempt: impl Fn() -> Result<T, ProbeError>) -> Result<T, ProbeError> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Starts a process that holds the folder's lock.
 fn lock_holder(folder: &Path) -> Child {
     let mut command = child_command("hold lock", &[]);
@@ -297,13 +311,14 @@ fn a_locked_folder_names_the_process_and_is_free_once_that_is_killed() {
     assert!(error.to_string().contains(&expected), "{error}");
     holder.kill().expect("SIGKILL");
     holder.wait().expect("reap");
-    let lock = FolderLock::acquire(folder.path()).expect("free after the holder was killed");
+    let lock = eventually(|| FolderLock::acquire(folder.path()))
+        .expect("free after the holder was killed");
     assert!(matches!(
         FolderLock::acquire(folder.path()),
         Err(ProbeError::FolderLocked { .. })
     ));
     lock.release();
-    FolderLock::acquire(folder.path()).expect("free after release");
+    eventually(|| FolderLock::acquire(folder.path())).expect("free after release");
 }
 
 #[test]
@@ -366,7 +381,7 @@ fn a_port_shared_with_so_reuseport_is_refused() {
     let everywhere = SocketAddr::from(([0, 0, 0, 0], address.port()));
     probe::exclusive_bind(everywhere).expect_err("somebody listens on one address of all");
     drop(socket);
-    probe::exclusive_bind(address).expect("free again");
+    eventually(|| probe::exclusive_bind(address)).expect("free again");
 }
 
 #[test]
@@ -384,7 +399,7 @@ fn a_plain_listener_is_refused_and_the_rest_of_its_connections_are_not() {
     drop(client);
     drop(listener);
     assert_eq!(
-        probe::exclusive_bind(address).expect("TIME_WAIT is no listener"),
+        eventually(|| probe::exclusive_bind(address)).expect("TIME_WAIT is no listener"),
         address
     );
 }
