@@ -1,1 +1,9 @@
-//! Placeholder.
+//! The server as its users meet it: command line, settings, stores, HTTP.
+
+pub mod certificate;
+pub mod cli;
+pub mod config;
+pub mod creds;
+pub mod settings;
+pub mod size;
+pub mod systemd;
