@@ -199,7 +199,7 @@ impl Connection {
                     .map(|flaw| (flaw.kind(), flaw.is_wrong_content())),
                 Err(error) => {
                     self.wire = None;
-                    Some((format!("connection: {}", error.kind()), false))
+                    Some((format!("connection: {error}"), false))
                 }
             };
             let ended = Instant::now();

@@ -3,7 +3,7 @@
 //!
 //! | request | does |
 //! |---|---|
-//! | `POST /_stub/faults` | adds the [`Fault`](crate::stub::Fault) (or list of them) in the JSON body |
+//! | `POST /_stub/faults` | adds the [`Fault`] (or list of them) in the JSON body |
 //! | `GET /_stub/faults` | those in force, with what is left of their counts |
 //! | `DELETE /_stub/faults` | heals everything |
 //! | `GET /_stub/stats` | [`Stats`](crate::stub::Stats) as JSON |
