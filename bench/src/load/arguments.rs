@@ -42,7 +42,7 @@ pub struct Get {
     /// number of different keys (default 100)
     #[argh(option, default = "100")]
     pub keys: u64,
-    /// form of the keys (default bench/{{size}}/{{i}})
+    /// form of the keys (default bench/{size}/{i})
     #[argh(option, default = "String::from(\"bench/{size}/{i}\")")]
     pub key_pattern: String,
     /// size of each object (default 1MiB)
@@ -118,7 +118,7 @@ pub struct Put {
     /// write each of this many keys once and stop; --keys, --seconds and --warmup do not matter then
     #[argh(option)]
     pub count: Option<u64>,
-    /// form of the keys (default bench/{{size}}/{{i}})
+    /// form of the keys (default bench/{size}/{i})
     #[argh(option, default = "String::from(\"bench/{size}/{i}\")")]
     pub key_pattern: String,
     /// size of each object (default 1MiB)

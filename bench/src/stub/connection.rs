@@ -212,26 +212,11 @@ impl<S: Transport> Connection<S> {
     ) -> io::Result<After> {
         let id = request_id();
         let resource = &request.path;
-        if let Some(error) = early_answer(plan) {
-            return self
-                .refuse(error.into_reply(resource, &id), request, plan, &id, entry)
-                .await;
-        }
-        // Signature and length come first: S3 refuses a stranger before it reads what he sends.
-        let payload = match self.authorise(request) {
-            Ok(payload) => payload,
+        let (payload, body) = match self.admit(request, plan).await? {
+            Ok(admitted) => admitted,
             Err(error) => {
-                return self
-                    .refuse(error.into_reply(resource, &id), request, plan, &id, entry)
-                    .await;
-            }
-        };
-        let body = match self.body_of(request).await? {
-            Ok(body) => body,
-            Err(error) => {
-                return self
-                    .refuse(error.into_reply(resource, &id), request, plan, &id, entry)
-                    .await;
+                let reply = error.into_reply(resource, &id);
+                return self.refuse(reply, request, plan, &id, entry).await;
             }
         };
         entry.bytes_in = body.len() as u64;
@@ -284,6 +269,21 @@ impl<S: Transport> Connection<S> {
         let sent = reply.send(&mut self.stream, manner).await?;
         entry.bytes_out = sent.body_bytes;
         Ok(sent.after)
+    }
+
+    /// Signature and length come first: S3 refuses a stranger before it reads what he sends.
+    async fn admit(
+        &mut self,
+        request: &Request,
+        plan: &Plan,
+    ) -> io::Result<Result<(Payload, Bytes), S3Error>> {
+        if let Some(error) = early_answer(plan) {
+            return Ok(Err(error));
+        }
+        match self.authorise(request) {
+            Ok(payload) => Ok(self.body_of(request).await?.map(|body| (payload, body))),
+            Err(error) => Ok(Err(error)),
+        }
     }
 
     /// Sends a refusal before the body was read, and closes: what follows is body, not a request.
