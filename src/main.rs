@@ -4,10 +4,15 @@ use forebay::cli::commands::{self, CommandError};
 use forebay::cli::{
     self, Command, DeinitCommand, InitCommand, Request, StartArguments, argv, logging,
 };
+use forebay::server;
 use forebay::settings::{self, Environment, StartSettings};
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+
+/// Freed memory of block buffers is reused instead of given back and faulted in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The command failed at run time.
 const EXIT_FAILED: u8 = 1;
@@ -112,40 +117,16 @@ fn start(arguments: &StartArguments, environment: &Environment) -> Result<(), Fa
     serve(&settings)
 }
 
-// ---- The seam: the server takes the place of everything below. ---------------------------------
-
-use forebay::certificate;
-use forebay::settings::TlsSetting;
-use forebay::settings::dev::DevBanner;
-use forebay_io::probe::{self, FolderLock, ProbeError};
-
-/// Asks the machine everything that the server will need, then gives up: it has no server.
+/// Runs the server until it is told to stop.
 fn serve(settings: &StartSettings) -> Result<(), Failure> {
-    log::info!("{settings:?}");
-    let (lock, listening) = probe_machine(settings).map_err(Failure::failed)?;
-    if let TlsSetting::Files(files) = &settings.tls {
-        let certificate = certificate::load_or_make(files).map_err(Failure::usage)?;
-        log::info!("certificate SHA-256 {}", certificate.fingerprint);
-    }
-    if settings.dev {
-        let banner = DevBanner::new(settings, listening).map_err(Failure::usage)?;
-        print(banner.text())?;
-    }
-    lock.release();
-    Err(Failure::failed("the server is not part of this build"))
-}
-
-fn probe_machine(
-    settings: &StartSettings,
-) -> Result<(FolderLock, std::net::SocketAddr), ProbeError> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    probe::open_files()?;
-    probe::io_uring()?;
-    probe::memlock(settings.shards.unwrap_or(cores))?;
-    probe::private_folder(&settings.disk_folder)?;
-    let lock = FolderLock::acquire(&settings.disk_folder)?;
-    let filesystem = probe::direct_io(&settings.disk_folder)?;
-    log::info!("{} is on {filesystem}", settings.disk_folder.display());
-    let listening = probe::exclusive_bind(settings.bind_addr)?;
-    Ok((lock, listening))
+    log::debug!("{settings:?}");
+    let announce = |text: &str| {
+        // A terminal that is gone is no reason to stop serving.
+        if let Err(failure) = print(text) {
+            log::warn!("{}", failure.message);
+        }
+    };
+    server::run(settings, announce).map_err(|error| {
+        if error.is_usage() { Failure::usage(error) } else { Failure::failed(error) }
+    })
 }

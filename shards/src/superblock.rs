@@ -183,15 +183,23 @@ pub async fn open_or_format<R: Runtime, D: Disk>(
     if entries.iter().any(|entry| entry.name == SUPERBLOCK_NAME) {
         return read(disk, pool).await;
     }
-    // `lost+found` stands in the root of every new ext4 file system.
-    let strange = entries.iter().find(|e| e.name != LOCK_NAME && e.name != "lost+found");
-    if let Some(entry) = strange {
-        return Err(FolderError::Foreign { example: entry.name.clone() });
-    }
+    refuse_foreign(entries.iter().map(|entry| entry.name.as_str()))?;
     let superblock = Superblock::choose(runtime, quota_bytes)?;
     superblock.segments_per_shard(quota_bytes)?;
     format(disk, pool, &superblock).await.map_err(failed("cannot write its superblock"))?;
     Ok(superblock)
+}
+
+/// Refuses a folder with these file names if it is neither empty nor formatted.
+pub fn refuse_foreign<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Result<(), FolderError> {
+    if names.clone().any(|name| name == SUPERBLOCK_NAME) {
+        return Ok(());
+    }
+    // `lost+found` stands in the root of every new ext4 file system.
+    match names.into_iter().find(|name| *name != LOCK_NAME && *name != "lost+found") {
+        Some(name) => Err(FolderError::Foreign { example: name.to_owned() }),
+        None => Ok(()),
+    }
 }
 
 async fn read<D: Disk>(disk: &D, pool: &Pool) -> Result<Superblock, FolderError> {

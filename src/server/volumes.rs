@@ -7,6 +7,7 @@
 use crate::config::{Config, Consistency, Volume as VolumeSettings, VolumeStore};
 use crate::settings::secret::TokenHash;
 use crate::store::{self, BuildError, StoreSpec};
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use forebay_io::uplink::{StoreFactory, StoreTable};
 use forebay_shards::key::{Freshness, Volume, store_identity};
 use std::collections::HashMap;
@@ -52,7 +53,7 @@ pub struct VolumeError {
 pub struct Stores {
     specs: Vec<StoreSpec>,
     /// Number of each store by everything that makes it what it is, credentials included.
-    numbers: HashMap<String, u32>,
+    numbers: HashMap<[u8; SHA256_OUTPUT_LEN], u32>,
 }
 
 impl Stores {
@@ -78,7 +79,7 @@ impl Stores {
 
     fn number(&mut self, spec: StoreSpec) -> u32 {
         let specs = &mut self.specs;
-        *self.numbers.entry(spec.fingerprint()).or_insert_with(|| {
+        *self.numbers.entry(fingerprint(&spec)).or_insert_with(|| {
             specs.push(spec);
             specs.len() as u32 - 1
         })
@@ -98,6 +99,17 @@ impl Stores {
             built.collect()
         })
     }
+}
+
+/// Equal exactly for stores that are equal in everything, secrets included.
+fn fingerprint(spec: &StoreSpec) -> [u8; SHA256_OUTPUT_LEN] {
+    let mut text = format!("{spec:?}");
+    if let StoreSpec::S3(s3) = spec {
+        let secret = (&s3.secret_key, &s3.session_token, &s3.ca_pem);
+        text.push_str(&format!("{secret:?}"));
+    }
+    let digest = digest(&SHA256, text.as_bytes());
+    digest.as_ref().try_into().expect("SHA-256 has its length")
 }
 
 fn check(spec: &StoreSpec) -> Result<(), BuildError> {
