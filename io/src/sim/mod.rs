@@ -1,1 +1,3 @@
 //! Simulated twins of the effects: seeded, in memory, faulty on request.
+
+pub mod store;
