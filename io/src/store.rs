@@ -11,6 +11,39 @@ use futures::stream::LocalBoxStream;
 use std::fmt;
 use std::time::Duration;
 
+/// Longest key a store takes, bytes of UTF-8, its volume's prefix included: S3's own limit.
+pub const KEY_BYTES_MAX: usize = 1024;
+
+/// Refuses keys that cannot reach every store byte for byte.
+///
+/// Those are the empty key (a DELETE of it would name the bucket), keys over [`KEY_BYTES_MAX`],
+/// keys with a NUL, and keys with a segment that is `.` or `..`, plain or with its dots written as
+/// `%2e`: URL libraries and servers resolve such segments, so that the request would name another
+/// object.
+pub fn check_key(key: &str) -> StoreResult<()> {
+    let refuse = |why: &str| Err(StoreError::new(StoreErrorKind::InvalidKey, why));
+    if key.is_empty() {
+        return refuse("the key is empty; it must have at least one byte");
+    }
+    if key.len() > KEY_BYTES_MAX {
+        return refuse("the key with its prefix is longer than 1,024 bytes");
+    }
+    if key.contains('\0') {
+        return refuse("the key holds a NUL byte; no store takes one");
+    }
+    if key.split('/').any(is_dot_segment) {
+        return refuse("the key has a segment `.` or `..`; it would name another object");
+    }
+    Ok(())
+}
+
+/// Whether a URL library may resolve `segment` away. `%2e` is a dot to the URL standard, so it
+/// counts as one here although our own encoding would keep it apart.
+fn is_dot_segment(segment: &str) -> bool {
+    let dots = segment.to_ascii_lowercase().replace("%2e", ".");
+    dots == "." || dots == ".."
+}
+
 /// What a store answers with.
 pub type StoreResult<T> = Result<T, StoreError>;
 
@@ -150,8 +183,9 @@ impl ByteSpan {
 pub struct GetRequest {
     /// Key inside the volume, as raw characters (not percent-encoded).
     pub key: String,
-    /// The bytes wanted; may reach past the end, the reply is then cut at the end.
-    /// `None` asks for all.
+    /// The bytes wanted; may reach past the end, the reply is then cut at the end. A span that
+    /// starts at or past the end is `RangeNotSatisfiable`, in an empty object too; an empty span
+    /// is `Rejected`, for HTTP cannot say it. `None` asks for all.
     pub span: Option<ByteSpan>,
     /// Answer only if the object's ETag is this one (unquoted), else `PreconditionFailed`.
     pub if_match: Option<String>,
@@ -218,4 +252,55 @@ pub trait Store {
     fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>>;
     /// Removes an object; removing what is not there succeeds.
     fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KEY_BYTES_MAX, StoreErrorKind, check_key};
+
+    #[test]
+    fn keys_that_would_name_something_else_are_refused() {
+        let long = "x".repeat(KEY_BYTES_MAX + 1);
+        for key in [
+            "",
+            ".",
+            "..",
+            "a/..",
+            "../b",
+            "a/./b",
+            "a/%2e%2E/b",
+            ".%2e",
+            "%2E",
+            "a\0b",
+            &long,
+        ] {
+            let error = check_key(key).expect_err(key);
+            assert_eq!(error.kind, StoreErrorKind::InvalidKey, "{key}");
+        }
+    }
+
+    #[test]
+    fn odd_keys_that_reach_a_store_are_taken() {
+        let longest = "x".repeat(KEY_BYTES_MAX);
+        for key in [
+            "a",
+            "...",
+            "a..b",
+            ".a",
+            "a.",
+            "/",
+            "//",
+            "/a",
+            "a/",
+            "a//b",
+            "%2e%2e%2e",
+            "%252e",
+            "ü",
+            "a b+c?d#e",
+            "\\..\\",
+            &longest,
+        ] {
+            assert!(check_key(key).is_ok(), "{key}");
+        }
+    }
 }

@@ -52,12 +52,12 @@ async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
         Message::Put(object, reply) => drop(reply.send(core.put(*object).await)),
         Message::Insert(id, meta, payload, reply) => {
             core.insert(id, meta, payload).await;
-            drop(reply.send(()));
+            let _ = reply.send(());
         }
         Message::Delete(id, reply) => drop(reply.send(core.delete(id).await)),
         Message::Invalidate(id, reply) => {
             core.invalidate(id).await;
-            drop(reply.send(()));
+            let _ = reply.send(());
         }
         Message::Snapshot(reply) => drop(reply.send(core.snapshot())),
     }

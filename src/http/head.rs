@@ -55,7 +55,8 @@ pub struct Head {
 impl Head {
     /// The value of the first header of this (lower-case) name, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.values(name).next()
+        let (_, value) = self.headers.iter().find(|(n, _)| n == name)?;
+        std::str::from_utf8(value).ok()
     }
 
     /// All values of a header.

@@ -15,7 +15,7 @@ use super::{ObjectRequest, finish_with};
 use bytes::Bytes;
 use forebay_io::buffer::BufferWriter;
 use forebay_io::queue::{self, Sender};
-use forebay_io::runtime::{Runtime, timeout};
+use forebay_io::runtime::timeout;
 use forebay_io::store::{ObjectMeta, StoreError, StoreErrorKind, StoreResult};
 use forebay_shards::format::PayloadChecksums;
 use forebay_shards::messages::{BlockPayload, PutObject, PutSource, WriteError};

@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod executor;
+pub mod store;
 
 pub use disk::{DiskOperation, SimDisk, SimFile};
 pub use executor::{SimExecutor, SimRuntime};

@@ -1,0 +1,529 @@
+//! A bucket behind S3's protocol as a [`Store`].
+//!
+//! This file owns the course of one request: sign, send, judge, and put right what can be put
+//! right by asking once more (a clock that is off, a checksum that the store does not know). It
+//! never retries failures ([`super::retry`] does), never follows a redirect, and never lets a
+//! signed URL into a message.
+
+mod answer;
+mod body;
+mod client;
+mod sign;
+
+use super::{BuildError, S3Spec, UploadCheck};
+use answer::{ErrorDocument, META_PREFIX, OBJECT_HEADERS};
+use base64::Engine;
+use bytes::Bytes;
+use client::Client;
+use forebay_io::store::{
+    GetReply, GetRequest, ObjectMeta, PutBody, PutReply, PutRequest, Store, StoreError,
+    StoreErrorKind, StoreResult,
+};
+use futures::future::{Either, LocalBoxFuture, select};
+use futures::stream::{self, LocalBoxStream, StreamExt};
+use md5::{Digest, Md5};
+use reqwest::Response;
+use reqwest::header::{self, HeaderName, HeaderValue};
+use sign::{Signer, Verb};
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::time::{Duration, SystemTime};
+
+/// How far the store's clock may be off before requests are signed by it. A third of what S3
+/// tolerates, and of a signature's lifetime.
+const SKEW_NOTICED_SECONDS_MIN: u64 = 5 * 60;
+
+/// The beginning of an error's body that is read; S3's error documents have some 300 bytes.
+const ERROR_BODY_BYTES_MAX: usize = 16 * 1024;
+
+const CHECKSUM_HEADER: &str = "x-amz-checksum-crc64nvme";
+
+/// How long each phase of a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// DNS, TCP and TLS together.
+    pub connect: Duration,
+    /// From a request without a body to the head of its answer.
+    pub first_byte: Duration,
+    /// From the last byte of a PUT to the head of its answer.
+    pub put_answer: Duration,
+    /// For each 64 KiB of a body, out or in.
+    pub stall: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Deadlines {
+            // Two lost SYN (1 s, then 2 s later) and three round trips over half the globe.
+            connect: Duration::from_secs(4),
+            // S3's slowest answers take a second or two; a client is waiting.
+            first_byte: Duration::from_secs(5),
+            // A store may place and replicate the whole object before it answers.
+            put_answer: Duration::from_secs(30),
+            // See `body::PROGRESS_BYTES` for the rate that this means.
+            stall: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What a store has shown about checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CrcSupport {
+    /// Nothing was uploaded with one yet.
+    Unknown,
+    /// It echoes the checksum, so it verified it.
+    Verified,
+    /// It takes the header and ignores it, or refuses it.
+    Absent,
+}
+
+/// One bucket, or the part of it under a prefix.
+pub struct S3Store {
+    signer: Signer,
+    client: Client,
+    deadlines: Deadlines,
+    sse: bool,
+    upload_check: UploadCheck,
+    crc_support: Cell<CrcSupport>,
+    /// How far the store's clock is ahead of ours, seconds; 0 below what is noticed.
+    clock_ahead_seconds: Cell<i64>,
+}
+
+/// A failed request, and whether its cause was put right so that it should be sent once more.
+struct Refusal {
+    error: StoreError,
+    is_put_right: bool,
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Refusal {
+            error,
+            is_put_right: false,
+        }
+    }
+}
+
+/// Headers of a request by whether the signature covers them: all `x-amz-*` must be.
+#[derive(Clone, Default)]
+struct RequestHeaders {
+    signed: Vec<(String, String)>,
+    plain: Vec<(HeaderName, String)>,
+}
+
+impl S3Store {
+    /// A store from its description. Sends nothing.
+    pub fn new(spec: &S3Spec) -> Result<Self, BuildError> {
+        Ok(S3Store {
+            signer: Signer::new(spec)?,
+            client: Client::new(spec)?,
+            deadlines: spec.deadlines,
+            sse: spec.sse,
+            upload_check: spec.upload_check,
+            crc_support: Cell::new(CrcSupport::Unknown),
+            clock_ahead_seconds: Cell::new(0),
+        })
+    }
+
+    async fn get_inner(&self, request: GetRequest) -> StoreResult<GetReply> {
+        let mut headers = RequestHeaders::default();
+        if let Some(span) = request.span {
+            if span.start >= span.end {
+                let message = "an empty span cannot be asked for";
+                return Err(StoreError::new(StoreErrorKind::Rejected, message));
+            }
+            let range = format!("bytes={}-{}", span.start, span.end - 1);
+            headers.plain.push((header::RANGE, range));
+        }
+        if let Some(tag) = &request.if_match {
+            headers.plain.push((header::IF_MATCH, quoted(tag)));
+        }
+        if let Some(tag) = &request.if_none_match {
+            headers.plain.push((header::IF_NONE_MATCH, quoted(tag)));
+        }
+        let response = self.ask(Verb::Get, &request.key, &headers).await?;
+        let status = response.status().as_u16();
+        let plan = answer::plan_body(&request, status, response.headers())?;
+        let body = body::incoming(response, &plan, self.deadlines);
+        Ok(GetReply {
+            meta: plan.meta,
+            span: plan.span,
+            body,
+        })
+    }
+
+    async fn head_inner(&self, key: &str) -> StoreResult<ObjectMeta> {
+        let response = self
+            .ask(Verb::Head, key, &RequestHeaders::default())
+            .await?;
+        answer::described(response.status().as_u16(), response.headers())
+    }
+
+    async fn delete_inner(&self, key: &str) -> StoreResult<()> {
+        match self
+            .ask(Verb::Delete, key, &RequestHeaders::default())
+            .await
+        {
+            Ok(response) if matches!(response.status().as_u16(), 200 | 204) => Ok(()),
+            Ok(response) => {
+                let message = format!("status {} to a DELETE", response.status());
+                Err(answer::corrupt(&message))
+            }
+            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put_inner(&self, mut request: PutRequest) -> StoreResult<PutReply> {
+        let body = std::mem::replace(&mut request.body, PutBody::Whole(Vec::new()));
+        let pieces = match body {
+            PutBody::Whole(pieces) => pieces,
+            PutBody::Stream(source) => {
+                let headers = self.put_headers(&request, None)?;
+                let sent = self.put_once(&request, headers, source).await;
+                return sent.map_err(streamed_refusal);
+            }
+        };
+        let mut was_put_right = false;
+        loop {
+            let headers = self.put_headers(&request, Some(&pieces))?;
+            let source = stream::iter(pieces.clone()).map(Ok).boxed_local();
+            match self.put_once(&request, headers, source).await {
+                Err(refusal) if refusal.is_put_right && !was_put_right => was_put_right = true,
+                other => return other.map_err(|refusal| refusal.error),
+            }
+        }
+    }
+
+    /// Headers of a PUT; `pieces` is its body where it is in memory.
+    fn put_headers(
+        &self,
+        request: &PutRequest,
+        pieces: Option<&[Bytes]>,
+    ) -> StoreResult<RequestHeaders> {
+        let mut headers = RequestHeaders::default();
+        let mut names = BTreeSet::new();
+        for (name, value) in &request.headers {
+            let is_users = name.starts_with(META_PREFIX);
+            let is_objects = is_users || OBJECT_HEADERS.contains(&name.as_str());
+            if !is_objects || !names.insert(name) {
+                let message = format!("header {name:?} is not one that an object can have once");
+                return Err(StoreError::new(StoreErrorKind::Rejected, message));
+            }
+            match HeaderName::from_bytes(name.as_bytes()) {
+                Ok(plain) if !is_users => headers.plain.push((plain, value.clone())),
+                _ => headers.signed.push((name.clone(), value.clone())),
+            }
+        }
+        headers
+            .plain
+            .push((header::CONTENT_LENGTH, request.length.to_string()));
+        if request.if_none_match {
+            headers.plain.push((header::IF_NONE_MATCH, "*".to_owned()));
+        }
+        if self.sse {
+            let name = "x-amz-server-side-encryption";
+            headers.signed.push((name.to_owned(), "AES256".to_owned()));
+        }
+        let may_crc = match self.upload_check {
+            UploadCheck::Auto => self.crc_support.get() != CrcSupport::Absent,
+            UploadCheck::Crc64Nvme => true,
+            UploadCheck::ContentMd5 | UploadCheck::Nothing => false,
+        };
+        let may_md5 = matches!(
+            self.upload_check,
+            UploadCheck::Auto | UploadCheck::ContentMd5
+        );
+        match (request.crc64nvme, pieces) {
+            (Some(crc), _) if may_crc => {
+                headers
+                    .signed
+                    .push((CHECKSUM_HEADER.to_owned(), base64(&crc.to_be_bytes())));
+            }
+            (_, Some(pieces)) if may_md5 => {
+                let mut md5 = Md5::new();
+                pieces.iter().for_each(|piece| md5.update(piece));
+                let name = HeaderName::from_static("content-md5");
+                headers.plain.push((name, base64(&md5.finalize())));
+            }
+            _ => {}
+        }
+        Ok(headers)
+    }
+
+    /// Sends a PUT once. The answer may come before the body was sent; then the body is dropped.
+    async fn put_once(
+        &self,
+        request: &PutRequest,
+        headers: RequestHeaders,
+        source: LocalBoxStream<'static, StoreResult<Bytes>>,
+    ) -> Result<PutReply, Refusal> {
+        let outgoing = body::outgoing(source, request.length, self.deadlines);
+        let signed = self
+            .sign(Verb::Put, &request.key, &headers)?
+            .body(outgoing.body);
+        let sending = Box::pin(signed.send());
+        let sent = match select(outgoing.pump, sending).await {
+            Either::Left((Ok(()), sending)) => {
+                let deadline = self.deadlines.put_answer;
+                tokio::time::timeout(deadline, sending)
+                    .await
+                    .map_err(|_| self.no_answer(Verb::Put, deadline))?
+            }
+            Either::Left((Err(error), _)) => return Err(error.into()),
+            Either::Right((sent, _)) => sent,
+        };
+        let response = sent.map_err(|error| self.no_response(error))?;
+        let checksum = headers
+            .signed
+            .iter()
+            .find(|(name, _)| name == CHECKSUM_HEADER);
+        let checksum = checksum.map(|(_, value)| value.as_str());
+        let response = self.accept(Verb::Put, response, checksum.is_some()).await?;
+        if !outgoing.is_complete.get() {
+            let message = "the store confirmed an object before it had all of it";
+            return Err(answer::corrupt(message).into());
+        }
+        let reply = answer::written(response.status().as_u16(), response.headers(), checksum)?;
+        if checksum.is_some() {
+            self.note_crc(match answer::echoed_checksum(response.headers()) {
+                Some(_) => CrcSupport::Verified,
+                None => CrcSupport::Absent,
+            });
+        }
+        Ok(reply)
+    }
+
+    fn note_crc(&self, support: CrcSupport) {
+        if self.crc_support.replace(support) != support && support == CrcSupport::Absent {
+            log::info!(
+                "store {} does not verify CRC64-NVME; uploads carry Content-MD5 from now on",
+                self.signer.bucket_url()
+            );
+        }
+    }
+
+    /// Sends a request without a body, once more if what was wrong could be put right.
+    async fn ask(&self, verb: Verb, key: &str, headers: &RequestHeaders) -> StoreResult<Response> {
+        match self.ask_once(verb, key, headers).await {
+            Err(refusal) if refusal.is_put_right => self
+                .ask_once(verb, key, headers)
+                .await
+                .map_err(|refusal| refusal.error),
+            other => other.map_err(|refusal| refusal.error),
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        verb: Verb,
+        key: &str,
+        headers: &RequestHeaders,
+    ) -> Result<Response, Refusal> {
+        let sending = self.sign(verb, key, headers)?.send();
+        let deadline = self.deadlines.connect + self.deadlines.first_byte;
+        let response = tokio::time::timeout(deadline, sending)
+            .await
+            .map_err(|_| self.no_answer(verb, deadline))?
+            .map_err(|error| self.no_response(error))?;
+        self.accept(verb, response, false).await
+    }
+
+    /// A request that is ready to go.
+    fn sign(
+        &self,
+        verb: Verb,
+        key: &str,
+        headers: &RequestHeaders,
+    ) -> StoreResult<reqwest::RequestBuilder> {
+        let now = shifted(SystemTime::now(), self.clock_ahead_seconds.get());
+        let url = self.signer.sign(verb, key, &headers.signed, now)?;
+        // Transparent compression would change lengths and tags.
+        let mut request = self
+            .client
+            .get()
+            .request(verb.method(), url)
+            .header(header::ACCEPT_ENCODING, "identity");
+        for (name, value) in &headers.plain {
+            request = request.header(name, header_value(name.as_str(), value)?);
+        }
+        for (name, value) in &headers.signed {
+            request = request.header(name, header_value(name, value)?);
+        }
+        Ok(request)
+    }
+
+    /// Lets a 2xx pass; reads any other answer to its end and learns from it.
+    async fn accept(
+        &self,
+        verb: Verb,
+        response: Response,
+        had_checksum: bool,
+    ) -> Result<Response, Refusal> {
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let beginning = self.error_body(response).await;
+        let now = SystemTime::now();
+        let error = answer::refusal(verb, status, &headers, &beginning, now);
+        if status >= 500 {
+            self.client.abandon_connections();
+        }
+        let is_put_right = match status {
+            403 => self.learn_clock(answer::clock_ahead_seconds(&headers, now)),
+            400 | 501 if had_checksum && self.upload_check == UploadCheck::Auto => {
+                self.learn_refused_checksum(answer::parse_error_document(&beginning))
+            }
+            _ => false,
+        };
+        Err(Refusal {
+            error,
+            is_put_right,
+        })
+    }
+
+    /// The beginning of an error's body; less if it is slow to come.
+    async fn error_body(&self, response: Response) -> Vec<u8> {
+        let mut beginning = Vec::new();
+        let mut pieces = response.bytes_stream();
+        let reading = async {
+            while let Some(Ok(piece)) = pieces.next().await {
+                beginning.extend_from_slice(&piece);
+                if beginning.len() >= ERROR_BODY_BYTES_MAX {
+                    break;
+                }
+            }
+        };
+        // What was read until then is what there is.
+        let _ = tokio::time::timeout(self.deadlines.first_byte, reading).await;
+        beginning
+    }
+
+    /// Whether the store's clock was found off by something new: then signing anew may help.
+    fn learn_clock(&self, ahead_seconds: Option<i64>) -> bool {
+        let Some(ahead) = ahead_seconds else {
+            return false;
+        };
+        let known = self.clock_ahead_seconds.get();
+        if ahead.abs_diff(known) < SKEW_NOTICED_SECONDS_MIN {
+            return false;
+        }
+        log::warn!(
+            "store {} refused us and its clock is {ahead} s ahead of ours; signing by its clock",
+            self.signer.bucket_url()
+        );
+        self.clock_ahead_seconds.set(ahead);
+        true
+    }
+
+    fn learn_refused_checksum(&self, document: Option<ErrorDocument>) -> bool {
+        let Some(document) = document else {
+            return false;
+        };
+        let is_about_it = document.code == "NotImplemented"
+            || document.message.to_ascii_lowercase().contains("checksum")
+            || document.message.contains("crc64nvme");
+        let is_mismatch = matches!(
+            document.code.as_str(),
+            "BadDigest" | "XAmzContentChecksumMismatch" | "IncompleteBody"
+        );
+        if !is_about_it || is_mismatch || self.crc_support.get() == CrcSupport::Verified {
+            return false;
+        }
+        self.note_crc(CrcSupport::Absent);
+        true
+    }
+
+    fn no_answer(&self, verb: Verb, deadline: Duration) -> StoreError {
+        self.client.abandon_connections();
+        let message = format!(
+            "{verb:?} at {}: no answer within {deadline:?}",
+            self.signer.bucket_url()
+        );
+        StoreError::new(StoreErrorKind::Timeout, message)
+    }
+
+    fn no_response(&self, error: reqwest::Error) -> StoreError {
+        let kind = match error.is_timeout() {
+            true => StoreErrorKind::Timeout,
+            false => StoreErrorKind::Unreachable,
+        };
+        let bucket_url = self.signer.bucket_url();
+        StoreError::new(kind, format!("{bucket_url}: {}", describe(error)))
+    }
+}
+
+impl Store for S3Store {
+    fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
+        Box::pin(self.get_inner(request))
+    }
+
+    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>> {
+        Box::pin(async move { self.head_inner(&key).await })
+    }
+
+    fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
+        Box::pin(self.put_inner(request))
+    }
+
+    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
+        Box::pin(async move { self.delete_inner(&key).await })
+    }
+}
+
+/// A streamed body is gone, so even a request whose cause was put right has failed. It is marked
+/// as retryable for whoever still has the bytes.
+fn streamed_refusal(refusal: Refusal) -> StoreError {
+    let mut error = refusal.error;
+    if refusal.is_put_right {
+        error.kind = StoreErrorKind::Internal;
+        error
+            .message
+            .push_str(" (the cause was put right; send it again)");
+    }
+    error
+}
+
+fn shifted(now: SystemTime, ahead_seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(ahead_seconds.unsigned_abs());
+    let shifted = match ahead_seconds >= 0 {
+        true => now.checked_add(distance),
+        false => now.checked_sub(distance),
+    };
+    shifted.unwrap_or(now)
+}
+
+fn header_value(name: &str, value: &str) -> StoreResult<HeaderValue> {
+    HeaderValue::from_bytes(value.as_bytes()).map_err(|_| {
+        let message = format!("the value of header {name:?} cannot be sent");
+        StoreError::new(StoreErrorKind::Rejected, message)
+    })
+}
+
+/// An entity tag as HTTP writes it.
+fn quoted(tag: &str) -> String {
+    match tag.strip_prefix("W/") {
+        Some(weak) => format!("W/\"{weak}\""),
+        None => format!("\"{tag}\""),
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+/// An error of reqwest's with its causes, without the URL, which holds a signature.
+fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,354 @@
+//! Key and moment to signed URL.
+//!
+//! This file owns the only way from a key to a URL. It never lets a key leave its bucket or prefix:
+//! keys that URL libraries would rewrite are refused before signing, and the URL that comes out is
+//! compared with the path it must have. It reads no clock and sends nothing.
+
+use super::super::{BuildError, S3Spec};
+use forebay_io::store::{StoreError, StoreErrorKind, StoreResult, check_key};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use rusty_s3::actions::S3Action;
+use rusty_s3::{Bucket, Credentials, UrlStyle};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use url::Url;
+
+/// How long a signature is good for. Servers check it when the request arrives, so it only has to
+/// cover the way there and the clocks' difference below what [`super::SKEW_NOTICED_SECONDS_MIN`]
+/// corrects; 15 min is what S3 itself allows clocks to differ.
+const SIGNATURE_LIFETIME: Duration = Duration::from_secs(15 * 60);
+
+/// What SigV4 leaves as it is: the unreserved characters of RFC 3986, and `/` in keys.
+const KEY_ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
+
+/// The verbs that are signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Get,
+    Head,
+    Put,
+    Delete,
+}
+
+impl Verb {
+    pub(super) fn method(self) -> reqwest::Method {
+        match self {
+            Verb::Get => reqwest::Method::GET,
+            Verb::Head => reqwest::Method::HEAD,
+            Verb::Put => reqwest::Method::PUT,
+            Verb::Delete => reqwest::Method::DELETE,
+        }
+    }
+}
+
+/// Signs for one bucket and prefix.
+pub(super) struct Signer {
+    bucket: Bucket,
+    credentials: Credentials,
+    /// Empty, or ends with the `/` that parts it from the key.
+    prefix: String,
+}
+
+impl Signer {
+    pub(super) fn new(spec: &S3Spec) -> Result<Self, BuildError> {
+        let bad_endpoint = |why: String| BuildError::Endpoint {
+            endpoint: without_user(&spec.endpoint),
+            why,
+        };
+        let endpoint =
+            Url::parse(&spec.endpoint).map_err(|error| bad_endpoint(error.to_string()))?;
+        let has_user = !endpoint.username().is_empty() || endpoint.password().is_some();
+        if has_user || endpoint.query().is_some() || endpoint.fragment().is_some() {
+            return Err(bad_endpoint("it has parts that would not be sent".into()));
+        }
+        let required = [
+            ("region", &spec.region),
+            ("access key", &spec.access_key),
+            ("secret key", &spec.secret_key),
+        ];
+        for (setting, value) in required {
+            if value.is_empty() {
+                let why = "it is empty".into();
+                return Err(BuildError::Setting { setting, why });
+            }
+        }
+        check_bucket_name(&spec.bucket)?;
+        let prefix = normal_prefix(&spec.prefix)?;
+        let style = UrlStyle::Path;
+        let bucket = Bucket::new(endpoint, style, spec.bucket.clone(), spec.region.clone())
+            .map_err(|error| bad_endpoint(error.to_string()))?;
+        let (key, secret) = (spec.access_key.clone(), spec.secret_key.clone());
+        let credentials = match spec.session_token.clone() {
+            Some(token) => Credentials::new_with_token(key, secret, token),
+            None => Credentials::new(key, secret),
+        };
+        Ok(Signer {
+            bucket,
+            credentials,
+            prefix,
+        })
+    }
+
+    /// The bucket's URL without any signature, for messages.
+    pub(super) fn bucket_url(&self) -> &Url {
+        self.bucket.base_url()
+    }
+
+    /// The URL that asks for `verb` on `key` at `now`, with `headers` (lower-case names) covered by
+    /// the signature.
+    pub(super) fn sign(
+        &self,
+        verb: Verb,
+        key: &str,
+        headers: &[(String, String)],
+        now: SystemTime,
+    ) -> StoreResult<Url> {
+        let name = format!("{}{key}", self.prefix);
+        check_key(key)?;
+        check_key(&name)?;
+        let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+        let moment = jiff::Timestamp::from_second(seconds).map_err(|error| {
+            let message = format!("the clock cannot be signed with: {error}");
+            StoreError::new(StoreErrorKind::Rejected, message)
+        })?;
+        let (bucket, credentials) = (&self.bucket, Some(&self.credentials));
+        let url = match verb {
+            Verb::Get => signed(bucket.get_object(credentials, &name), headers, moment),
+            Verb::Head => signed(bucket.head_object(credentials, &name), headers, moment),
+            Verb::Put => signed(bucket.put_object(credentials, &name), headers, moment),
+            Verb::Delete => signed(bucket.delete_object(credentials, &name), headers, moment),
+        };
+        self.check_path(&url, &name)?;
+        Ok(url)
+    }
+
+    /// The last look before a request leaves: the URL names this bucket and exactly this object.
+    fn check_path(&self, url: &Url, name: &str) -> StoreResult<()> {
+        let base = self.bucket.base_url();
+        let path = format!("{}{}", base.path(), utf8_percent_encode(name, KEY_ENCODED));
+        if url.path() != path || url.origin() != base.origin() {
+            let message = "the key does not survive as a URL; it would name another object";
+            return Err(StoreError::new(StoreErrorKind::InvalidKey, message));
+        }
+        Ok(())
+    }
+}
+
+fn signed<'a>(
+    mut action: impl S3Action<'a>,
+    headers: &'a [(String, String)],
+    moment: jiff::Timestamp,
+) -> Url {
+    for (name, value) in headers {
+        action.headers_mut().insert(name.as_str(), value.as_str());
+    }
+    action.sign_with_time(SIGNATURE_LIFETIME, &moment)
+}
+
+/// A user and password in the endpoint are a mistake; they are not repeated in a message.
+fn without_user(endpoint: &str) -> String {
+    match endpoint.rsplit_once('@') {
+        Some((_, host)) => format!("…@{host}"),
+        None => endpoint.to_owned(),
+    }
+}
+
+fn check_bucket_name(name: &str) -> Result<(), BuildError> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if name.is_empty() || !name.chars().all(is_plain) || name.chars().all(|c| c == '.') {
+        return Err(BuildError::Setting {
+            setting: "bucket",
+            why: format!("{name:?} is no bucket name; letters, digits, `.`, `-` and `_` are"),
+        });
+    }
+    Ok(())
+}
+
+fn normal_prefix(prefix: &str) -> Result<String, BuildError> {
+    let prefix = prefix.trim_end_matches('/');
+    if prefix.is_empty() {
+        return Ok(String::new());
+    }
+    check_key(prefix).map_err(|error| BuildError::Setting {
+        setting: "prefix",
+        why: error.message.replace("the key", "the prefix"),
+    })?;
+    Ok(format!("{prefix}/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use percent_encoding::percent_decode_str;
+    use proptest::prelude::*;
+
+    fn signer(endpoint: &str, prefix: &str) -> Signer {
+        let mut spec = S3Spec::new(endpoint, "us-east-1", "bkt");
+        spec.access_key = "key".into();
+        spec.secret_key = "secret".into();
+        spec.prefix = prefix.into();
+        Signer::new(&spec).expect("a good spec")
+    }
+
+    /// The object that a server sees: what it decodes from the path that goes over the wire.
+    fn seen_by_server(url: &Url) -> String {
+        let uri: http::Uri = url
+            .as_str()
+            .parse()
+            .expect("reqwest parses it the same way");
+        let raw = uri.path().strip_prefix("/bkt/").expect("inside the bucket");
+        percent_decode_str(raw)
+            .decode_utf8()
+            .expect("UTF-8")
+            .into_owned()
+    }
+
+    const VERBS: [Verb; 4] = [Verb::Get, Verb::Head, Verb::Put, Verb::Delete];
+
+    #[test]
+    fn odd_keys_reach_the_server_byte_for_byte() {
+        let keys = [
+            "/",
+            "//",
+            "/a",
+            "//host/a",
+            "a/",
+            "a//b",
+            "a b+c",
+            "a?b#c",
+            "%2e%2e%2e",
+            "%252e%252e",
+            "a%2Fb",
+            "ü/日本",
+            "a\\..\\b",
+            "a;b:c@d&e=f",
+            "...",
+            "..a",
+            "\u{1}\t\n\r",
+            "~-._",
+            "http://other/x",
+            "a\u{feff}b",
+            "%",
+            "%zz",
+            "\u{202e}x",
+        ];
+        for prefix in ["", "p", "deep/pre fix/ü"] {
+            let signer = signer("http://h:1", prefix);
+            for key in keys {
+                for verb in VERBS {
+                    let url = signer.sign(verb, key, &[], SystemTime::now()).expect(key);
+                    let parted = if prefix.is_empty() { "" } else { "/" };
+                    assert_eq!(seen_by_server(&url), format!("{prefix}{parted}{key}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_that_would_leave_the_prefix_are_refused() {
+        let signer = signer("http://h:1", "p");
+        let long = "k".repeat(1023);
+        for key in [
+            "",
+            ".",
+            "..",
+            "../q",
+            "a/../../q",
+            "a/%2E%2e/q",
+            "./a",
+            "a/.",
+            "a\0b",
+            &long,
+        ] {
+            for verb in VERBS {
+                let error = signer
+                    .sign(verb, key, &[], SystemTime::now())
+                    .expect_err(key);
+                assert_eq!(error.kind, StoreErrorKind::InvalidKey, "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_in_the_endpoint_is_kept() {
+        let mut spec = S3Spec::new("http://h:1/s3", "r", "bkt");
+        spec.access_key = "key".into();
+        spec.secret_key = "secret".into();
+        let signer = Signer::new(&spec).expect("a good spec");
+        let url = signer
+            .sign(Verb::Get, "k", &[], SystemTime::now())
+            .expect("a good key");
+        assert_eq!(url.path(), "/s3/bkt/k");
+    }
+
+    #[test]
+    fn signed_headers_are_named_in_the_url() {
+        let headers = [
+            ("x-amz-meta-b".to_owned(), "2".to_owned()),
+            (
+                "x-amz-checksum-crc64nvme".to_owned(),
+                "AAAAAAAAAAA=".to_owned(),
+            ),
+        ];
+        let signer = signer("http://h:1", "");
+        let url = signer
+            .sign(Verb::Put, "k", &headers, SystemTime::now())
+            .expect("a good key");
+        let names = "X-Amz-SignedHeaders=host%3Bx-amz-checksum-crc64nvme%3Bx-amz-meta-b";
+        assert!(url.as_str().contains(names), "{url}");
+    }
+
+    #[test]
+    fn bad_settings_are_refused_without_repeating_secrets() {
+        let good = || {
+            let mut spec = S3Spec::new("https://h", "r", "bkt");
+            spec.access_key = "key".into();
+            spec.secret_key = "secret".into();
+            spec
+        };
+        let refusal = |change: &dyn Fn(&mut S3Spec)| {
+            let mut spec = good();
+            change(&mut spec);
+            Signer::new(&spec).err().expect("a bad spec").to_string()
+        };
+        assert!(Signer::new(&good()).is_ok());
+        assert!(refusal(&|spec| spec.endpoint = "ftp://h".into()).contains("ftp"));
+        let with_user = refusal(&|spec| spec.endpoint = "https://me:hush@h".into());
+        assert!(!with_user.contains("hush"), "{with_user}");
+        assert!(refusal(&|spec| spec.bucket = "a/b".into()).contains("bucket"));
+        assert!(refusal(&|spec| spec.bucket = "..".into()).contains("bucket"));
+        assert!(refusal(&|spec| spec.prefix = "a/../b".into()).contains("prefix"));
+        assert!(refusal(&|spec| spec.secret_key = String::new()).contains("secret"));
+        assert!(refusal(&|spec| spec.region = String::new()).contains("region"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_key_is_refused_or_arrives_unchanged(key in any_key()) {
+            let signer = signer("http://h:1", "pre/fix");
+            match signer.sign(Verb::Put, &key, &[], SystemTime::now()) {
+                Ok(url) => prop_assert_eq!(seen_by_server(&url), format!("pre/fix/{}", key)),
+                Err(error) => {
+                    prop_assert_eq!(error.kind, StoreErrorKind::InvalidKey);
+                    let name = format!("pre/fix/{key}");
+                    prop_assert!(check_key(&name).is_err() || key.is_empty());
+                }
+            }
+        }
+    }
+
+    /// Anything, with the characters that URLs are touchy about far more often than chance has it.
+    fn any_key() -> impl Strategy<Value = String> {
+        let touchy = prop::sample::select(vec![
+            ".", "..", "/", "//", "%", "%2e", "%2F", "%00", "?", "#", "\\", " ", "+", ":", "@",
+            "\t",
+        ]);
+        let part = prop_oneof![touchy.prop_map(str::to_owned), any::<String>()];
+        prop::collection::vec(part, 0..12).prop_map(|parts| parts.concat())
+    }
+}
