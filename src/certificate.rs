@@ -87,21 +87,13 @@ pub struct Certificate {
     pub warnings: Vec<String>,
 }
 
-/// Loads the pair, or makes it where both files are missing and may be made.
+/// Loads the pair, or makes it where both files are missing.
 pub fn load_or_make(files: &TlsFiles) -> Result<Certificate, CertificateError> {
     let made = match (exists(&files.cert), exists(&files.key)) {
         (true, true) => false,
-        (false, false) if files.make_if_missing => {
+        (false, false) => {
             make(files)?;
             true
-        }
-        (false, false) => {
-            return Err(CertificateError::Certificate {
-                path: files.cert.clone(),
-                problem: "there is no such file; give a PEM file, or leave --sslCert and --sslKey \
-                          out to have a pair made"
-                    .to_owned(),
-            });
         }
         (cert_is_there, _) => {
             let (present, absent) = if cert_is_there {
@@ -315,7 +307,6 @@ mod tests {
         TlsFiles {
             cert: folder.path().join("ssl/cert"),
             key: folder.path().join("ssl/key"),
-            make_if_missing: true,
         }
     }
 
@@ -385,21 +376,6 @@ mod tests {
             assert!(error.contains(&format!("ssl/{lost} is not")), "{error}");
             assert!(!folder.path().join("ssl").join(lost).exists());
         }
-    }
-
-    #[test]
-    fn files_that_were_named_are_never_made() {
-        let folder = folder();
-        let files = TlsFiles {
-            make_if_missing: false,
-            ..files(&folder)
-        };
-        let error = load_or_make(&files).expect_err("absent").to_string();
-        assert!(
-            error.contains("--sslCert") && error.contains("no such file"),
-            "{error}"
-        );
-        assert!(!folder.path().join("ssl").exists());
     }
 
     #[test]

@@ -240,5 +240,12 @@ fn cached_blocks_outlive_the_store() {
     wait_until("misses are served again", || {
         reader.get("never-seen").status == 404
     });
-    assert_eq!(reader.get("lost").status, 404, "the refused write shows");
+    // The relay cuts answers: the store may have taken the write whose outcome was unknown. It is
+    // there whole or not at all.
+    let lost = reader.get("lost");
+    assert!(
+        lost.status == 404 || (lost.status == 200 && lost.body == b"body"),
+        "half a write shows: {}",
+        lost.status
+    );
 }

@@ -230,7 +230,9 @@ fn clients_that_vanish_leave_nothing_behind() {
     let growth = proxy.resident_bytes().saturating_sub(memory);
     assert!(growth < 96 << 20, "memory grew by {growth} bytes");
     assert_eq!(proxy.get("abuse").status, 404);
-    assert_eq!(proxy.stored_file_count(), stored);
+    wait_until("abandoned uploads are gone from the store", || {
+        proxy.stored_file_count() == stored
+    });
     assert_eq!(proxy.get("large").body, body);
 }
 

@@ -16,6 +16,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Locked memory asked for each executor, bytes. glommio refuses to start below 512 KiB, and an
 /// executor's three rings stay under that on the kernels that still charge rings to this limit.
@@ -183,7 +184,7 @@ pub enum ProbeError {
     },
     /// Somebody listens on the address already.
     #[error(
-        "address {address}: another process listens there already; stop it or choose another --bindAddr"
+        "address {address} is taken: another process listens there; stop it or choose another --bindAddr"
     )]
     AddressTaken {
         /// The address asked for.
@@ -319,15 +320,24 @@ fn may_lock_without_limit() -> bool {
 /// Bytes of memory that this process may use: the machine's, or less where a cgroup says so.
 pub fn memory_bytes() -> io::Result<u64> {
     // SAFETY: a query of two integers; -1 means that the answer is not known.
-    let (pages, page) =
-        unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    let (pages, page) = unsafe {
+        (
+            libc::sysconf(libc::_SC_PHYS_PAGES),
+            libc::sysconf(libc::_SC_PAGESIZE),
+        )
+    };
     if pages <= 0 || page <= 0 {
         return Err(io::Error::last_os_error());
     }
     let machine = pages as u64 * page as u64;
-    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limits = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
     let limit = limits.iter().find_map(|path| {
-        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
+        std::fs::read_to_string(path)
+            .ok()
+            .and_then(|text| text.trim().parse::<u64>().ok())
     });
     Ok(limit.map_or(machine, |limit| limit.min(machine)))
 }
@@ -478,11 +488,16 @@ fn filesystem_name(file: &File) -> io::Result<String> {
 pub struct FolderLock {
     /// The lock is the kernel's, on this open file.
     file: File,
+    path: PathBuf,
+    /// Whether the file was made for this lock.
+    made: bool,
 }
 
 impl FolderLock {
     /// Takes the lock of `folder`, or says who holds it.
     pub fn acquire(folder: &Path) -> Result<FolderLock, ProbeError> {
+        let path = folder.join(LOCK_FILE_NAME);
+        let made = path.symlink_metadata().is_err();
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -490,7 +505,7 @@ impl FolderLock {
             .truncate(false)
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
-            .open(folder.join(LOCK_FILE_NAME))
+            .open(&path)
             .map_err(|source| unusable(folder, source))?;
         match file.try_lock() {
             Ok(()) => {}
@@ -502,15 +517,30 @@ impl FolderLock {
             }
             Err(std::fs::TryLockError::Error(source)) => return Err(unusable(folder, source)),
         }
+        // A file that lost its name between opening and locking locks nothing.
+        let named =
+            std::fs::metadata(&path).and_then(|named| Ok((named.ino(), file.metadata()?.ino())));
+        if !matches!(named, Ok((named, ours)) if named == ours) {
+            let holder = "a process that is just giving it up".to_owned();
+            return Err(ProbeError::FolderLocked {
+                folder: folder.to_owned(),
+                holder,
+            });
+        }
         // The number is for people: the lock, not the number, decides.
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(|source| unusable(folder, source))?;
-        Ok(FolderLock { file })
+        Ok(FolderLock { file, path, made })
     }
 
-    /// Gives the folder back before the end of the process.
-    pub fn release(self) {
+    /// Gives the folder back as it was found, for a start that is refused after all: a lock file
+    /// that this lock made goes, while the lock is still held.
+    pub fn undo(self) {
+        if self.made {
+            // One that stays does no harm.
+            let _ = std::fs::remove_file(&self.path);
+        }
         drop(self.file);
     }
 }
@@ -525,6 +555,14 @@ fn lock_holder(file: &mut File) -> String {
     }
 }
 
+/// How long an address may stay taken before the start is refused. The kernel takes a process's
+/// rings apart after the process is gone: listeners that a ring was polling outlive a kill -9 by
+/// up to some hundred milliseconds, and a supervisor restarts at once.
+const ADDRESS_WAIT: Duration = Duration::from_secs(2);
+
+/// Pause between two tries of a taken address.
+const ADDRESS_RETRY: Duration = Duration::from_millis(20);
+
 /// Binds `address` for a moment without SO_REUSEPORT, and returns it with the port that was chosen
 /// where 0 was asked for.
 ///
@@ -532,8 +570,16 @@ fn lock_holder(file: &mut File) -> String {
 /// could join unseen; this socket cannot. It has SO_REUSEADDR, which on Linux passes over closed
 /// connections of an earlier run but never over a listening socket, whatever that one has set.
 pub fn exclusive_bind(address: SocketAddr) -> Result<SocketAddr, ProbeError> {
-    // The standard library sets SO_REUSEADDR, and not SO_REUSEPORT, on every listener.
-    let bound = TcpListener::bind(address).and_then(|listener| listener.local_addr());
+    let give_up = Instant::now() + ADDRESS_WAIT;
+    let bound = loop {
+        // The standard library sets SO_REUSEADDR, and not SO_REUSEPORT, on every listener.
+        let bound = TcpListener::bind(address).and_then(|listener| listener.local_addr());
+        let taken = matches!(&bound, Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE));
+        if !taken || Instant::now() >= give_up {
+            break bound;
+        }
+        std::thread::sleep(ADDRESS_RETRY);
+    };
     bound.map_err(|source| match source.raw_os_error() {
         Some(libc::EADDRINUSE) => ProbeError::AddressTaken { address },
         Some(libc::EACCES) => ProbeError::AddressUnusable {

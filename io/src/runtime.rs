@@ -7,7 +7,11 @@
 use std::future::Future;
 use std::time::Duration;
 
-/// A point on a monotonic clock, nanoseconds since an arbitrary start. Comparable only with other
+/// Where every run's monotonic clock begins: far enough from zero that points decades before the
+/// start can be expressed.
+pub const CLOCK_START_NS: u64 = 1 << 62;
+
+/// A point on a monotonic clock, nanoseconds; a run begins at [`CLOCK_START_NS`]. Comparable only with other
 /// points of the same run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MonoTime(pub u64);

@@ -30,7 +30,7 @@ fn child() {
         Ok("hold lock") => FolderLock::acquire(folder).map(|lock| {
             println!("answer: holding");
             std::thread::sleep(Duration::from_secs(600));
-            lock.release();
+            drop(lock);
             String::new()
         }),
         other => panic!("no such probe: {other:?}"),
@@ -317,7 +317,7 @@ fn a_locked_folder_names_the_process_and_is_free_once_that_is_killed() {
         FolderLock::acquire(folder.path()),
         Err(ProbeError::FolderLocked { .. })
     ));
-    lock.release();
+    drop(lock);
     eventually(|| FolderLock::acquire(folder.path())).expect("free after release");
 }
 

@@ -97,7 +97,10 @@ enum Known {
 impl<R: Runtime, D: Disk> Core<R, D> {
     /// A core over its parts.
     pub fn new(parts: CoreParts<R, D>) -> Rc<Self> {
-        assert!(parts.ram_bytes < parts.pool.budget_bytes(), "the RAM tier leaves room to work");
+        assert!(
+            parts.ram_bytes < parts.pool.budget_bytes(),
+            "the RAM tier leaves room to work"
+        );
         let ram = RefCell::new(RamTier::new(parts.ram_bytes));
         let heads_max = NonZeroUsize::new(HEADS_MAX).expect("a positive constant");
         Rc::new(Core {
@@ -113,7 +116,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// The shard of a block, which this core runs.
     pub(crate) fn shard(&self, hash: BlockHash) -> &Shard<R, D> {
         let number = self.parts.topology.shard_of(hash);
-        self.parts.shards.get(&number).expect("requests are routed to the owner core")
+        self.parts
+            .shards
+            .get(&number)
+            .expect("requests are routed to the owner core")
     }
 
     pub(crate) fn flight(&self, hash: BlockHash) -> Option<Rc<Flight>> {
@@ -127,7 +133,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         // What the RAM tier holds is only a copy: it gives way to requests.
         self.ram.borrow_mut().shed(bytes);
-        let taken = timeout(&self.parts.runtime, BUFFER_WAIT, self.parts.pool.take(bytes)).await;
+        let taken = timeout(
+            &self.parts.runtime,
+            BUFFER_WAIT,
+            self.parts.pool.take(bytes),
+        )
+        .await;
         taken.ok_or_else(|| {
             self.stats.overloads.add(1);
             ReadError::Overloaded
@@ -148,11 +159,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 Some(flight) => (flight, false),
                 None => {
                     let plan = match self.known(&id, hash).await {
-                        Known::Fresh(meta) => match self.serve(&id, hash, meta, wanted, story).await
-                        {
-                            Some(answer) => return answer,
-                            None => Plan::fill(id.clone()),
-                        },
+                        Known::Fresh(meta) => {
+                            match self.serve(&id, hash, meta, wanted, story).await {
+                                Some(answer) => return answer,
+                                None => Plan::fill(id.clone()),
+                            }
+                        }
                         Known::Stale(meta) => Plan::check(id.clone(), &meta, wanted),
                         Known::Nothing => Plan::first_sight(id.clone(), wanted),
                     };
@@ -165,9 +177,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             };
             match self.land(&flight, own, &mut story).await? {
                 Some((meta, watch)) => {
-                    let outcome = if own { Outcome::Miss } else { Outcome::Coalesced };
-                    return answer(&id, meta, wanted, outcome, |range| {
-                        BlockBody::Filling { watch, range }
+                    let outcome = joined(own, &watch);
+                    return answer(&id, meta, wanted, outcome, |range| BlockBody::Filling {
+                        watch,
+                        range,
                     });
                 }
                 None => continue,
@@ -184,13 +197,17 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         own: bool,
         story: &mut Option<Outcome>,
     ) -> Result<Option<(Arc<ObjectMeta>, forebay_io::buffer::Watch)>, ReadError> {
-        if !own {
+        if !own && !flight.has_arrived() {
             self.stats.coalesced.add(1);
         }
         match flight.landing().await {
             Landing::Body(meta, watch) => Ok(Some((meta, watch))),
             Landing::Described => {
-                *story = Some(if own { Outcome::Miss } else { Outcome::Coalesced });
+                *story = Some(if own {
+                    Outcome::Miss
+                } else {
+                    Outcome::Coalesced
+                });
                 Ok(None)
             }
             Landing::Confirmed => {
@@ -217,13 +234,23 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             None => ByteSpan { start: 0, end: 0 },
         };
         let range = part_of_block(span, 0, id.volume.block_bytes);
-        if wanted.is_none() || (range.is_empty() && !span.is_empty()) {
+        if range.is_empty() {
             let outcome = story.unwrap_or(Outcome::HitRam);
-            return Some(Ok(Opened { meta, outcome, span, first: None }));
+            return Some(Ok(Opened {
+                meta,
+                outcome,
+                span,
+                first: None,
+            }));
         }
         let (view, outcome) = self.cached(id, hash, &meta, range).await?;
         let outcome = story.unwrap_or(outcome);
-        Some(Ok(Opened { meta, outcome, span, first: Some(BlockBody::Ready(view)) }))
+        Some(Ok(Opened {
+            meta,
+            outcome,
+            span,
+            first: Some(BlockBody::Ready(view)),
+        }))
     }
 
     /// Gives part of a block of a known version of an object.
@@ -247,7 +274,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         match self.land(&flight, own, &mut None).await {
             Ok(Some((found, watch))) if found.etag == meta.etag && found.size == meta.size => {
-                let outcome = if own { Outcome::Miss } else { Outcome::Coalesced };
+                let outcome = joined(own, &watch);
                 Ok((BlockBody::Filling { watch, range }, outcome))
             }
             Ok(_) => Err(ReadError::Changed),
@@ -286,7 +313,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     && shard.find(hash) == Some(location)
                 {
                     let header = Rc::new(found.header);
-                    self.ram.borrow_mut().insert(hash, RamBlock { header, payload });
+                    self.ram
+                        .borrow_mut()
+                        .insert(hash, RamBlock { header, payload });
                 }
                 Some((found.wanted, Outcome::HitDisk))
             }
@@ -306,7 +335,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             ReadFailure::Damaged(_) => self.stats.damaged_records.add(1),
             ReadFailure::Disk(_) => self.stats.read_failures.add(1),
         }
-        log::warn!("{}/{} block {}: {failure}", id.volume.name, id.key, id.number);
+        log::warn!(
+            "{}/{} block {}: {failure}",
+            id.volume.name,
+            id.key,
+            id.number
+        );
     }
 
     /// What is known of an object without asking the store.
@@ -326,7 +360,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 .validated
                 .is_some_and(|when| self.parts.runtime.now().since(when) < limit),
         };
-        if fresh { Known::Fresh(head.meta) } else { Known::Stale(head.meta) }
+        if fresh {
+            Known::Fresh(head.meta)
+        } else {
+            Known::Stale(head.meta)
+        }
     }
 
     async fn head_from_record(&self, id: &BlockId, hash: BlockHash) -> Option<Head> {
@@ -334,9 +372,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let location = shard.find(hash)?;
         match shard.read_header(hash, location).await {
             Ok(header) if names(&header, id) => {
-                let meta = Arc::new(header.meta);
-                let store_identity = header.store_identity;
-                let head = Head { meta, store_identity, validated: None };
+                let head = Head {
+                    store_identity: header.store_identity,
+                    validated: self.validated_before(header.validated_at),
+                    meta: Arc::new(header.meta),
+                };
                 if shard.find(hash) == Some(location) {
                     self.heads.borrow_mut().put(hash, head.clone());
                 }
@@ -353,16 +393,40 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
     }
 
+    /// A wall-clock time as a point of this run's clock. One that lies ahead is worth nothing: the
+    /// wall clock has jumped.
+    fn validated_before(&self, unix_seconds: u64) -> Option<MonoTime> {
+        let age = self
+            .parts
+            .runtime
+            .unix_seconds()
+            .checked_sub(unix_seconds)?;
+        let now = self.parts.runtime.now();
+        now.0
+            .checked_sub(age.saturating_mul(1_000_000_000))
+            .map(MonoTime)
+    }
+
     /// Remembers what the store has just said of an object.
     pub(crate) fn learn(&self, id: &BlockId, hash: BlockHash, meta: Arc<ObjectMeta>) {
         let validated = Some(self.parts.runtime.now());
         let store_identity = id.volume.store_identity;
-        self.heads.borrow_mut().put(hash, Head { meta, store_identity, validated });
+        self.heads.borrow_mut().put(
+            hash,
+            Head {
+                meta,
+                store_identity,
+                validated,
+            },
+        );
     }
 
     /// Whether `meta` is what the home takes for the current version.
     pub(crate) fn is_current(&self, hash: BlockHash, meta: &ObjectMeta) -> bool {
-        self.heads.borrow().peek(&hash).is_some_and(|head| head.meta.etag == meta.etag)
+        self.heads
+            .borrow()
+            .peek(&hash)
+            .is_some_and(|head| head.meta.etag == meta.etag)
     }
 
     /// The store has confirmed what is known of an object.
@@ -374,7 +438,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// The store did not answer: the copy is served a little longer.
     pub(crate) fn excuse(&self, id: &BlockId, hash: BlockHash) {
-        let Freshness::RevalidateAfter(limit) = id.volume.freshness else { return };
+        let Freshness::RevalidateAfter(limit) = id.volume.freshness else {
+            return;
+        };
         self.stats.stale_served.add(1);
         let mut heads = self.heads.borrow_mut();
         if let Some(head) = heads.get_mut(&hash) {
@@ -423,7 +489,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Seals every shard's open segment, so that the next start reads footers only.
     pub async fn seal(&self) {
-        let seals = self.parts.shards.values().map(|shard| shard.log().seal_open());
+        let seals = self
+            .parts
+            .shards
+            .values()
+            .map(|shard| shard.log().seal_open());
         futures::future::join_all(seals).await;
     }
 }
@@ -442,6 +512,16 @@ fn is_version(header: &RecordHeader, id: &BlockId, meta: &ObjectMeta) -> bool {
     names(header, id) && header.meta.etag == meta.etag && header.meta.size == meta.size
 }
 
+/// How a reader of a flight's block was served. One that comes after the last byte, while the
+/// record is being written, is served from memory and waits for nothing.
+fn joined(own: bool, watch: &forebay_io::buffer::Watch) -> Outcome {
+    match own {
+        true => Outcome::Miss,
+        false if watch.is_finished() => Outcome::HitRam,
+        false => Outcome::Coalesced,
+    }
+}
+
 /// The answer to an open whose block 0 is `body`.
 fn answer(
     id: &BlockId,
@@ -452,11 +532,23 @@ fn answer(
 ) -> Result<Opened, ReadError> {
     let Some(spec) = wanted else {
         let span = ByteSpan { start: 0, end: 0 };
-        return Ok(Opened { meta, outcome, span, first: None });
+        return Ok(Opened {
+            meta,
+            outcome,
+            span,
+            first: None,
+        });
     };
     let size = meta.size;
-    let span = spec.resolve(size).map_err(|_| ReadError::NotSatisfiable { size })?;
+    let span = spec
+        .resolve(size)
+        .map_err(|_| ReadError::NotSatisfiable { size })?;
     let range = part_of_block(span, 0, id.volume.block_bytes);
     let first = (!range.is_empty()).then(|| body(range));
-    Ok(Opened { meta, outcome, span, first })
+    Ok(Opened {
+        meta,
+        outcome,
+        span,
+        first,
+    })
 }

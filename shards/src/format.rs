@@ -19,7 +19,9 @@
 //! ```text
 //!    0  magic              8      64  payload length     4      136 etag length     2
 //!    8  CRC32C of 12..4096 4      68  block size log2    1      138 headers length  2
-//!   12  format version     2      69  (zero)             3      140 (zero)         20
+//!   12  format version     2      69  (zero)             3      140 (zero)          4
+//!                                                              144 validated          8
+//!                                                              152 (zero)             8
 //!   14  kind               1      72  payload CRC64-NVME 8      160 chunk CRC32Cs 128 × 4
 //!   15  state              1      80  block hash        16      672 volume, key, etag, headers
 //!   16  folder id         16      96  store identity     8
@@ -119,6 +121,8 @@ pub struct RecordHeader {
     pub payload_crc64: u64,
     /// CRC32C of each [`CHUNK_BYTES`] of the payload, the last one short.
     pub chunk_crcs: Vec<u32>,
+    /// When the store vouched for the block, seconds since the Unix epoch.
+    pub validated_at: u64,
     /// The object that the block belongs to.
     pub meta: ObjectMeta,
 }
@@ -269,7 +273,12 @@ pub fn encode_segment_header(page: &mut [u8], place: &Place) {
 /// The incarnation of the segment whose first page this is. `place.incarnation` is not looked at.
 pub fn decode_segment_header(page: &[u8], place: &Place) -> Result<u64, NotOurs> {
     let found = open_page(page, SEGMENT_MAGIC)?;
-    if found != (Place { incarnation: found.incarnation, ..*place }) {
+    if found
+        != (Place {
+            incarnation: found.incarnation,
+            ..*place
+        })
+    {
         return Err(NotOurs::Place);
     }
     Ok(found.incarnation)
@@ -309,6 +318,7 @@ impl RecordHeader {
         put(page, 104, &self.meta.size.to_le_bytes());
         put(page, 112, &self.block_number.to_le_bytes());
         put(page, 120, &self.meta.last_modified.to_le_bytes());
+        put(page, 144, &self.validated_at.to_le_bytes());
         let mut at = STRINGS_AT;
         for (i, string) in strings.iter().enumerate() {
             put(page, 132 + 2 * i, &(string.len() as u16).to_le_bytes());
@@ -344,7 +354,9 @@ impl RecordHeader {
         let mut at = STRINGS_AT;
         for (i, string) in strings.iter_mut().enumerate() {
             let length = u16_at(page, 132 + 2 * i) as usize;
-            *string = page.get(at..at + length).ok_or(NotOurs::Field("string length"))?;
+            *string = page
+                .get(at..at + length)
+                .ok_or(NotOurs::Field("string length"))?;
             at += length;
         }
         let text = |bytes: &[u8], what| {
@@ -361,7 +373,10 @@ impl RecordHeader {
             block_bytes: 1 << page[68],
             payload_length,
             payload_crc64: u64_at(page, 72),
-            chunk_crcs: (0..chunks).map(|i| u32_at(page, CHUNKS_AT + 4 * i)).collect(),
+            chunk_crcs: (0..chunks)
+                .map(|i| u32_at(page, CHUNKS_AT + 4 * i))
+                .collect(),
+            validated_at: u64_at(page, 144),
             meta: ObjectMeta {
                 size: u64_at(page, 104),
                 etag: text(strings[2], "etag")?,
@@ -378,7 +393,9 @@ impl RecordHeader {
         let Some(expected) = self.chunk_crcs.get(first_chunk..first_chunk + chunks.len()) else {
             return false;
         };
-        chunks.zip(expected).all(|(chunk, crc)| crc32c(chunk) == *crc)
+        chunks
+            .zip(expected)
+            .all(|(chunk, crc)| crc32c(chunk) == *crc)
     }
 }
 
@@ -471,7 +488,12 @@ pub struct Trailer {
 /// Reads a segment's last page. `place.offset` is not looked at; `segment_bytes` bounds the rest.
 pub fn decode_trailer(page: &[u8], place: &Place, segment_bytes: u64) -> Result<Trailer, NotOurs> {
     let found = open_page(page, FOOTER_MAGIC)?;
-    if found != (Place { offset: found.offset, ..*place }) {
+    if found
+        != (Place {
+            offset: found.offset,
+            ..*place
+        })
+    {
         return Err(NotOurs::Place);
     }
     let count = u64_at(page, 56);
@@ -480,7 +502,11 @@ pub fn decode_trailer(page: &[u8], place: &Place, segment_bytes: u64) -> Result<
     {
         return Err(NotOurs::Field("entry count"));
     }
-    Ok(Trailer { offset: found.offset, count: count as usize, crc64: u64_at(page, 64) })
+    Ok(Trailer {
+        offset: found.offset,
+        count: count as usize,
+        crc64: u64_at(page, 64),
+    })
 }
 
 /// Reads the entries whose pages are `bytes`.
@@ -511,8 +537,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PLACE: Place =
-        Place { folder: [7; 16], shard: 3, segment: 9, incarnation: 77, offset: 8192 };
+    const PLACE: Place = Place {
+        folder: [7; 16],
+        shard: 3,
+        segment: 9,
+        incarnation: 77,
+        offset: 8192,
+    };
 
     fn header(payload: &[u8]) -> RecordHeader {
         let mut sums = PayloadChecksums::default();
@@ -532,6 +563,7 @@ mod tests {
             payload_length: payload.len() as u32,
             payload_crc64,
             chunk_crcs,
+            validated_at: 1_700_000_001,
             meta: ObjectMeta {
                 size: 3 << 20,
                 etag: "abc-3".into(),
@@ -552,7 +584,10 @@ mod tests {
         assert!(header.verify_chunks(0, &payload));
         assert!(header.verify_chunks(1, &payload[CHUNK_BYTES..2 * CHUNK_BYTES]));
         assert!(header.verify_chunks(3, &payload[3 * CHUNK_BYTES..]));
-        assert!(!header.verify_chunks(4, &payload[..1]), "past the last chunk");
+        assert!(
+            !header.verify_chunks(4, &payload[..1]),
+            "past the last chunk"
+        );
         let mut bad = payload;
         bad[CHUNK_BYTES] ^= 1;
         assert!(header.verify_chunks(0, &bad[..CHUNK_BYTES]));
@@ -564,11 +599,23 @@ mod tests {
         let mut page = [0; PAGE];
         header(b"x").encode(&mut page, &PLACE).expect("fits");
         for other in [
-            Place { folder: [8; 16], ..PLACE },
+            Place {
+                folder: [8; 16],
+                ..PLACE
+            },
             Place { shard: 4, ..PLACE },
-            Place { segment: 8, ..PLACE },
-            Place { incarnation: 76, ..PLACE },
-            Place { offset: 4096, ..PLACE },
+            Place {
+                segment: 8,
+                ..PLACE
+            },
+            Place {
+                incarnation: 76,
+                ..PLACE
+            },
+            Place {
+                offset: 4096,
+                ..PLACE
+            },
         ] {
             assert_eq!(RecordHeader::decode(&page, &other), Err(NotOurs::Place));
         }
@@ -590,19 +637,32 @@ mod tests {
                 sequence: i.into(),
                 page: i,
                 payload_length: 9,
-                kind: if i % 7 == 0 { RecordKind::Tombstone } else { RecordKind::Block },
+                kind: if i % 7 == 0 {
+                    RecordKind::Tombstone
+                } else {
+                    RecordKind::Block
+                },
             })
             .collect();
         let segment_bytes = 1 << 24;
-        let place = Place { offset: segment_bytes - footer_bytes(300), ..PLACE };
+        let place = Place {
+            offset: segment_bytes - footer_bytes(300),
+            ..PLACE
+        };
         let bytes = encode_footer(&entries, &place);
         assert_eq!(bytes.len() as u64, footer_bytes(300));
         let (pages, trailer_page) = bytes.split_at(bytes.len() - PAGE);
         let trailer = decode_trailer(trailer_page, &PLACE, segment_bytes).expect("ours");
         assert_eq!(trailer.offset, place.offset);
         assert_eq!(decode_entries(pages, &trailer), Ok(entries));
-        let other_life = Place { incarnation: 1, ..PLACE };
-        assert_eq!(decode_trailer(trailer_page, &other_life, segment_bytes), Err(NotOurs::Place));
+        let other_life = Place {
+            incarnation: 1,
+            ..PLACE
+        };
+        assert_eq!(
+            decode_trailer(trailer_page, &other_life, segment_bytes),
+            Err(NotOurs::Place)
+        );
     }
 
     proptest! {

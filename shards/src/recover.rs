@@ -85,12 +85,27 @@ pub async fn recover<D: Disk>(
     // Incarnations are handed out in order, so this is the order of sealing.
     lives.sort_by_key(|(incarnation, _)| *incarnation);
     let next_incarnation = lives.last().map_or(1, |(incarnation, _)| incarnation + 1);
-    let next_sequence = newest.values().map(|(sequence, ..)| sequence + 1).max().unwrap_or(1);
+    let next_sequence = newest
+        .values()
+        .map(|(sequence, ..)| sequence + 1)
+        .max()
+        .unwrap_or(1);
     let index = index_of(&newest);
     report.blocks = index.len() as u64;
     let sealed = lives.into_iter().map(|(_, segment)| segment).collect();
-    let segments = RecoveredSegments { sealed, free, next_incarnation };
-    Ok((RecoveredShard { index, segments, next_sequence }, report))
+    let segments = RecoveredSegments {
+        sealed,
+        free,
+        next_incarnation,
+    };
+    Ok((
+        RecoveredShard {
+            index,
+            segments,
+            next_sequence,
+        },
+        report,
+    ))
 }
 
 fn outrank(newest: &mut BlockMap<(u64, u32, FooterEntry)>, segment: u32, entry: FooterEntry) {
@@ -106,7 +121,9 @@ fn outrank(newest: &mut BlockMap<(u64, u32, FooterEntry)>, segment: u32, entry: 
 }
 
 fn index_of(newest: &BlockMap<(u64, u32, FooterEntry)>) -> BlockMap<Location> {
-    let blocks = newest.values().filter(|(_, _, entry)| entry.kind == RecordKind::Block);
+    let blocks = newest
+        .values()
+        .filter(|(_, _, entry)| entry.kind == RecordKind::Block);
     blocks
         .map(|(_, segment, entry)| {
             let location = Location {
@@ -139,7 +156,10 @@ async fn read_life<F: DiskFile>(
             scan(file, pool, place, layout).await
         }
     };
-    Some(Life { incarnation: place.incarnation, entries })
+    Some(Life {
+        incarnation: place.incarnation,
+        entries,
+    })
 }
 
 async fn read_footer<F: DiskFile>(
@@ -168,7 +188,9 @@ async fn read_pages<F: DiskFile>(
     length: usize,
 ) -> Option<View> {
     let buffer = pool.take(length).await;
-    let (count, mut buffer) = file.read(offset, buffer, PAGE..PAGE + page_align(length)).await;
+    let (count, mut buffer) = file
+        .read(offset, buffer, PAGE..PAGE + page_align(length))
+        .await;
     if count.ok()? < length {
         return None;
     }
@@ -186,7 +208,10 @@ async fn scan<F: DiskFile>(
     layout: &ShardLayout,
 ) -> Vec<FooterEntry> {
     let mut entries = Vec::new();
-    let mut window = Window { start: 0, bytes: View::empty() };
+    let mut window = Window {
+        start: 0,
+        bytes: View::empty(),
+    };
     let mut offset = PAGE as u64;
     while offset < layout.segment_bytes {
         let Some(range) = window.page(file, pool, offset, layout.segment_bytes).await else {
@@ -212,11 +237,7 @@ async fn scan<F: DiskFile>(
     entries
 }
 
-fn found_record(
-    page: &[u8],
-    place: &Place,
-    layout: &ShardLayout,
-) -> Result<RecordHeader, NotOurs> {
+fn found_record(page: &[u8], place: &Place, layout: &ShardLayout) -> Result<RecordHeader, NotOurs> {
     let header = RecordHeader::decode(page, place)?;
     if place.offset + header.record_bytes() > layout.segment_bytes {
         return Err(NotOurs::Field("payload length"));

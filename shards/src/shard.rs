@@ -122,7 +122,9 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         found: RecoveredShard<D::File>,
     ) -> Self {
         let all = found.segments.sealed.iter().chain(&found.segments.free);
-        let segments = all.map(|segment| (segment.number, segment.clone())).collect();
+        let segments = all
+            .map(|segment| (segment.number, segment.clone()))
+            .collect();
         let inner: Rc<Inner<D>> = Rc::new(Inner {
             index: RefCell::new(found.index),
             segments: RefCell::new(segments),
@@ -131,14 +133,24 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let on_reclaim = Box::new(move |segment: u32, entries: &[FooterEntry]| {
             let mut index = reclaimed.index.borrow_mut();
             for hash in crate::log::blocks(entries) {
-                if index.get(&hash).is_some_and(|location| location.segment == segment) {
+                if index
+                    .get(&hash)
+                    .is_some_and(|location| location.segment == segment)
+                {
                     index.remove(&hash);
                 }
             }
         });
         Shard {
             inner,
-            log: SegmentLog::new(runtime, disk, pool.clone(), layout, found.segments, on_reclaim),
+            log: SegmentLog::new(
+                runtime,
+                disk,
+                pool.clone(),
+                layout,
+                found.segments,
+                on_reclaim,
+            ),
             pool,
             next_sequence: Cell::new(found.next_sequence),
         }
@@ -152,7 +164,10 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
     /// Deletes segments beyond the quota, oldest first.
     pub async fn shrink(&self) -> io::Result<()> {
         let deleted = self.log.shrink().await?;
-        self.inner.segments.borrow_mut().retain(|number, _| !deleted.contains(number));
+        self.inner
+            .segments
+            .borrow_mut()
+            .retain(|number, _| !deleted.contains(number));
         Ok(())
     }
 
@@ -190,7 +205,10 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         hash: BlockHash,
         location: Location,
     ) -> Result<RecordHeader, ReadFailure> {
-        let result = self.load(hash, location, 0..0, false).await.map(|(header, _)| header);
+        let result = self
+            .load(hash, location, 0..0, false)
+            .await
+            .map(|(header, _)| header);
         if result.is_err() {
             self.forget_if_at(hash, location);
         }
@@ -211,9 +229,13 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         assert!(wanted.start <= wanted.end && wanted.end <= payload_length);
         let whole = wanted.len() + WHOLE_READ_SLACK_BYTES >= payload_length;
         let result = if whole {
-            self.load(hash, location, 0..payload_length, true).await.map(|(header, body)| {
-                FoundRecord { header, wanted: body.slice(wanted), whole: Some(body) }
-            })
+            self.load(hash, location, 0..payload_length, true)
+                .await
+                .map(|(header, body)| FoundRecord {
+                    header,
+                    wanted: body.slice(wanted),
+                    whole: Some(body),
+                })
         } else {
             self.read_part(hash, location, wanted).await
         };
@@ -240,7 +262,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             return Err(NotOurs::Checksum.into());
         }
         let inside = wanted.start - start..wanted.end - start;
-        Ok(FoundRecord { header, wanted: chunks.slice(inside), whole: None })
+        Ok(FoundRecord {
+            header,
+            wanted: chunks.slice(inside),
+            whole: None,
+        })
     }
 
     fn use_segment(&self, location: Location) -> Result<SegmentUse<D::File>, ReadFailure> {
@@ -261,7 +287,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let place = self.log.record_place(used.segment(), location.page);
         let buffer = self.pool.take(payload.len()).await;
         let length = PAGE + page_align(payload.len());
-        let (count, mut buffer) = used.segment().file.read(place.offset, buffer, 0..length).await;
+        let (count, mut buffer) = used
+            .segment()
+            .file
+            .read(place.offset, buffer, 0..length)
+            .await;
         if count? != length {
             return Err(NotOurs::Field("record past the end of its segment").into());
         }
@@ -290,7 +320,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let buffer = self.pool.take(range.len()).await;
         let offset = place.offset + (PAGE + range.start) as u64;
         let target = PAGE..PAGE + page_align(range.len());
-        let (count, mut buffer) = used.segment().file.read(offset, buffer, target.clone()).await;
+        let (count, mut buffer) = used
+            .segment()
+            .file
+            .read(offset, buffer, target.clone())
+            .await;
         if count? != target.len() {
             return Err(NotOurs::Field("record past the end of its segment").into());
         }
@@ -320,7 +354,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let record = body.freeze();
         let segment = used.segment();
         self.adopt(&used);
-        if let Err(e) = segment.file.write(place.offset, record, 0..bytes as usize).await {
+        if let Err(e) = segment
+            .file
+            .write(place.offset, record, 0..bytes as usize)
+            .await
+        {
             // Nothing after a failed write is trusted to this segment.
             self.log.retire(segment);
             return Err(e.into());
@@ -340,7 +378,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         match header.kind {
             RecordKind::Block => {
                 let payload_length = header.payload_length;
-                let location = Location { segment: segment.number, page, payload_length };
+                let location = Location {
+                    segment: segment.number,
+                    page,
+                    payload_length,
+                };
                 index.insert(header.hash, location);
             }
             RecordKind::Tombstone => {
@@ -353,6 +395,8 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
     /// Makes a segment known to readers; new ones come into being inside the log.
     fn adopt(&self, used: &SegmentUse<D::File>) {
         let mut segments = self.inner.segments.borrow_mut();
-        segments.entry(used.segment().number).or_insert_with(|| used.shared());
+        segments
+            .entry(used.segment().number)
+            .or_insert_with(|| used.shared());
     }
 }

@@ -96,7 +96,10 @@ impl Superblock {
     /// Chooses a layout for `quota_bytes`.
     fn choose<R: Runtime>(runtime: &R, quota_bytes: u64) -> Result<Superblock, FolderError> {
         if quota_bytes < QUOTA_BYTES_MIN {
-            return Err(FolderError::QuotaTooSmall { given: quota_bytes, needed: QUOTA_BYTES_MIN });
+            return Err(FolderError::QuotaTooSmall {
+                given: quota_bytes,
+                needed: QUOTA_BYTES_MIN,
+            });
         }
         let shards = power_of_two_below(
             quota_bytes / (SEGMENTS_PER_SHARD_WANTED * SEGMENT_BYTES_WANTED),
@@ -111,7 +114,11 @@ impl Superblock {
         let mut folder = [0; 16];
         folder[..8].copy_from_slice(&runtime.random().to_le_bytes());
         folder[8..].copy_from_slice(&runtime.random().to_le_bytes());
-        Ok(Superblock { folder, shards: shards as u32, segment_bytes })
+        Ok(Superblock {
+            folder,
+            shards: shards as u32,
+            segment_bytes,
+        })
     }
 
     /// Segments that each shard may have under `quota_bytes`.
@@ -158,7 +165,11 @@ impl Superblock {
             && superblock.shards <= SHARDS_MAX
             && superblock.segment_bytes.is_power_of_two()
             && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&superblock.segment_bytes);
-        if sane { Ok(superblock) } else { Err(FolderError::Damaged) }
+        if sane {
+            Ok(superblock)
+        } else {
+            Err(FolderError::Damaged)
+        }
     }
 }
 
@@ -186,18 +197,44 @@ pub async fn open_or_format<R: Runtime, D: Disk>(
     refuse_foreign(entries.iter().map(|entry| entry.name.as_str()))?;
     let superblock = Superblock::choose(runtime, quota_bytes)?;
     superblock.segments_per_shard(quota_bytes)?;
-    format(disk, pool, &superblock).await.map_err(failed("cannot write its superblock"))?;
+    format(disk, pool, &superblock)
+        .await
+        .map_err(failed("cannot write its superblock"))?;
     Ok(superblock)
 }
 
-/// Refuses a folder with these file names if it is neither empty nor formatted.
-pub fn refuse_foreign<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Result<(), FolderError> {
+/// Refuses a folder that [`open_or_format`] would refuse, from what can be seen without touching
+/// it: its file names, and the superblock's content if there is one.
+pub fn inspect<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+    superblock: Option<&[u8]>,
+    quota_bytes: u64,
+) -> Result<(), FolderError> {
+    refuse_foreign(names)?;
+    match superblock {
+        Some(content) => decode_copies(content)?
+            .segments_per_shard(quota_bytes)
+            .map(drop),
+        None if quota_bytes < QUOTA_BYTES_MIN => Err(FolderError::QuotaTooSmall {
+            given: quota_bytes,
+            needed: QUOTA_BYTES_MIN,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn refuse_foreign<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Result<(), FolderError> {
     if names.clone().any(|name| name == SUPERBLOCK_NAME) {
         return Ok(());
     }
     // `lost+found` stands in the root of every new ext4 file system.
-    match names.into_iter().find(|name| *name != LOCK_NAME && *name != "lost+found") {
-        Some(name) => Err(FolderError::Foreign { example: name.to_owned() }),
+    match names
+        .into_iter()
+        .find(|name| *name != LOCK_NAME && *name != "lost+found")
+    {
+        Some(name) => Err(FolderError::Foreign {
+            example: name.to_owned(),
+        }),
         None => Ok(()),
     }
 }
@@ -209,8 +246,13 @@ async fn read<D: Disk>(disk: &D, pool: &Pool) -> Result<Superblock, FolderError>
     let (count, mut buffer) = file.read(0, buffer, PAGE..3 * PAGE).await;
     let count = count.map_err(failed(cannot))?;
     buffer.advance(count);
+    decode_copies(buffer.body())
+}
+
+/// The first valid copy.
+fn decode_copies(content: &[u8]) -> Result<Superblock, FolderError> {
     let mut verdict = FolderError::Damaged;
-    for copy in buffer.body().chunks_exact(PAGE) {
+    for copy in content.chunks_exact(PAGE) {
         match Superblock::decode(copy) {
             Ok(superblock) => return Ok(superblock),
             Err(version @ FolderError::Version { .. }) => verdict = version,
@@ -239,7 +281,10 @@ pub fn segment_files(
     for entry in entries {
         let Some((shard, segment)) = crate::log::parse_segment_name(&entry.name) else {
             if entry.name.starts_with(SEGMENT_NAME_PREFIX) {
-                log::warn!("ignoring {:?}, which is not a segment of this folder", entry.name);
+                log::warn!(
+                    "ignoring {:?}, which is not a segment of this folder",
+                    entry.name
+                );
             }
             continue;
         };
@@ -288,9 +333,18 @@ mod tests {
     fn an_empty_folder_is_formatted_once() {
         let disk = SimDisk::new(0);
         let first = open(&disk, 1 << 30).expect("formatted");
-        assert_eq!(open(&disk, 1 << 34).expect("read back"), first, "the layout never changes");
+        assert_eq!(
+            open(&disk, 1 << 34).expect("read back"),
+            first,
+            "the layout never changes"
+        );
         assert!(matches!(
-            Superblock { shards: 256, segment_bytes: 1 << 28, ..first }.segments_per_shard(1 << 30),
+            Superblock {
+                shards: 256,
+                segment_bytes: 1 << 28,
+                ..first
+            }
+            .segments_per_shard(1 << 30),
             Err(FolderError::QuotaTooSmall { .. })
         ));
     }
@@ -309,7 +363,10 @@ mod tests {
     fn foreign_folders_are_left_alone() {
         let disk = SimDisk::new(0);
         disk.put_file("thesis.doc", b"do not lose".to_vec());
-        assert!(matches!(open(&disk, 1 << 30), Err(FolderError::Foreign { .. })));
+        assert!(matches!(
+            open(&disk, 1 << 30),
+            Err(FolderError::Foreign { .. })
+        ));
         assert_eq!(disk.names(), ["thesis.doc"]);
     }
 }

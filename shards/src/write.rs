@@ -19,7 +19,14 @@ use std::sync::Arc;
 impl<R: Runtime, D: Disk> Core<R, D> {
     /// Writes an object to its store and, if it came whole, into the cache.
     pub async fn put(self: &Rc<Self>, object: PutObject) -> Result<Arc<ObjectMeta>, WriteError> {
-        let PutObject { id, headers, length, crc64nvme, if_none_match, source } = object;
+        let PutObject {
+            id,
+            headers,
+            length,
+            crc64nvme,
+            if_none_match,
+            source,
+        } = object;
         let hash = id.hash();
         let _turn = self.turns.take(hash).await;
         let (payload, body) = match source {
@@ -45,8 +52,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             0 => self.parts.runtime.unix_seconds(),
             seconds => seconds,
         };
-        let meta =
-            Arc::new(ObjectMeta { size: length, etag: reply.etag, last_modified, headers });
+        let meta = Arc::new(ObjectMeta {
+            size: length,
+            etag: reply.etag,
+            last_modified,
+            headers,
+        });
         self.supersede(hash);
         self.forget(hash);
         self.learn(&id, hash, meta.clone());
@@ -77,7 +88,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub async fn delete(self: &Rc<Self>, id: BlockId) -> Result<(), WriteError> {
         let hash = id.hash();
         let _turn = self.turns.take(hash).await;
-        match self.parts.uplink.delete(id.volume.store_number, id.key.to_string()).await {
+        match self
+            .parts
+            .uplink
+            .delete(id.volume.store_number, id.key.to_string())
+            .await
+        {
             Ok(()) => {}
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
             Err(error) => return Err(self.write_failed(hash, &id, error, false).await),
@@ -116,6 +132,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             payload_length: 0,
             payload_crc64: 0,
             chunk_crcs: Vec::new(),
+            validated_at: self.parts.runtime.unix_seconds(),
             meta: ObjectMeta::default(),
         };
         let bytes = tombstone.record_bytes();

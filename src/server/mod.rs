@@ -25,7 +25,7 @@ use forebay_io::uplink::{self, UplinkLimits};
 use forebay_shards::key::Topology;
 use forebay_shards::messages::Message;
 use forebay_shards::router::MESH_CAPACITY;
-use forebay_shards::superblock::{self, FolderError, Superblock};
+use forebay_shards::superblock::{self, FolderError, SUPERBLOCK_NAME, Superblock};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -117,14 +117,20 @@ impl StartError {
             | StartError::Volume(_)
             | StartError::Settings(_)
             | StartError::Memory(_)
-            | StartError::Folder { source: FolderError::QuotaTooSmall { .. }, .. } => true,
+            | StartError::Folder {
+                source: FolderError::QuotaTooSmall { .. },
+                ..
+            } => true,
             StartError::Probe(_) | StartError::Folder { .. } | StartError::Io { .. } => false,
         }
     }
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
-    move |source| StartError::Io { what: what.into(), source }
+    move |source| StartError::Io {
+        what: what.into(),
+        source,
+    }
 }
 
 /// Runs the server until it is told to stop. `announce` is given the lines to print once the
@@ -141,23 +147,19 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     };
     let table = stores.adopt(&config, settings.sse)?;
     let memory = memory_plan(settings, cores)?;
-    let (lock, address) = probe_machine(settings, cores)?;
+    probe::open_files()?;
+    probe::io_uring()?;
+    probe::memlock(cores)?;
+    let address = probe::exclusive_bind(settings.bind_addr)?;
+    let Prepared {
+        lock,
+        superblock,
+        segments,
+        segments_max,
+        quota_bytes,
+        tls,
+    } = prepare(settings)?;
     let folder = &settings.disk_folder;
-    let (superblock, segments, quota_bytes) = open_folder(settings)?;
-    let tls = match &settings.tls {
-        TlsSetting::Off => None,
-        TlsSetting::Files(files) => {
-            let certificate = certificate::load_or_make(files)?;
-            for warning in &certificate.warnings {
-                log::warn!("{warning}");
-            }
-            log::info!("certificate {} SHA-256 {}", files.cert.display(), certificate.fingerprint);
-            Some(certificate.config)
-        }
-    };
-    let segments_max = superblock.segments_per_shard(quota_bytes).map_err(|source| {
-        StartError::Folder { folder: folder.clone(), source }
-    })?;
     let started = Instant::now();
     let state = Arc::new(ServerState {
         http: (0..cores).map(|_| HttpStats::default()).collect(),
@@ -213,76 +215,160 @@ fn started_id() -> u32 {
     since.map_or(0, |passed| passed.as_millis() as u32)
 }
 
-/// Asks everything that may refuse the start. Leaves the folder as it was if anything does, but
-/// for making it and its lock file.
-fn probe_machine(
-    settings: &StartSettings,
-    cores: usize,
-) -> Result<(FolderLock, SocketAddr), StartError> {
-    probe::open_files()?;
-    probe::io_uring()?;
-    probe::memlock(cores)?;
-    let address = probe::exclusive_bind(settings.bind_addr)?;
+/// What a start needs of the disk.
+struct Prepared {
+    lock: FolderLock,
+    superblock: Superblock,
+    segments: Vec<Vec<u32>>,
+    segments_max: u32,
+    quota_bytes: u64,
+    tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// Makes everything on disk ready, or leaves it as it was.
+fn prepare(settings: &StartSettings) -> Result<Prepared, StartError> {
     let folder = &settings.disk_folder;
-    make_folder(folder)?;
+    let made = make_folder(folder)?;
+    let prepared = prepare_folder(settings);
+    if prepared.is_err() && made {
+        // Only an empty folder goes; one that stays does no harm.
+        let _ = std::fs::remove_dir(folder);
+    }
+    prepared
+}
+
+/// Asks all that can refuse before it writes anything.
+fn prepare_folder(settings: &StartSettings) -> Result<Prepared, StartError> {
+    let folder = &settings.disk_folder;
     probe::private_folder(folder)?;
-    refuse_foreign(folder)?;
-    let lock = FolderLock::acquire(folder)?;
     let filesystem = probe::direct_io(folder)?;
     log::info!("{} is on {filesystem}", folder.display());
-    Ok((lock, address))
-}
-
-/// Makes the folder if it is missing. Its parent must exist: a mount that is not there must not
-/// be papered over.
-fn make_folder(folder: &Path) -> Result<(), StartError> {
-    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(failed(format!("cannot make the cache folder {}", folder.display()))(e)),
+    let quota_bytes = settings.disk_quota.resolve(file_system_bytes(folder)?);
+    inspect(folder, quota_bytes)?;
+    let tls = load_certificate(settings)?;
+    let lock = FolderLock::acquire(folder)?;
+    match open_folder(folder, quota_bytes) {
+        Ok((superblock, segments, segments_max)) => Ok(Prepared {
+            lock,
+            superblock,
+            segments,
+            segments_max,
+            quota_bytes,
+            tls,
+        }),
+        Err(error) => {
+            lock.undo();
+            Err(error)
+        }
     }
 }
 
-/// Looks for a foreign folder before the lock file is made in it.
-fn refuse_foreign(folder: &Path) -> Result<(), StartError> {
-    let cannot = || failed(format!("cannot list the cache folder {}", folder.display()));
+fn load_certificate(
+    settings: &StartSettings,
+) -> Result<Option<Arc<rustls::ServerConfig>>, StartError> {
+    let TlsSetting::Files(files) = &settings.tls else {
+        return Ok(None);
+    };
+    let certificate = certificate::load_or_make(files)?;
+    for warning in &certificate.warnings {
+        log::warn!("{warning}");
+    }
+    let made = if certificate.made { "made " } else { "" };
+    let (path, fingerprint) = (files.cert.display(), &certificate.fingerprint);
+    log::info!("{made}certificate {path} SHA-256 {fingerprint}");
+    Ok(Some(certificate.config))
+}
+
+/// Makes the folder if it is missing, and says whether it did. Its parent must exist: a mount that
+/// is not there must not be papered over.
+fn make_folder(folder: &Path) -> Result<bool, StartError> {
+    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(failed(format!(
+            "cannot make the cache folder {}",
+            folder.display()
+        ))(e)),
+    }
+}
+
+/// Refuses a folder that is not ours before the lock file is made in it.
+fn inspect(folder: &Path, quota_bytes: u64) -> Result<(), StartError> {
+    let cannot = || {
+        failed(format!(
+            "cannot look into the cache folder {}",
+            folder.display()
+        ))
+    };
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(cannot())? {
-        names.push(entry.map_err(cannot())?.file_name().to_string_lossy().into_owned());
+        names.push(
+            entry
+                .map_err(cannot())?
+                .file_name()
+                .to_string_lossy()
+                .into_owned(),
+        );
     }
-    superblock::refuse_foreign(names.iter().map(String::as_str))
-        .map_err(|source| StartError::Folder { folder: folder.to_owned(), source })
+    let content = match std::fs::read(folder.join(SUPERBLOCK_NAME)) {
+        Ok(content) => Some(content),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(cannot()(e)),
+    };
+    superblock::inspect(
+        names.iter().map(String::as_str),
+        content.as_deref(),
+        quota_bytes,
+    )
+    .map_err(|source| StartError::Folder {
+        folder: folder.to_owned(),
+        source,
+    })
 }
 
-/// Opens or formats the folder on an executor of its own, which ends before the cores' start.
+/// Opens or formats the folder on an executor of its own, which ends before the cores start.
 fn open_folder(
-    settings: &StartSettings,
-) -> Result<(Superblock, Vec<Vec<u32>>, u64), StartError> {
-    let folder = settings.disk_folder.clone();
-    let quota_bytes = settings.disk_quota.resolve(file_system_bytes(&folder)?);
-    let path = folder.clone();
-    let handle = CoreBuilder { index: 0, cpu: None }
-        .spawn(move || async move {
-            let cannot = |source| FolderError::Io { what: "cannot open it", source };
-            let disk = RingDisk::open_folder(&path).map_err(cannot)?;
-            let runtime = GlommioRuntime::current(Instant::now());
-            let pool = Pool::new(1 << 20);
-            let superblock =
-                superblock::open_or_format(&runtime, &disk, &pool, quota_bytes).await?;
-            let entries = disk.list().await.map_err(cannot)?;
-            Ok((superblock, superblock::segment_files(&entries, &superblock)))
-        })
-        .map_err(failed("cannot start an executor"))?;
-    let opened = handle.join().map_err(failed("the folder's executor failed"))?;
-    let (superblock, segments) =
-        opened.map_err(|source| StartError::Folder { folder, source })?;
-    Ok((superblock, segments, quota_bytes))
+    folder: &Path,
+    quota_bytes: u64,
+) -> Result<(Superblock, Vec<Vec<u32>>, u32), StartError> {
+    let path = folder.to_owned();
+    let handle = CoreBuilder {
+        index: 0,
+        cpu: None,
+    }
+    .spawn(move || async move {
+        let cannot = |source| FolderError::Io {
+            what: "cannot open it",
+            source,
+        };
+        let disk = RingDisk::open_folder(&path).map_err(cannot)?;
+        let runtime = GlommioRuntime::current(Instant::now());
+        let pool = Pool::new(1 << 20);
+        let superblock = superblock::open_or_format(&runtime, &disk, &pool, quota_bytes).await?;
+        let entries = disk.list().await.map_err(cannot)?;
+        let segments_max = superblock.segments_per_shard(quota_bytes)?;
+        Ok((
+            superblock,
+            superblock::segment_files(&entries, &superblock),
+            segments_max,
+        ))
+    })
+    .map_err(failed("cannot start an executor"))?;
+    let opened = handle
+        .join()
+        .map_err(failed("the folder's executor failed"))?;
+    opened.map_err(|source| StartError::Folder {
+        folder: folder.to_owned(),
+        source,
+    })
 }
 
 /// Bytes of the file system that holds `folder`.
 fn file_system_bytes(folder: &Path) -> Result<u64, StartError> {
-    forebay_io::disk::ring::file_system_bytes(folder)
-        .map_err(failed(format!("cannot ask for the size of {}", folder.display())))
+    forebay_io::disk::ring::file_system_bytes(folder).map_err(failed(format!(
+        "cannot ask for the size of {}",
+        folder.display()
+    )))
 }
 
 struct MemoryPlan {
@@ -302,7 +388,9 @@ fn memory_plan(settings: &StartSettings, cores: usize) -> Result<MemoryPlan, Sta
             most.saturating_sub(in_flight)
         )));
     }
-    Ok(MemoryPlan { ram_per_core: ram as usize / cores })
+    Ok(MemoryPlan {
+        ram_per_core: ram as usize / cores,
+    })
 }
 
 /// The shards of one core with their segment files.
@@ -332,10 +420,19 @@ impl Running {
             0 => OPERATIONS_PER_CORE,
             all => all.div_ceil(cores),
         };
-        let limits = UplinkLimits { fetches_max: operations, uploads_max: operations };
-        let mut running =
-            Running { cores: Vec::new(), controls: Vec::new(), companions: Vec::new() };
-        for (index, mesh) in queue::mesh::<Message>(cores, MESH_CAPACITY).into_iter().enumerate() {
+        let limits = UplinkLimits {
+            fetches_max: operations,
+            uploads_max: operations,
+        };
+        let mut running = Running {
+            cores: Vec::new(),
+            controls: Vec::new(),
+            companions: Vec::new(),
+        };
+        for (index, mesh) in queue::mesh::<Message>(cores, MESH_CAPACITY)
+            .into_iter()
+            .enumerate()
+        {
             let (port, companion_port) = uplink::pair();
             let factory = stores.factory();
             let companion = uplink::spawn_companion(index, companion_port, limits, factory)
@@ -359,7 +456,10 @@ impl Running {
         while !state.is_ready() {
             if self.controls.iter().any(Sender::is_closed) {
                 let what = "a core could not start; the log says why".to_owned();
-                return Err(StartError::Io { what, source: io::Error::other("see above") });
+                return Err(StartError::Io {
+                    what,
+                    source: io::Error::other("see above"),
+                });
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -373,7 +473,9 @@ impl Running {
                 for warning in &config.warnings {
                     log::warn!("{warning}");
                 }
-                stores.adopt(&config, settings.sse).map_err(|error| error.to_string())
+                stores
+                    .adopt(&config, settings.sse)
+                    .map_err(|error| error.to_string())
             }
             Err(error) => Err(error.to_string()),
         };

@@ -132,8 +132,6 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// Its private key, PEM.
     pub key: PathBuf,
-    /// Whether both are made where both are missing; not where the user has named them.
-    pub make_if_missing: bool,
 }
 
 /// The checked settings of `forebay start`.
@@ -442,15 +440,15 @@ fn check_tls(
     environment: &Environment,
     defaults: &Defaults,
 ) -> Result<TlsSetting, SettingsError> {
-    let (cert, key, make_if_missing) = match (&arguments.ssl_cert, &arguments.ssl_key) {
+    let (cert, key) = match (&arguments.ssl_cert, &arguments.ssl_key) {
         (Some(_), _) | (_, Some(_)) if arguments.no_ssl => {
             return Err(wrong(
                 "--noSSL",
                 "--sslCert and --sslKey have no use with it; leave them out",
             ));
         }
-        (Some(cert), Some(key)) => (cert, key, false),
-        (None, None) => (&defaults.ssl_cert, &defaults.ssl_key, true),
+        (Some(cert), Some(key)) => (cert, key),
+        (None, None) => (&defaults.ssl_cert, &defaults.ssl_key),
         (Some(_), None) => {
             return Err(wrong("--sslCert", "--sslKey is missing; give both or none"));
         }
@@ -464,7 +462,6 @@ fn check_tls(
     Ok(TlsSetting::Files(TlsFiles {
         cert: environment.path("--sslCert", cert)?,
         key: environment.path("--sslKey", key)?,
-        make_if_missing,
     }))
 }
 

@@ -85,7 +85,6 @@ fn defaults_are_as_documented() {
         TlsSetting::Files(TlsFiles {
             cert: home.join(".forebay/ssl/cert"),
             key: home.join(".forebay/ssl/key"),
-            make_if_missing: true,
         })
     );
     assert!(!(settings.sync || settings.no_writeback || settings.sse || settings.pprof));
@@ -136,7 +135,6 @@ fn every_flag_reaches_its_setting() {
         TlsSetting::Files(TlsFiles {
             cert: folder.join("c.pem"),
             key: PathBuf::from("/k.pem"),
-            make_if_missing: false,
         })
     );
     assert!(settings.sync && settings.no_writeback && settings.sse && settings.pprof);

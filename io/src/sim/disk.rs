@@ -57,7 +57,11 @@ impl SimDisk {
             files: RefCell::default(),
             runtime: RefCell::default(),
             faults: RefCell::default(),
-            capacity_bytes: Cell::new(if capacity_bytes == 0 { u64::MAX } else { capacity_bytes }),
+            capacity_bytes: Cell::new(if capacity_bytes == 0 {
+                u64::MAX
+            } else {
+                capacity_bytes
+            }),
             operations: Cell::new(0),
         }))
     }
@@ -87,7 +91,10 @@ impl SimDisk {
 
     /// Puts a file there as somebody else would.
     pub fn put_file(&self, name: &str, content: Vec<u8>) {
-        self.0.files.borrow_mut().insert(name.into(), Rc::new(RefCell::new(content)));
+        self.0
+            .files
+            .borrow_mut()
+            .insert(name.into(), Rc::new(RefCell::new(content)));
     }
 
     /// Names of all files, sorted.
@@ -105,7 +112,12 @@ impl SimDisk {
 
     /// Bytes of all files.
     pub fn used_bytes(&self) -> u64 {
-        self.0.files.borrow().values().map(|content| content.borrow().len() as u64).sum()
+        self.0
+            .files
+            .borrow()
+            .values()
+            .map(|content| content.borrow().len() as u64)
+            .sum()
     }
 
     /// Reads, writes, syncs and creations begun so far.
@@ -156,7 +168,10 @@ impl Disk for SimDisk {
     async fn open(&self, name: &str) -> io::Result<SimFile> {
         let content = self.0.files.borrow().get(name).cloned();
         let content = content.ok_or_else(|| Self::not_found(name))?;
-        Ok(SimFile { folder: self.clone(), content })
+        Ok(SimFile {
+            folder: self.clone(),
+            content,
+        })
     }
 
     async fn create(&self, name: &str, size: u64) -> io::Result<SimFile> {
@@ -168,8 +183,14 @@ impl Disk for SimDisk {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let content: Content = Rc::new(RefCell::new(vec![0; size as usize]));
-        self.0.files.borrow_mut().insert(name.into(), content.clone());
-        Ok(SimFile { folder: self.clone(), content })
+        self.0
+            .files
+            .borrow_mut()
+            .insert(name.into(), content.clone());
+        Ok(SimFile {
+            folder: self.clone(),
+            content,
+        })
     }
 
     async fn remove(&self, name: &str) -> io::Result<()> {

@@ -3,7 +3,7 @@
 //! Among the tasks that are ready it picks at random; when none is, the clock jumps to the next
 //! timer. The same seed runs the same way. It never reads a real clock or a global generator.
 
-use crate::runtime::{MonoTime, Runtime};
+use crate::runtime::{CLOCK_START_NS, MonoTime, Runtime};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::{Future, poll_fn};
@@ -58,7 +58,7 @@ impl SimExecutor {
                 spawned: RefCell::default(),
                 next_task: Cell::new(0),
                 ready: Arc::default(),
-                now_ns: Cell::new(0),
+                now_ns: Cell::new(CLOCK_START_NS),
                 timers: RefCell::default(),
                 next_timer: Cell::new(0),
                 random: Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
@@ -83,7 +83,10 @@ impl SimExecutor {
             *place.borrow_mut() = Some(future.await);
         });
         while result.borrow().is_none() {
-            assert!(self.step(), "deadlock: no task is ready and no timer is set");
+            assert!(
+                self.step(),
+                "deadlock: no task is ready and no timer is set"
+            );
         }
         result.take().expect("checked above")
     }
@@ -101,8 +104,15 @@ impl SimExecutor {
         let Some(mut task) = self.tasks.remove(&id) else {
             return true;
         };
-        let waker = Waker::from(Arc::new(TaskWaker { id, ready: self.shared.ready.clone() }));
-        if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        let waker = Waker::from(Arc::new(TaskWaker {
+            id,
+            ready: self.shared.ready.clone(),
+        }));
+        if task
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+        {
             self.tasks.insert(id, task);
         }
         true
@@ -150,7 +160,7 @@ impl Runtime for SimRuntime {
     }
 
     fn unix_seconds(&self) -> u64 {
-        UNIX_START_SECONDS + self.0.now_ns.get() / 1_000_000_000
+        UNIX_START_SECONDS + (self.0.now_ns.get() - CLOCK_START_NS) / 1_000_000_000
     }
 
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
@@ -158,13 +168,19 @@ impl Runtime for SimRuntime {
         let due_ns = shared.now_ns.get() + duration.as_nanos() as u64;
         let timer = shared.next_timer.get();
         shared.next_timer.set(timer + 1);
-        let guard = TimerGuard { shared, key: (due_ns, timer) };
+        let guard = TimerGuard {
+            shared,
+            key: (due_ns, timer),
+        };
         poll_fn(move |cx| {
             let shared = &guard.shared;
             if shared.now_ns.get() >= due_ns {
                 return Poll::Ready(());
             }
-            shared.timers.borrow_mut().insert(guard.key, cx.waker().clone());
+            shared
+                .timers
+                .borrow_mut()
+                .insert(guard.key, cx.waker().clone());
             Poll::Pending
         })
     }
