@@ -224,7 +224,7 @@ impl CredentialOrigin {
 }
 
 /// Flags that are understood and whose feature this version has not got yet.
-const LATER_FEATURES: [(&str, &str); 10] = [
+const LATER_FEATURES: [(&str, &str); 9] = [
     ("--sync", "acknowledging only what survives a power cut"),
     (
         "--noWriteback",
@@ -232,12 +232,11 @@ const LATER_FEATURES: [(&str, &str); 10] = [
     ),
     ("--writebackActive", "writeback"),
     ("--writebackDelay", "writeback"),
-    ("--sse", "asking the store to encrypt uploads"),
+    ("--bufferSize", "I/O buffers of a fixed size"),
     ("--pprof", "CPU profiles"),
     ("--pprofPort", "CPU profiles"),
     ("--dbFolder", "the ledger"),
     ("--dbMemCapacity", "the ledger"),
-    ("--maxBops", "a limit of parallel block operations"),
 ];
 
 impl StartSettings {
