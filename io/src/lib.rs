@@ -12,6 +12,7 @@
 //! | [`rt`] | the only door to glommio: executors, pinning, timers |
 //! | [`buffer`] | pooled, 4 KiB-aligned memory with a fill watermark |
 //! | [`disk`] | direct files on the core's own ring |
+//! | [`probe`] | what the machine must permit, asked before glommio is |
 //! | [`queue`] | bounded lock-free queues; the mesh between cores |
 //! | [`uplink`] | a core's queue to its companion thread, where stores run |
 //! | [`store`] | what a store can be asked and may answer |
@@ -23,6 +24,7 @@ pub mod disk;
 pub mod histogram;
 pub mod local;
 pub mod net;
+pub mod probe;
 pub mod queue;
 pub mod rt;
 pub mod runtime;

@@ -91,6 +91,11 @@ impl<T> Sender<T> {
         Poll::Pending
     }
 
+    /// Whether the receiver is gone.
+    pub fn is_closed(&self) -> bool {
+        self.0.receiver_gone.load(Ordering::Acquire)
+    }
+
     /// Values waiting to be received.
     pub fn len(&self) -> usize {
         self.0.items.len()

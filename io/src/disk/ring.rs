@@ -351,19 +351,31 @@ impl Disk for RingDisk {
 
     async fn free_bytes(&self) -> io::Result<u64> {
         let folder = self.folder.try_clone()?;
-        rt::blocking(move || crate::disk::ring::free_bytes_of(folder.as_raw_fd())).await
+        rt::blocking(move || free_bytes_of(folder.as_raw_fd())).await
     }
+}
+
+/// Bytes of the whole file system that holds `folder`. Blocks: for use before the executors start.
+pub fn file_system_bytes(folder: &Path) -> io::Result<u64> {
+    let folder = std::fs::File::open(folder)?;
+    let stats = statvfs_of(folder.as_raw_fd())?;
+    Ok(stats.f_blocks * stats.f_frsize)
 }
 
 /// Bytes an unprivileged process could still allocate on the file system behind `fd`.
 fn free_bytes_of(fd: RawFd) -> io::Result<u64> {
+    let stats = statvfs_of(fd)?;
+    Ok(stats.f_bavail * stats.f_frsize)
+}
+
+fn statvfs_of(fd: RawFd) -> io::Result<libc::statvfs> {
     // SAFETY: `statvfs` is plain data for which all-zero is valid.
     let mut stats: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: `fd` is open for the call and `stats` is a valid place for the answer.
     if unsafe { libc::fstatvfs(fd, &raw mut stats) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(stats.f_bavail * stats.f_frsize)
+    Ok(stats)
 }
 
 impl DiskFile for RingFile {

@@ -1,3 +1,8 @@
 //! Simulated twins of the effects: seeded, in memory, faulty on request.
 
+pub mod disk;
+pub mod executor;
 pub mod store;
+
+pub use disk::{DiskOperation, SimDisk, SimFile};
+pub use executor::{SimExecutor, SimRuntime};

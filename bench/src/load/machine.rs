@@ -1,0 +1,163 @@
+//! What the machine says about a run: owns reading `/proc` for CPU time, memory and device reads. Interprets nothing.
+
+use std::fs;
+
+/// Clock ticks in a second as `/proc` counts them: fixed by the kernel's interface on every Linux that we run on.
+const TICKS_PER_S: f64 = 100.0;
+
+/// Bytes in a sector as `/proc/diskstats` counts them, whatever the device's own sectors are.
+const SECTOR_BYTES: u64 = 512;
+
+/// Bytes in a page as `/proc/PID/statm` counts them on x86-64 and most arm64 systems.
+const PAGE_BYTES: u64 = 4096;
+
+/// Which processes and device are watched.
+#[derive(Debug)]
+pub(super) struct Machine {
+    server_pids: Vec<u32>,
+    device: Option<String>,
+}
+
+/// CPU time since a process's start, and its memory now.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct ProcessUsage {
+    pub(super) user_s: f64,
+    pub(super) system_s: f64,
+    pub(super) rss_bytes: u64,
+}
+
+/// All counters at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Usage {
+    pub(super) own_cpu_s: f64,
+    pub(super) server: Option<ProcessUsage>,
+    pub(super) device_bytes_read: u64,
+}
+
+impl Usage {
+    /// What was used since `earlier`; memory is as it is now.
+    pub(super) fn since(&self, earlier: &Self) -> Self {
+        let server = self
+            .server
+            .zip(earlier.server)
+            .map(|(now, then)| ProcessUsage {
+                user_s: now.user_s - then.user_s,
+                system_s: now.system_s - then.system_s,
+                rss_bytes: now.rss_bytes,
+            });
+        Self {
+            own_cpu_s: self.own_cpu_s - earlier.own_cpu_s,
+            server,
+            device_bytes_read: self
+                .device_bytes_read
+                .saturating_sub(earlier.device_bytes_read),
+        }
+    }
+}
+
+impl Machine {
+    /// Fails at once if a process or the device is not there.
+    pub(super) fn new(server_pids: &[u32], device: Option<&str>) -> Result<Self, String> {
+        let machine = Self {
+            server_pids: server_pids.to_vec(),
+            device: device.map(str::to_owned),
+        };
+        machine.usage()?;
+        Ok(machine)
+    }
+
+    pub(super) fn has_device(&self) -> bool {
+        self.device.is_some()
+    }
+
+    pub(super) fn usage(&self) -> Result<Usage, String> {
+        let own = process_usage("self")?;
+        let mut server = ProcessUsage::default();
+        for pid in &self.server_pids {
+            let usage = process_usage(&pid.to_string())?;
+            server.user_s += usage.user_s;
+            server.system_s += usage.system_s;
+            server.rss_bytes += usage.rss_bytes;
+        }
+        let device_bytes_read = self.device.as_deref().map_or(Ok(0), device_bytes_read)?;
+        Ok(Usage {
+            own_cpu_s: own.user_s + own.system_s,
+            server: (!self.server_pids.is_empty()).then_some(server),
+            device_bytes_read,
+        })
+    }
+}
+
+fn read(path: &str) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))
+}
+
+fn process_usage(pid: &str) -> Result<ProcessUsage, String> {
+    let path = format!("/proc/{pid}/stat");
+    let (user_s, system_s) = parse_cpu_s(&read(&path)?)
+        .ok_or_else(|| format!("{path}: not in the form that this program knows"))?;
+    let path = format!("/proc/{pid}/statm");
+    let pages = read(&path)?
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<u64>().ok());
+    let pages = pages.ok_or_else(|| format!("{path}: not in the form that this program knows"))?;
+    Ok(ProcessUsage {
+        user_s,
+        system_s,
+        rss_bytes: pages * PAGE_BYTES,
+    })
+}
+
+/// User and system time, all threads included. The name before them may hold spaces and brackets.
+fn parse_cpu_s(stat: &str) -> Option<(f64, f64)> {
+    let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace().skip(11);
+    let mut next = || Some(fields.next()?.parse::<f64>().ok()? / TICKS_PER_S);
+    Some((next()?, next()?))
+}
+
+fn device_bytes_read(device: &str) -> Result<u64, String> {
+    let path = "/proc/diskstats";
+    let text = read(path)?;
+    parse_sectors_read(&text, device)
+        .map(|sectors| sectors * SECTOR_BYTES)
+        .ok_or_else(|| format!("{path}: no device {device:?}"))
+}
+
+fn parse_sectors_read(diskstats: &str, device: &str) -> Option<u64> {
+    let mut lines = diskstats
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = lines.find(|fields| fields.get(2) == Some(&device))?;
+    line.get(5)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_files_are_understood() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194304 5 0 0 0 250 50 0 0 20 0 1 0 99 1000 10";
+        assert_eq!(parse_cpu_s(stat), Some((2.5, 0.5)));
+        assert_eq!(parse_cpu_s("7 (a"), None);
+        let disks = " 254 1 vda1 9 9 1 9\n 254 0 vda 100 2 4096 33 5 6 7 8\n";
+        assert_eq!(parse_sectors_read(disks, "vda"), Some(4096));
+        assert_eq!(parse_sectors_read(disks, "sda"), None);
+    }
+
+    #[test]
+    fn own_work_shows_and_a_missing_process_is_refused() {
+        let machine = Machine::new(&[std::process::id()], None).unwrap();
+        let before = machine.usage().unwrap();
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < std::time::Duration::from_millis(100) {
+            std::hint::black_box(crate::content::mix(1));
+        }
+        let used = machine.usage().unwrap().since(&before);
+        assert!(used.own_cpu_s > 0.0, "{used:?}");
+        assert!(used.server.unwrap().rss_bytes > 100_000);
+        assert!(Machine::new(&[u32::MAX], None).is_err());
+        assert!(Machine::new(&[], Some("no-such-device")).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! What a run says: owns the figures and how they are printed. Computes nothing but units.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+/// Latency percentiles, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Latency {
+    /// Median.
+    pub p50: u64,
+    /// 90th percentile.
+    pub p90: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// 99.9th percentile.
+    pub p999: u64,
+    /// Slowest of all.
+    pub max: u64,
+}
+
+/// The figures of one run. Everything is about the measured window only.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// `GET` or `PUT`.
+    pub method: String,
+    /// URLs, as typed.
+    pub targets: Vec<String>,
+    /// Body bytes of one request.
+    pub size_bytes: u64,
+    /// Connections.
+    pub connections: usize,
+    /// Threads of the generator.
+    pub threads: usize,
+    /// Offered requests per second; absent in the closed loop.
+    pub rate: Option<f64>,
+    /// Protocol and cipher; absent without TLS.
+    pub tls: Option<String>,
+    /// Length of the window.
+    pub seconds: f64,
+    /// Requests that were answered rightly: the samples.
+    pub requests: u64,
+    /// Requests that were not, by kind.
+    pub errors: BTreeMap<String, u64>,
+    /// Body bytes moved by right answers.
+    pub bytes: u64,
+    /// The same per second.
+    pub gib_per_s: f64,
+    /// Samples per second.
+    pub requests_per_s: f64,
+    /// Percentiles of the samples; absent without any.
+    pub latency_us: Option<Latency>,
+    /// CPU time of the generator.
+    pub generator_cpu_s: f64,
+    /// The same as a share of its threads' time.
+    pub generator_busy: f64,
+    /// User time of the server.
+    pub server_cpu_user_s: Option<f64>,
+    /// System time of the server.
+    pub server_cpu_system_s: Option<f64>,
+    /// User and system time of the server for each GiB moved.
+    pub server_cpu_s_per_gib: Option<f64>,
+    /// Memory of the server at the end.
+    pub server_rss_bytes: Option<u64>,
+    /// Bytes read from the watched device, by anybody.
+    pub device_bytes_read: Option<u64>,
+    /// Responses of wrong length or content; part of `errors`.
+    pub wrong_content: u64,
+    /// Requests of an exact number that did not succeed.
+    pub missing: u64,
+    /// What to know before believing the figures.
+    pub warnings: Vec<String>,
+    #[serde(skip)]
+    pub(super) sent: bool,
+}
+
+impl Report {
+    /// Whether the run is to be believed at all: it has samples, all that were asked for where
+    /// the number was exact, and none of its bodies was wrong.
+    pub fn is_good(&self) -> bool {
+        self.requests > 0 && self.wrong_content == 0 && self.missing == 0
+    }
+}
+
+/// Bytes in GiB.
+pub fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1_u64 << 30) as f64
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = self.rate.map_or("closed loop".to_owned(), |rate| {
+            format!("open loop, {rate} requests/s offered")
+        });
+        let wire = self.tls.as_deref().unwrap_or("plain");
+        writeln!(f, "{} {} ({wire})", self.method, self.targets.join(" "))?;
+        writeln!(
+            f,
+            "  load        {} bytes, {} connections, {} thread(s), {mode}, {:.2} s",
+            self.size_bytes, self.connections, self.threads, self.seconds
+        )?;
+        let direction = if self.sent { "sent" } else { "received" };
+        writeln!(
+            f,
+            "  throughput  {:.3} GiB/s, {:.1} requests/s ({} requests, {:.2} GiB {direction})",
+            self.gib_per_s,
+            self.requests_per_s,
+            self.requests,
+            gib(self.bytes)
+        )?;
+        if let Some(latency) = self.latency_us {
+            let ms = |us: u64| us as f64 / 1000.0;
+            writeln!(
+                f,
+                "  latency ms  p50 {:.3}  p90 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3}",
+                ms(latency.p50),
+                ms(latency.p90),
+                ms(latency.p99),
+                ms(latency.p999),
+                ms(latency.max)
+            )?;
+        }
+        if let (Some(user_s), Some(system_s)) = (self.server_cpu_user_s, self.server_cpu_system_s) {
+            let per_gib = self
+                .server_cpu_s_per_gib
+                .map_or("-".to_owned(), |cpu_s| format!("{cpu_s:.4}"));
+            let rss_mib = self.server_rss_bytes.unwrap_or_default() / (1 << 20);
+            writeln!(
+                f,
+                "  server      {per_gib} CPU s/GiB (user {user_s:.2} s + system {system_s:.2} s), RSS {rss_mib} MiB"
+            )?;
+        }
+        if let Some(bytes) = self.device_bytes_read {
+            writeln!(f, "  device      {:.3} GiB read", gib(bytes))?;
+        }
+        let busy = self.generator_busy * 100.0;
+        writeln!(
+            f,
+            "  generator   {:.2} CPU s, {busy:.0} % of its thread(s)",
+            self.generator_cpu_s
+        )?;
+        for (kind, count) in &self.errors {
+            writeln!(f, "  error       {count} x {kind}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "  WARNING     {warning}")?;
+        }
+        Ok(())
+    }
+}

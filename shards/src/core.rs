@@ -1,0 +1,462 @@
+//! One core's part of the cache: its shards, its RAM tier, what it knows of objects.
+//!
+//! A block is owned by one core, so everything that must happen once or in order (fetching it,
+//! replacing it, deleting it) happens here, without a lock. Reading is in this file, fetching in
+//! [`crate::flight`], writing in [`crate::write`]. It never waits for a client: what it starts for
+//! one reader outlives that reader.
+//!
+//! The *home* of an object is the owner of its block 0. Only the home knows which version of the
+//! object is current; other blocks are asked for by version.
+
+use crate::flight::{Flight, Landing, Plan};
+use crate::format::RecordHeader;
+use crate::key::{BlockHash, BlockId, Freshness, Topology};
+use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError};
+use crate::ram::{RamBlock, RamTier};
+use crate::range::{RangeSpec, block_span, part_of_block};
+use crate::recover::RecoveryReport;
+use crate::shard::{BlockMap, ReadFailure, Shard};
+use crate::stats::{CoreSnapshot, CoreStats};
+use forebay_io::buffer::{BufferWriter, Pool, View};
+use forebay_io::disk::Disk;
+use forebay_io::local::Turns;
+use forebay_io::runtime::{MonoTime, Runtime, timeout};
+use forebay_io::store::{ByteSpan, ObjectMeta};
+use forebay_io::uplink::Uplink;
+use lru::LruCache;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Objects whose description a core remembers without reading a record: some 300 bytes each, so
+/// about 20 MiB at most. Beyond it, a description costs one page read.
+const HEADS_MAX: usize = 64 << 10;
+
+/// How long a request waits for a block buffer before it is refused. Longer than any burst that
+/// still drains, shorter than a client's patience.
+const BUFFER_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a copy that could not be checked, because the store did not answer, is served before
+/// the store is asked again.
+const STALE_GRACE: Duration = Duration::from_secs(1);
+
+/// Rounds of an open before it gives up. Each round ends because something changed meanwhile
+/// (a fetch landed, a record turned out damaged); more than a few mean constant overwriting.
+const OPEN_ROUNDS_MAX: usize = 8;
+
+/// What a core's cache is made of.
+pub struct CoreParts<R: Runtime, D: Disk> {
+    /// Which core this is.
+    pub index: usize,
+    /// Where blocks live.
+    pub topology: Topology,
+    /// The executor.
+    pub runtime: R,
+    /// The source of all block buffers.
+    pub pool: Pool,
+    /// The way to the stores.
+    pub uplink: Uplink<R>,
+    /// The shards that this core runs, by number.
+    pub shards: HashMap<u32, Rc<Shard<R, D>>>,
+    /// How they were recovered.
+    pub recovery: RecoveryReport,
+    /// Budget of the RAM tier, bytes; less than the pool's.
+    pub ram_bytes: usize,
+}
+
+/// What the home remembers of an object.
+#[derive(Clone)]
+struct Head {
+    meta: Arc<ObjectMeta>,
+    store_identity: u64,
+    /// When the store last vouched for it, in this run of the program.
+    validated: Option<MonoTime>,
+}
+
+/// A core's part of the cache.
+pub struct Core<R: Runtime, D: Disk> {
+    pub(crate) parts: CoreParts<R, D>,
+    pub(crate) ram: RefCell<RamTier>,
+    heads: RefCell<LruCache<BlockHash, Head>>,
+    pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
+    pub(crate) turns: Turns<BlockHash>,
+    pub(crate) stats: CoreStats,
+}
+
+/// What a home knows of an object.
+enum Known {
+    Nothing,
+    Fresh(Arc<ObjectMeta>),
+    Stale(Arc<ObjectMeta>),
+}
+
+impl<R: Runtime, D: Disk> Core<R, D> {
+    /// A core over its parts.
+    pub fn new(parts: CoreParts<R, D>) -> Rc<Self> {
+        assert!(parts.ram_bytes < parts.pool.budget_bytes(), "the RAM tier leaves room to work");
+        let ram = RefCell::new(RamTier::new(parts.ram_bytes));
+        let heads_max = NonZeroUsize::new(HEADS_MAX).expect("a positive constant");
+        Rc::new(Core {
+            parts,
+            ram,
+            heads: RefCell::new(LruCache::new(heads_max)),
+            flights: RefCell::default(),
+            turns: Turns::default(),
+            stats: CoreStats::default(),
+        })
+    }
+
+    /// The shard of a block, which this core runs.
+    pub(crate) fn shard(&self, hash: BlockHash) -> &Shard<R, D> {
+        let number = self.parts.topology.shard_of(hash);
+        self.parts.shards.get(&number).expect("requests are routed to the owner core")
+    }
+
+    pub(crate) fn flight(&self, hash: BlockHash) -> Option<Rc<Flight>> {
+        self.flights.borrow().get(&hash).cloned()
+    }
+
+    /// A block buffer, waited for within reason.
+    pub(crate) async fn take_buffer(&self, bytes: usize) -> Result<BufferWriter, ReadError> {
+        if let Some(buffer) = self.parts.pool.try_take(bytes) {
+            return Ok(buffer);
+        }
+        // What the RAM tier holds is only a copy: it gives way to requests.
+        self.ram.borrow_mut().shed(bytes);
+        let taken = timeout(&self.parts.runtime, BUFFER_WAIT, self.parts.pool.take(bytes)).await;
+        taken.ok_or_else(|| {
+            self.stats.overloads.add(1);
+            ReadError::Overloaded
+        })
+    }
+
+    /// Describes the object whose block 0 is `id` and gives block 0's part of `wanted`.
+    pub async fn open(
+        self: &Rc<Self>,
+        id: BlockId,
+        wanted: Option<RangeSpec>,
+    ) -> Result<Opened, ReadError> {
+        assert_eq!(id.number, 0, "objects are opened at their home");
+        let hash = id.hash();
+        let mut story = None;
+        for _ in 0..OPEN_ROUNDS_MAX {
+            let (flight, own) = match self.flight(hash) {
+                Some(flight) => (flight, false),
+                None => {
+                    let plan = match self.known(&id, hash).await {
+                        Known::Fresh(meta) => match self.serve(&id, hash, meta, wanted, story).await
+                        {
+                            Some(answer) => return answer,
+                            None => Plan::fill(id.clone()),
+                        },
+                        Known::Stale(meta) => Plan::check(id.clone(), &meta, wanted),
+                        Known::Nothing => Plan::first_sight(id.clone(), wanted),
+                    };
+                    // The steps above may have waited, and another reader may have started.
+                    match self.flight(hash) {
+                        Some(flight) => (flight, false),
+                        None => (self.launch(hash, plan), true),
+                    }
+                }
+            };
+            match self.land(&flight, own, &mut story).await? {
+                Some((meta, watch)) => {
+                    let outcome = if own { Outcome::Miss } else { Outcome::Coalesced };
+                    return answer(&id, meta, wanted, outcome, |range| {
+                        BlockBody::Filling { watch, range }
+                    });
+                }
+                None => continue,
+            }
+        }
+        Err(ReadError::Changed)
+    }
+
+    /// Waits for a flight's head: the block as it fills, or nothing when the next round will find
+    /// what is needed. `story` then says how.
+    async fn land(
+        &self,
+        flight: &Flight,
+        own: bool,
+        story: &mut Option<Outcome>,
+    ) -> Result<Option<(Arc<ObjectMeta>, forebay_io::buffer::Watch)>, ReadError> {
+        if !own {
+            self.stats.coalesced.add(1);
+        }
+        match flight.landing().await {
+            Landing::Body(meta, watch) => Ok(Some((meta, watch))),
+            Landing::Described => {
+                *story = Some(if own { Outcome::Miss } else { Outcome::Coalesced });
+                Ok(None)
+            }
+            Landing::Confirmed => {
+                *story = Some(Outcome::Revalidated);
+                Ok(None)
+            }
+            Landing::Unchecked => Ok(None),
+            Landing::Failed(error) => Err(error),
+        }
+    }
+
+    /// Answers from what is cached; `None` if block 0 is needed and not here.
+    async fn serve(
+        &self,
+        id: &BlockId,
+        hash: BlockHash,
+        meta: Arc<ObjectMeta>,
+        wanted: Option<RangeSpec>,
+        story: Option<Outcome>,
+    ) -> Option<Result<Opened, ReadError>> {
+        let span = match wanted.map(|spec| spec.resolve(meta.size)) {
+            Some(Ok(span)) => span,
+            Some(Err(_)) => return Some(Err(ReadError::NotSatisfiable { size: meta.size })),
+            None => ByteSpan { start: 0, end: 0 },
+        };
+        let range = part_of_block(span, 0, id.volume.block_bytes);
+        if wanted.is_none() || (range.is_empty() && !span.is_empty()) {
+            let outcome = story.unwrap_or(Outcome::HitRam);
+            return Some(Ok(Opened { meta, outcome, span, first: None }));
+        }
+        let (view, outcome) = self.cached(id, hash, &meta, range).await?;
+        let outcome = story.unwrap_or(outcome);
+        Some(Ok(Opened { meta, outcome, span, first: Some(BlockBody::Ready(view)) }))
+    }
+
+    /// Gives part of a block of a known version of an object.
+    pub async fn read_block(
+        self: &Rc<Self>,
+        request: BlockRequest,
+    ) -> Result<(BlockBody, Outcome), ReadError> {
+        let BlockRequest { id, meta, range } = request;
+        let hash = id.hash();
+        let (flight, own) = match self.flight(hash) {
+            Some(flight) => (flight, false),
+            None => {
+                if let Some((view, outcome)) = self.cached(&id, hash, &meta, range.clone()).await {
+                    return Ok((BlockBody::Ready(view), outcome));
+                }
+                match self.flight(hash) {
+                    Some(flight) => (flight, false),
+                    None => (self.launch(hash, Plan::version(id, &meta)), true),
+                }
+            }
+        };
+        match self.land(&flight, own, &mut None).await {
+            Ok(Some((found, watch))) if found.etag == meta.etag && found.size == meta.size => {
+                let outcome = if own { Outcome::Miss } else { Outcome::Coalesced };
+                Ok((BlockBody::Filling { watch, range }, outcome))
+            }
+            Ok(_) => Err(ReadError::Changed),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Part of a block from RAM or disk, if it is here in the version of `meta`.
+    async fn cached(
+        &self,
+        id: &BlockId,
+        hash: BlockHash,
+        meta: &ObjectMeta,
+        range: Range<usize>,
+    ) -> Option<(View, Outcome)> {
+        let in_ram = self.ram.borrow_mut().get(hash);
+        if let Some(block) = in_ram {
+            if is_version(&block.header, id, meta) {
+                return Some((block.payload.slice(range), Outcome::HitRam));
+            }
+            self.ram.borrow_mut().remove(hash);
+        }
+        let shard = self.shard(hash);
+        let location = shard.find(hash)?;
+        let expected = block_span(id.number, id.volume.block_bytes, meta.size);
+        if u64::from(location.payload_length) != expected.len() {
+            shard.forget(hash);
+            return None;
+        }
+        match shard.read(hash, location, range).await {
+            Ok(found) if is_version(&found.header, id, meta) => {
+                self.stats.records_read.add(1);
+                self.stats.record_bytes_read.add(found.wanted.len() as u64);
+                // Still the newest: an overwrite during the read has replaced the location.
+                if let Some(payload) = found.whole
+                    && shard.find(hash) == Some(location)
+                {
+                    let header = Rc::new(found.header);
+                    self.ram.borrow_mut().insert(hash, RamBlock { header, payload });
+                }
+                Some((found.wanted, Outcome::HitDisk))
+            }
+            Ok(_) => {
+                shard.forget(hash);
+                None
+            }
+            Err(failure) => {
+                self.note_failure(id, &failure);
+                None
+            }
+        }
+    }
+
+    fn note_failure(&self, id: &BlockId, failure: &ReadFailure) {
+        match failure {
+            ReadFailure::Damaged(_) => self.stats.damaged_records.add(1),
+            ReadFailure::Disk(_) => self.stats.read_failures.add(1),
+        }
+        log::warn!("{}/{} block {}: {failure}", id.volume.name, id.key, id.number);
+    }
+
+    /// What is known of an object without asking the store.
+    async fn known(&self, id: &BlockId, hash: BlockHash) -> Known {
+        let identity = id.volume.store_identity;
+        let head = self.heads.borrow_mut().get(&hash).cloned();
+        let head = match head {
+            Some(head) if head.store_identity == identity => Some(head),
+            _ => self.head_from_record(id, hash).await,
+        };
+        let Some(head) = head else {
+            return Known::Nothing;
+        };
+        let fresh = match id.volume.freshness {
+            Freshness::Immutable => true,
+            Freshness::RevalidateAfter(limit) => head
+                .validated
+                .is_some_and(|when| self.parts.runtime.now().since(when) < limit),
+        };
+        if fresh { Known::Fresh(head.meta) } else { Known::Stale(head.meta) }
+    }
+
+    async fn head_from_record(&self, id: &BlockId, hash: BlockHash) -> Option<Head> {
+        let shard = self.shard(hash);
+        let location = shard.find(hash)?;
+        match shard.read_header(hash, location).await {
+            Ok(header) if names(&header, id) => {
+                let meta = Arc::new(header.meta);
+                let store_identity = header.store_identity;
+                let head = Head { meta, store_identity, validated: None };
+                if shard.find(hash) == Some(location) {
+                    self.heads.borrow_mut().put(hash, head.clone());
+                }
+                Some(head)
+            }
+            Ok(_) => {
+                shard.forget(hash);
+                None
+            }
+            Err(failure) => {
+                self.note_failure(id, &failure);
+                None
+            }
+        }
+    }
+
+    /// Remembers what the store has just said of an object.
+    pub(crate) fn learn(&self, id: &BlockId, hash: BlockHash, meta: Arc<ObjectMeta>) {
+        let validated = Some(self.parts.runtime.now());
+        let store_identity = id.volume.store_identity;
+        self.heads.borrow_mut().put(hash, Head { meta, store_identity, validated });
+    }
+
+    /// Whether `meta` is what the home takes for the current version.
+    pub(crate) fn is_current(&self, hash: BlockHash, meta: &ObjectMeta) -> bool {
+        self.heads.borrow().peek(&hash).is_some_and(|head| head.meta.etag == meta.etag)
+    }
+
+    /// The store has confirmed what is known of an object.
+    pub(crate) fn confirm(&self, hash: BlockHash) {
+        if let Some(head) = self.heads.borrow_mut().get_mut(&hash) {
+            head.validated = Some(self.parts.runtime.now());
+        }
+    }
+
+    /// The store did not answer: the copy is served a little longer.
+    pub(crate) fn excuse(&self, id: &BlockId, hash: BlockHash) {
+        let Freshness::RevalidateAfter(limit) = id.volume.freshness else { return };
+        self.stats.stale_served.add(1);
+        let mut heads = self.heads.borrow_mut();
+        if let Some(head) = heads.get_mut(&hash) {
+            let now = self.parts.runtime.now();
+            let credit = limit.saturating_sub(STALE_GRACE).as_nanos() as u64;
+            head.validated = Some(MonoTime(now.0.saturating_sub(credit)));
+        }
+    }
+
+    /// Forgets an object: what is in RAM, in the index and remembered of it.
+    pub(crate) fn forget(&self, hash: BlockHash) -> bool {
+        self.ram.borrow_mut().remove(hash);
+        self.heads.borrow_mut().pop(&hash);
+        self.shard(hash).forget(hash)
+    }
+
+    /// The counters now.
+    pub fn snapshot(&self) -> CoreSnapshot {
+        let parts = &self.parts;
+        let shards = || parts.shards.values();
+        let ram = self.ram.borrow();
+        let (fetches, uploads) = parts.uplink.backlog();
+        let layout_bytes = |shard: &Rc<Shard<R, D>>| {
+            let layout = shard.log().layout();
+            u64::from(layout.segments_max) * layout.segment_bytes
+        };
+        CoreSnapshot {
+            core: parts.index,
+            shards: parts.shards.len() as u64,
+            blocks: shards().map(|shard| shard.len() as u64).sum(),
+            disk_used_bytes: shards().map(|shard| shard.log().used_bytes()).sum(),
+            disk_quota_bytes: shards().map(layout_bytes).sum(),
+            segments_reclaimed: shards().map(|shard| shard.log().reclaimed()).sum(),
+            ram_bytes: ram.used_bytes() as u64,
+            ram_blocks: ram.len() as u64,
+            buffer_bytes: parts.pool.used_bytes() as u64,
+            buffer_budget_bytes: parts.pool.budget_bytes() as u64,
+            flights: self.flights.borrow().len() as u64,
+            uplink_backlog: (fetches as u64, uploads as u64),
+            counters: self.stats.values(),
+            store_requests: parts.uplink.stats().requests.borrow().clone(),
+            store_latency: parts.uplink.stats().latency.snapshot(),
+            recovery: parts.recovery,
+        }
+    }
+
+    /// Seals every shard's open segment, so that the next start reads footers only.
+    pub async fn seal(&self) {
+        let seals = self.parts.shards.values().map(|shard| shard.log().seal_open());
+        futures::future::join_all(seals).await;
+    }
+}
+
+/// Whether a record is of this block of this store.
+fn names(header: &RecordHeader, id: &BlockId) -> bool {
+    header.store_identity == id.volume.store_identity
+        && header.block_number == id.number
+        && header.block_bytes == id.volume.block_bytes
+        && header.volume == id.volume.name
+        && *header.key == *id.key
+}
+
+/// Whether a record is of this version of this block.
+fn is_version(header: &RecordHeader, id: &BlockId, meta: &ObjectMeta) -> bool {
+    names(header, id) && header.meta.etag == meta.etag && header.meta.size == meta.size
+}
+
+/// The answer to an open whose block 0 is `body`.
+fn answer(
+    id: &BlockId,
+    meta: Arc<ObjectMeta>,
+    wanted: Option<RangeSpec>,
+    outcome: Outcome,
+    body: impl FnOnce(Range<usize>) -> BlockBody,
+) -> Result<Opened, ReadError> {
+    let Some(spec) = wanted else {
+        let span = ByteSpan { start: 0, end: 0 };
+        return Ok(Opened { meta, outcome, span, first: None });
+    };
+    let size = meta.size;
+    let span = spec.resolve(size).map_err(|_| ReadError::NotSatisfiable { size })?;
+    let range = part_of_block(span, 0, id.volume.block_bytes);
+    let first = (!range.is_empty()).then(|| body(range));
+    Ok(Opened { meta, outcome, span, first })
+}

@@ -1,0 +1,384 @@
+//! Fetches in flight: one per block, joined by every reader, tied to none.
+//!
+//! This file owns the way of a miss. The first reader launches a flight; all others join it and
+//! are told once its head is known; then they read the block while it arrives. A flight runs to
+//! its end whoever leaves. Short, long or contradictory answers fail it, and a failed flight
+//! leaves nothing in the cache.
+
+use crate::core::Core;
+use crate::format::{PayloadChecksums, RecordHeader, RecordKind};
+use crate::key::{BlockHash, BlockId};
+use crate::messages::{BlockPayload, ReadError};
+use crate::ram::RamBlock;
+use crate::range::{RangeSpec, block_span};
+use crate::shard::AppendFailure;
+use forebay_io::buffer::{BufferWriter, Watch};
+use forebay_io::disk::Disk;
+use forebay_io::local::Event;
+use forebay_io::runtime::Runtime;
+use forebay_io::store::{ByteSpan, GetRequest, ObjectMeta, StoreError, StoreErrorKind};
+use forebay_io::uplink::Fetched;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// What a flight asks of the store.
+pub struct Plan {
+    id: BlockId,
+    kind: PlanKind,
+    /// Whether we have a copy that is only too old: it stands in if the store does not answer.
+    checking: bool,
+}
+
+enum PlanKind {
+    /// The block, whatever its version.
+    Fill,
+    /// The block, only if its object is no longer the version that we have.
+    Check { etag: String },
+    /// The block of one version.
+    Version { etag: String, size: u64 },
+    /// The object's description only.
+    Describe,
+}
+
+impl Plan {
+    /// Fetches block 0.
+    pub fn fill(id: BlockId) -> Plan {
+        Plan { id, kind: PlanKind::Fill, checking: false }
+    }
+
+    /// Asks whether the object is still what `meta` says; fetches block 0 if it is not and
+    /// `wanted` begins in it.
+    pub fn check(id: BlockId, meta: &ObjectMeta, wanted: Option<RangeSpec>) -> Plan {
+        let sight = Plan::first_sight(id, wanted);
+        // A weak or missing tag confirms nothing.
+        let strong = !meta.etag.is_empty() && !meta.etag.starts_with("W/");
+        let kind = match sight.kind {
+            PlanKind::Fill if strong => PlanKind::Check { etag: meta.etag.clone() },
+            kind => kind,
+        };
+        Plan { kind, checking: true, ..sight }
+    }
+
+    /// Fetches a block of the version that `meta` describes.
+    pub fn version(id: BlockId, meta: &ObjectMeta) -> Plan {
+        let kind = PlanKind::Version { etag: meta.etag.clone(), size: meta.size };
+        Plan { id, kind, checking: false }
+    }
+
+    /// For an object of which nothing is known: block 0 if `wanted` begins in it, else only the
+    /// description, for a range of 100 bytes must not fetch a block that it does not touch.
+    pub fn first_sight(id: BlockId, wanted: Option<RangeSpec>) -> Plan {
+        let first_byte = wanted.and_then(RangeSpec::first_byte);
+        let kind = match first_byte {
+            Some(first) if first < id.volume.block_bytes => PlanKind::Fill,
+            _ => PlanKind::Describe,
+        };
+        Plan { id, kind, checking: false }
+    }
+
+    fn request(&self) -> GetRequest {
+        let block_bytes = self.id.volume.block_bytes;
+        let size = match self.kind {
+            PlanKind::Version { size, .. } => size,
+            _ => u64::MAX,
+        };
+        let mut request = GetRequest {
+            key: self.id.key.to_string(),
+            span: Some(block_span(self.id.number, block_bytes, size)),
+            ..GetRequest::default()
+        };
+        match &self.kind {
+            PlanKind::Check { etag } => request.if_none_match = Some(etag.clone()),
+            PlanKind::Version { etag, .. } if !etag.starts_with("W/") && !etag.is_empty() => {
+                request.if_match = Some(etag.clone());
+            }
+            PlanKind::Version { .. } | PlanKind::Fill | PlanKind::Describe => {}
+        }
+        request
+    }
+}
+
+/// What became of a flight's head.
+#[derive(Clone)]
+pub enum Landing {
+    /// The block arrives.
+    Body(Arc<ObjectMeta>, Watch),
+    /// The object's description is known now.
+    Described,
+    /// The store confirmed our copy.
+    Confirmed,
+    /// The store did not answer; our copy stands in for a while.
+    Unchecked,
+    /// Nothing to be had.
+    Failed(ReadError),
+}
+
+/// A fetch in flight.
+#[derive(Default)]
+pub struct Flight {
+    landed: Event,
+    landing: RefCell<Option<Landing>>,
+    /// Something newer than this fetch was written: it must not be cached.
+    superseded: Cell<bool>,
+}
+
+impl Flight {
+    fn land(&self, landing: Landing) {
+        *self.landing.borrow_mut() = Some(landing);
+        self.landed.set();
+    }
+
+    /// Waits until the head is known.
+    pub async fn landing(&self) -> Landing {
+        self.landed.wait().await;
+        self.landing.borrow().clone().expect("landed")
+    }
+
+    /// Keeps what this flight brings out of the cache.
+    pub fn supersede(&self) {
+        self.superseded.set(true);
+    }
+}
+
+impl<R: Runtime, D: Disk> Core<R, D> {
+    /// Starts a flight for a block that has none.
+    pub(crate) fn launch(self: &Rc<Self>, hash: BlockHash, plan: Plan) -> Rc<Flight> {
+        let flight: Rc<Flight> = Rc::default();
+        let before = self.flights.borrow_mut().insert(hash, flight.clone());
+        assert!(before.is_none(), "one flight per block");
+        let (core, task) = (self.clone(), flight.clone());
+        self.parts.runtime.spawn(async move {
+            core.fly(hash, plan, &task).await;
+            core.end_flight(hash, &task);
+        });
+        flight
+    }
+
+    fn end_flight(&self, hash: BlockHash, flight: &Rc<Flight>) {
+        let mut flights = self.flights.borrow_mut();
+        if flights.get(&hash).is_some_and(|current| Rc::ptr_eq(current, flight)) {
+            flights.remove(&hash);
+        }
+    }
+
+    /// Cuts a flight off from new readers and from the cache; returns whether there was one.
+    pub(crate) fn supersede(&self, hash: BlockHash) -> bool {
+        let flight = self.flights.borrow_mut().remove(&hash);
+        flight.inspect(|flight| flight.supersede()).is_some()
+    }
+
+    async fn fly(&self, hash: BlockHash, plan: Plan, flight: &Rc<Flight>) {
+        if let PlanKind::Describe = plan.kind {
+            return self.describe(hash, &plan, flight).await;
+        }
+        self.stats.fills.add(1);
+        let answer = self.parts.uplink.get(plan.id.volume.store_number, plan.request()).await;
+        match answer {
+            Ok(fetched) => match check_head(&plan, &fetched) {
+                Ok(()) => self.receive(hash, &plan, fetched, flight).await,
+                Err(error) => flight.land(Landing::Failed(store_failed(error))),
+            },
+            Err(error) => self.failed_head(hash, &plan, error, flight).await,
+        }
+    }
+
+    async fn describe(&self, hash: BlockHash, plan: &Plan, flight: &Flight) {
+        let id = &plan.id;
+        match self.parts.uplink.head(id.volume.store_number, id.key.to_string()).await {
+            Ok(meta) => {
+                let same = plan.checking && self.is_current(hash, &meta);
+                if !flight.superseded.get() {
+                    self.learn(id, hash, Arc::new(meta));
+                }
+                flight.land(if same { Landing::Confirmed } else { Landing::Described });
+            }
+            Err(error) => self.failed_head(hash, plan, error, flight).await,
+        }
+    }
+
+    async fn failed_head(&self, hash: BlockHash, plan: &Plan, error: StoreError, flight: &Flight) {
+        match error.kind {
+            StoreErrorKind::NotModified if plan.checking => {
+                if !flight.superseded.get() {
+                    self.confirm(hash);
+                }
+                self.stats.revalidations.add(1);
+                flight.land(Landing::Confirmed);
+            }
+            StoreErrorKind::NotFound if plan.id.number == 0 => {
+                if !flight.superseded.get() && self.forget(hash) {
+                    self.bury(hash, &plan.id).await;
+                }
+                flight.land(Landing::Failed(ReadError::NotFound));
+            }
+            StoreErrorKind::PreconditionFailed => flight.land(Landing::Failed(ReadError::Changed)),
+            StoreErrorKind::RangeNotSatisfiable if plan.id.number == 0 => {
+                self.receive_empty(hash, plan, error, flight).await;
+            }
+            kind if plan.checking && kind.is_retryable() => {
+                self.excuse(&plan.id, hash);
+                flight.land(Landing::Unchecked);
+            }
+            _ => flight.land(Landing::Failed(store_failed(error))),
+        }
+    }
+
+    /// The store says that the object's first byte does not exist: it is empty, which only its
+    /// description can prove.
+    async fn receive_empty(&self, hash: BlockHash, plan: &Plan, error: StoreError, flight: &Flight) {
+        let number = plan.id.volume.store_number;
+        let meta = match self.parts.uplink.head(number, plan.id.key.to_string()).await {
+            Ok(meta) if meta.size == 0 => Arc::new(meta),
+            Ok(_) => return flight.land(Landing::Failed(store_failed(error))),
+            Err(error) => return flight.land(Landing::Failed(store_failed(error))),
+        };
+        let Ok(mut buffer) = self.take_buffer(0).await else {
+            return flight.land(Landing::Failed(ReadError::Overloaded));
+        };
+        buffer.finish();
+        flight.land(Landing::Body(meta.clone(), buffer.watch()));
+        let payload = finished(buffer, PayloadChecksums::default());
+        self.keep(hash, &plan.id, meta, payload, flight).await;
+    }
+
+    /// Takes the body in, while readers follow, then caches it.
+    async fn receive(&self, hash: BlockHash, plan: &Plan, fetched: Fetched, flight: &Flight) {
+        let Fetched { meta, span, body } = fetched;
+        let meta = Arc::new(meta);
+        let mut buffer = match self.take_buffer(span.len() as usize).await {
+            Ok(buffer) => buffer,
+            Err(error) => return flight.land(Landing::Failed(error)),
+        };
+        flight.land(Landing::Body(meta.clone(), buffer.watch()));
+        match fill(&mut buffer, body, span).await {
+            Ok(checksums) => {
+                self.stats.fill_bytes.add(span.len());
+                buffer.finish();
+                let payload = finished(buffer, checksums);
+                self.keep(hash, &plan.id, meta, payload, flight).await;
+            }
+            Err(error) => {
+                self.stats.fill_failures.add(1);
+                let id = &plan.id;
+                log::warn!("{}/{} block {}: {error}", id.volume.name, id.key, id.number);
+                // Dropping the buffer tells its readers.
+            }
+        }
+    }
+
+    async fn keep(
+        &self,
+        hash: BlockHash,
+        id: &BlockId,
+        meta: Arc<ObjectMeta>,
+        payload: BlockPayload,
+        flight: &Flight,
+    ) {
+        if flight.superseded.get() {
+            return;
+        }
+        if id.number == 0 {
+            self.learn(id, hash, meta.clone());
+        }
+        self.store_block(hash, id, &meta, payload, || !flight.superseded.get()).await;
+    }
+
+    /// Puts a block into the RAM tier and into the log. A block that cannot be written is only
+    /// not cached on disk. `wanted` turns false when something newer comes.
+    pub(crate) async fn store_block(
+        &self,
+        hash: BlockHash,
+        id: &BlockId,
+        meta: &ObjectMeta,
+        payload: BlockPayload,
+        wanted: impl Fn() -> bool,
+    ) {
+        let view = payload.buffer.watch().view_all();
+        let header = RecordHeader {
+            kind: RecordKind::Block,
+            sequence: 0,
+            hash,
+            store_identity: id.volume.store_identity,
+            volume: id.volume.name.clone(),
+            key: id.key.to_string(),
+            block_number: id.number,
+            block_bytes: id.volume.block_bytes,
+            payload_length: view.len() as u32,
+            payload_crc64: payload.crc64nvme,
+            chunk_crcs: payload.chunk_crcs,
+            meta: meta.clone(),
+        };
+        let block = RamBlock { header: Rc::new(header.clone()), payload: view };
+        self.ram.borrow_mut().insert(hash, block);
+        let bytes = header.record_bytes();
+        let shard = self.shard(hash);
+        match shard.append(header, payload.buffer, wanted).await {
+            Ok(()) => {
+                self.stats.records_written.add(1);
+                self.stats.record_bytes_written.add(bytes);
+            }
+            Err(AppendFailure::Superseded) => {}
+            Err(failure) => {
+                // An older record of the key must not be found in its place.
+                shard.forget(hash);
+                self.stats.write_failures.add(1);
+                log::warn!("{}/{} block {}: not cached: {failure}", id.volume.name, id.key, id.number);
+            }
+        }
+    }
+}
+
+fn store_failed(error: StoreError) -> ReadError {
+    match error.kind {
+        StoreErrorKind::NotFound => ReadError::NotFound,
+        _ => ReadError::Store(Arc::new(error)),
+    }
+}
+
+/// Whether the head of an answer is an answer to what was asked.
+fn check_head(plan: &Plan, fetched: &Fetched) -> Result<(), StoreError> {
+    let block_bytes = plan.id.volume.block_bytes;
+    let expected = block_span(plan.id.number, block_bytes, fetched.meta.size);
+    let corrupt = |what: String| Err(StoreError::new(StoreErrorKind::Corrupt, what));
+    if fetched.span != expected {
+        return corrupt(format!(
+            "asked for bytes {}..{} of {}, the answer holds {}..{}",
+            expected.start, expected.end, fetched.meta.size, fetched.span.start, fetched.span.end
+        ));
+    }
+    match &plan.kind {
+        PlanKind::Version { etag, size } if (etag, size) != (&fetched.meta.etag, &fetched.meta.size) => {
+            // The store ignored If-Match, or the tag is weak: another version either way.
+            Err(StoreError::new(StoreErrorKind::PreconditionFailed, "the object changed"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Copies a body into `buffer` and checksums it on the way, to exactly the span's length.
+async fn fill(
+    buffer: &mut BufferWriter,
+    mut body: forebay_io::queue::Receiver<forebay_io::store::StoreResult<bytes::Bytes>>,
+    span: ByteSpan,
+) -> Result<PayloadChecksums, StoreError> {
+    let length = span.len() as usize;
+    let mut checksums = PayloadChecksums::default();
+    while let Some(piece) = body.recv().await {
+        let piece = piece?;
+        if buffer.filled() + piece.len() > length {
+            return Err(StoreError::new(StoreErrorKind::Corrupt, "the body is longer than announced"));
+        }
+        checksums.update(&piece);
+        buffer.append(&piece);
+    }
+    if buffer.filled() < length {
+        return Err(StoreError::new(StoreErrorKind::Corrupt, "the body is shorter than announced"));
+    }
+    Ok(checksums)
+}
+
+fn finished(buffer: BufferWriter, checksums: PayloadChecksums) -> BlockPayload {
+    let (crc64nvme, chunk_crcs) = checksums.finish();
+    BlockPayload { buffer, crc64nvme, chunk_crcs }
+}

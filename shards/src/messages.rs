@@ -1,0 +1,180 @@
+//! What cores ask of each other, and what they answer.
+//!
+//! Everything here may cross cores; it carries handles to bytes, never the bytes. This file holds
+//! no behaviour.
+
+use crate::key::BlockId;
+use crate::range::RangeSpec;
+use crate::stats::CoreSnapshot;
+use bytes::Bytes;
+use forebay_io::buffer::{BufferWriter, View, Watch};
+use forebay_io::queue::Receiver;
+use forebay_io::store::{ByteSpan, ObjectMeta, StoreError, StoreResult};
+use futures::channel::oneshot;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How an answer came about. One per response; the labels are fixed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Outcome {
+    /// From the owner core's memory.
+    HitRam,
+    /// From the owner core's segment files.
+    HitDisk,
+    /// Joined a fetch that another reader had started.
+    Coalesced,
+    /// Fetched from the store for this reader.
+    Miss,
+    /// The store confirmed the cached copy.
+    Revalidated,
+    /// Passed by the cache.
+    Bypass,
+}
+
+impl Outcome {
+    /// All of them.
+    pub const ALL: [Outcome; 6] = [
+        Outcome::HitRam,
+        Outcome::HitDisk,
+        Outcome::Coalesced,
+        Outcome::Miss,
+        Outcome::Revalidated,
+        Outcome::Bypass,
+    ];
+
+    /// The label in `x-cache` and in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Outcome::HitRam => "hit-ram",
+            Outcome::HitDisk => "hit-disk",
+            Outcome::Coalesced => "coalesced",
+            Outcome::Miss => "miss",
+            Outcome::Revalidated => "revalidated",
+            Outcome::Bypass => "bypass",
+        }
+    }
+}
+
+/// Bytes of one block.
+#[derive(Clone)]
+pub enum BlockBody {
+    /// All there.
+    Ready(View),
+    /// Arriving: `range` of what `watch` follows.
+    Filling {
+        /// The block as it fills.
+        watch: Watch,
+        /// The wanted bytes of it.
+        range: Range<usize>,
+    },
+}
+
+/// An object opened at its home: what it is, and its first block's part of what was wanted.
+#[derive(Clone)]
+pub struct Opened {
+    /// The object.
+    pub meta: Arc<ObjectMeta>,
+    /// How it was found.
+    pub outcome: Outcome,
+    /// The bytes wanted of the object; empty when only the description was.
+    pub span: ByteSpan,
+    /// The part of `span` in block 0, if any.
+    pub first: Option<BlockBody>,
+}
+
+/// Why an object or block cannot be given.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// There is no such object.
+    #[error("no such object")]
+    NotFound,
+    /// The range holds no byte of an object of this size.
+    #[error("the range holds no byte of the object's {size}")]
+    NotSatisfiable {
+        /// The object's size.
+        size: u64,
+    },
+    /// The object is no longer the version asked for.
+    #[error("the object changed")]
+    Changed,
+    /// No memory for another block now.
+    #[error("all block buffers are in use")]
+    Overloaded,
+    /// The store failed.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+}
+
+/// Why a write was not done.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The store failed or refused.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    /// The key is taken, and was to be written only if free.
+    #[error("the object exists")]
+    Exists,
+}
+
+/// A complete block and its checksums.
+pub struct BlockPayload {
+    /// The bytes, as the body of a buffer whose headroom is free.
+    pub buffer: BufferWriter,
+    /// CRC64-NVME of all of it.
+    pub crc64nvme: u64,
+    /// CRC32C of each chunk.
+    pub chunk_crcs: Vec<u32>,
+}
+
+/// An object on its way to the store.
+pub enum PutSource {
+    /// An object of at most one block, in memory.
+    Whole(BlockPayload),
+    /// A larger one, as it arrives.
+    Stream(Receiver<StoreResult<Bytes>>),
+}
+
+/// Writes an object through to the store.
+pub struct PutObject {
+    /// Block 0 of the object.
+    pub id: BlockId,
+    /// Headers that belong to the object.
+    pub headers: Vec<(String, String)>,
+    /// Its size, bytes.
+    pub length: u64,
+    /// Its CRC64-NVME where known before it is sent.
+    pub crc64nvme: Option<u64>,
+    /// Only if the key is free.
+    pub if_none_match: bool,
+    /// The bytes.
+    pub source: PutSource,
+}
+
+/// A request to the core that owns a block, with the way back for its answer.
+pub enum Message {
+    /// Describe an object and give block 0's part of a range; `None` wants the description only.
+    Open(BlockId, Option<RangeSpec>, oneshot::Sender<Result<Opened, ReadError>>),
+    /// Give part of a block of a known version of an object.
+    ReadBlock(BlockRequest, oneshot::Sender<Result<(BlockBody, Outcome), ReadError>>),
+    /// Write an object.
+    Put(Box<PutObject>, oneshot::Sender<Result<Arc<ObjectMeta>, WriteError>>),
+    /// Cache a block of an object that was just written.
+    Insert(BlockId, Arc<ObjectMeta>, BlockPayload, oneshot::Sender<()>),
+    /// Delete an object.
+    Delete(BlockId, oneshot::Sender<Result<(), WriteError>>),
+    /// Forget what is known of an object: the store has another version.
+    Invalidate(BlockId, oneshot::Sender<()>),
+    /// Tell the counters.
+    Snapshot(oneshot::Sender<CoreSnapshot>),
+}
+
+/// Part of a block of one version of an object.
+#[derive(Clone, Debug)]
+pub struct BlockRequest {
+    /// The block.
+    pub id: BlockId,
+    /// The object, as its home described it.
+    pub meta: Arc<ObjectMeta>,
+    /// Bytes of the block.
+    pub range: Range<usize>,
+}

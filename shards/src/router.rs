@@ -1,0 +1,163 @@
+//! The way from any core to a block's owner.
+//!
+//! This file owns the decision "here or there": a request for a block of this core is a function
+//! call, any other is one message and one answer. It never copies a payload.
+
+use crate::core::Core;
+use crate::key::{BlockHash, BlockId, Topology};
+use crate::messages::{
+    BlockBody, BlockPayload, BlockRequest, Message, Opened, Outcome, PutObject, ReadError,
+    WriteError,
+};
+use crate::range::RangeSpec;
+use crate::stats::CoreSnapshot;
+use forebay_io::disk::Disk;
+use forebay_io::queue::{Inbox, MeshPort, Sender};
+use forebay_io::runtime::Runtime;
+use forebay_io::store::{ObjectMeta, StoreError, StoreErrorKind};
+use futures::channel::oneshot;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Messages that may wait between each two cores. A core that is this far behind makes others
+/// wait instead of holding ever more of their requests.
+pub const MESH_CAPACITY: usize = 1024;
+
+/// A core's view of the whole cache.
+pub struct Router<R: Runtime, D: Disk> {
+    core: Rc<Core<R, D>>,
+    outgoing: Vec<Sender<Message>>,
+}
+
+/// Joins a core to the mesh: answers other cores' requests from now on.
+pub fn join<R: Runtime, D: Disk>(core: Rc<Core<R, D>>, port: MeshPort<Message>) -> Router<R, D> {
+    let (outgoing, inbox) = port.split();
+    let runtime = core.parts.runtime.clone();
+    runtime.spawn(serve(core.clone(), inbox));
+    Router { core, outgoing }
+}
+
+async fn serve<R: Runtime, D: Disk>(core: Rc<Core<R, D>>, mut inbox: Inbox<Message>) {
+    while let Some(message) = inbox.recv().await {
+        let handler = core.clone();
+        core.parts.runtime.spawn(async move { handle(&handler, message).await });
+    }
+}
+
+/// Carries one request out. Whoever asked may be gone; the work is done all the same.
+async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
+    match message {
+        Message::Open(id, wanted, reply) => drop(reply.send(core.open(id, wanted).await)),
+        Message::ReadBlock(request, reply) => drop(reply.send(core.read_block(request).await)),
+        Message::Put(object, reply) => drop(reply.send(core.put(*object).await)),
+        Message::Insert(id, meta, payload, reply) => {
+            core.insert(id, meta, payload).await;
+            let _ = reply.send(());
+        }
+        Message::Delete(id, reply) => drop(reply.send(core.delete(id).await)),
+        Message::Invalidate(id, reply) => {
+            core.invalidate(id).await;
+            let _ = reply.send(());
+        }
+        Message::Snapshot(reply) => drop(reply.send(core.snapshot())),
+    }
+}
+
+fn core_gone() -> Arc<StoreError> {
+    Arc::new(StoreError::new(StoreErrorKind::Internal, "the block's owner core is gone"))
+}
+
+impl<R: Runtime, D: Disk> Router<R, D> {
+    /// This core.
+    pub fn core(&self) -> &Rc<Core<R, D>> {
+        &self.core
+    }
+
+    /// Where blocks live.
+    pub fn topology(&self) -> Topology {
+        self.core.parts.topology
+    }
+
+    /// The core that owns a block.
+    pub fn owner(&self, hash: BlockHash) -> usize {
+        self.topology().core_of(hash)
+    }
+
+    fn is_mine(&self, id: &BlockId) -> bool {
+        self.owner(id.hash()) == self.core.parts.index
+    }
+
+    async fn ask<T>(
+        &self,
+        core: usize,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.outgoing[core].send(message(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    async fn ask_owner<T>(
+        &self,
+        id: &BlockId,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Option<T> {
+        self.ask(self.owner(id.hash()), message).await
+    }
+
+    /// See [`Core::open`].
+    pub async fn open(
+        &self,
+        id: BlockId,
+        wanted: Option<RangeSpec>,
+    ) -> Result<Opened, ReadError> {
+        if self.is_mine(&id) {
+            return self.core.open(id, wanted).await;
+        }
+        let answer = self.ask_owner(&id.clone(), |reply| Message::Open(id, wanted, reply)).await;
+        answer.unwrap_or_else(|| Err(ReadError::Store(core_gone())))
+    }
+
+    /// See [`Core::read_block`].
+    pub async fn read_block(
+        &self,
+        request: BlockRequest,
+    ) -> Result<(BlockBody, Outcome), ReadError> {
+        if self.is_mine(&request.id) {
+            return self.core.read_block(request).await;
+        }
+        let id = request.id.clone();
+        let answer = self.ask_owner(&id, |reply| Message::ReadBlock(request, reply)).await;
+        answer.unwrap_or_else(|| Err(ReadError::Store(core_gone())))
+    }
+
+    /// See [`Core::put`]. Runs to its end at the home even if the caller goes away.
+    pub async fn put(&self, object: PutObject) -> Result<Arc<ObjectMeta>, WriteError> {
+        let id = object.id.clone();
+        let answer = self.ask_owner(&id, |reply| Message::Put(Box::new(object), reply)).await;
+        answer.unwrap_or_else(|| Err(WriteError::Store(core_gone())))
+    }
+
+    /// See [`Core::insert`].
+    pub async fn insert(&self, id: BlockId, meta: Arc<ObjectMeta>, payload: BlockPayload) {
+        let owner = id.clone();
+        self.ask_owner(&owner, |reply| Message::Insert(id, meta, payload, reply)).await;
+    }
+
+    /// See [`Core::delete`]. Runs to its end at the home even if the caller goes away.
+    pub async fn delete(&self, id: BlockId) -> Result<(), WriteError> {
+        let answer = self.ask_owner(&id.clone(), |reply| Message::Delete(id, reply)).await;
+        answer.unwrap_or_else(|| Err(WriteError::Store(core_gone())))
+    }
+
+    /// See [`Core::invalidate`].
+    pub async fn invalidate(&self, id: BlockId) {
+        self.ask_owner(&id.clone(), |reply| Message::Invalidate(id, reply)).await;
+    }
+
+    /// The counters of every core that still answers.
+    pub async fn snapshots(&self) -> Vec<CoreSnapshot> {
+        let asked = (0..self.topology().cores()).map(|core| self.ask(core, Message::Snapshot));
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+}

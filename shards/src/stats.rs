@@ -1,0 +1,114 @@
+//! Plain counters of one core, and their values at one moment. No names: those are the metrics'.
+
+use crate::recover::RecoveryReport;
+use forebay_io::histogram::HistogramSnapshot;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+/// A counter of one core.
+#[derive(Default)]
+pub struct Counter(Cell<u64>);
+
+impl Counter {
+    /// Counts `count` more.
+    pub fn add(&self, count: u64) {
+        self.0.set(self.0.get() + count);
+    }
+
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// What an owner core counts. Each is since start.
+#[derive(Default)]
+pub struct CoreStats {
+    /// Fetches of blocks begun.
+    pub fills: Counter,
+    /// Bytes that they brought.
+    pub fill_bytes: Counter,
+    /// Those that failed after their head.
+    pub fill_failures: Counter,
+    /// Readers that joined one.
+    pub coalesced: Counter,
+    /// Copies that the store confirmed.
+    pub revalidations: Counter,
+    /// Copies served unconfirmed because the store did not answer.
+    pub stale_served: Counter,
+    /// Records written.
+    pub records_written: Counter,
+    /// Bytes of them, headers and padding included.
+    pub record_bytes_written: Counter,
+    /// Records that could not be written.
+    pub write_failures: Counter,
+    /// Records read from disk.
+    pub records_read: Counter,
+    /// Payload bytes asked of them.
+    pub record_bytes_read: Counter,
+    /// Records that failed their checks and were dropped.
+    pub damaged_records: Counter,
+    /// Records that the disk could not read.
+    pub read_failures: Counter,
+    /// Requests refused for lack of memory.
+    pub overloads: Counter,
+}
+
+/// One core's values at one moment; they add up across cores.
+#[derive(Clone, Debug, Default)]
+pub struct CoreSnapshot {
+    /// The core.
+    pub core: usize,
+    /// Virtual shards that it runs.
+    pub shards: u64,
+    /// Blocks in their indexes.
+    pub blocks: u64,
+    /// Bytes of segment files.
+    pub disk_used_bytes: u64,
+    /// Bytes of segment files that the quota allows.
+    pub disk_quota_bytes: u64,
+    /// Segments reclaimed.
+    pub segments_reclaimed: u64,
+    /// Bytes in the RAM tier.
+    pub ram_bytes: u64,
+    /// Blocks in the RAM tier.
+    pub ram_blocks: u64,
+    /// Bytes of block buffers in use, RAM tier included.
+    pub buffer_bytes: u64,
+    /// Bytes of block buffers that may be in use.
+    pub buffer_budget_bytes: u64,
+    /// Fetches in flight.
+    pub flights: u64,
+    /// Orders waiting for the companion thread: fetches and uploads.
+    pub uplink_backlog: (u64, u64),
+    /// Counters by name of their field in [`CoreStats`].
+    pub counters: BTreeMap<&'static str, u64>,
+    /// Store requests by verb and outcome.
+    pub store_requests: BTreeMap<(&'static str, String), u64>,
+    /// Times of store requests.
+    pub store_latency: HistogramSnapshot,
+    /// How the shards were recovered.
+    pub recovery: RecoveryReport,
+}
+
+impl CoreStats {
+    /// The values by field name.
+    pub fn values(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::from([
+            ("fills", self.fills.get()),
+            ("fill_bytes", self.fill_bytes.get()),
+            ("fill_failures", self.fill_failures.get()),
+            ("coalesced", self.coalesced.get()),
+            ("revalidations", self.revalidations.get()),
+            ("stale_served", self.stale_served.get()),
+            ("records_written", self.records_written.get()),
+            ("record_bytes_written", self.record_bytes_written.get()),
+            ("write_failures", self.write_failures.get()),
+            ("records_read", self.records_read.get()),
+            ("record_bytes_read", self.record_bytes_read.get()),
+            ("damaged_records", self.damaged_records.get()),
+            ("read_failures", self.read_failures.get()),
+            ("overloads", self.overloads.get()),
+        ])
+    }
+}

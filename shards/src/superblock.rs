@@ -1,0 +1,315 @@
+//! The cache folder's identity: what it is, how it was formatted, whether it is ours at all.
+//!
+//! One file, `superblock`, holds two copies of one page. A folder that has files but no valid
+//! superblock, or one of a newer format, is refused; it is never formatted over. Formatting
+//! happens only in an empty folder.
+
+use crate::format::{FORMAT_VERSION, FolderId, crc32c};
+use crate::log::SEGMENT_NAME_PREFIX;
+use forebay_io::buffer::{PAGE, Pool};
+use forebay_io::disk::{Disk, DiskFile};
+use forebay_io::runtime::Runtime;
+use std::io;
+
+/// The superblock's file name.
+pub const SUPERBLOCK_NAME: &str = "superblock";
+
+/// The lock's file name; the only thing besides the superblock that may stand in a new folder.
+pub const LOCK_NAME: &str = "lock";
+
+const MAGIC: [u8; 8] = *b"FOREBAY\0";
+
+/// Most virtual shards: enough for one on each core of the largest machines twice over.
+pub const SHARDS_MAX: u32 = 256;
+
+/// Smallest segment: holds a record of the smallest block a few times, and one of 8 MiB.
+const SEGMENT_BYTES_MIN: u64 = 16 << 20;
+
+/// The segment size wanted where there is room: three 8 MiB records and little waste.
+const SEGMENT_BYTES_WANTED: u64 = 32 << 20;
+
+/// Largest segment. Larger ones make reclaim coarser and the scan after a crash longer.
+const SEGMENT_BYTES_MAX: u64 = 256 << 20;
+
+/// Segments per shard that a format aims for: one open, the rest a queue to reclaim from.
+const SEGMENTS_PER_SHARD_WANTED: u64 = 4;
+
+/// Smallest quota that can hold a cache: one shard of four smallest segments.
+pub const QUOTA_BYTES_MIN: u64 = SEGMENT_BYTES_MIN * SEGMENTS_PER_SHARD_WANTED;
+
+/// How a folder is laid out, for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Random identity, in every page of the folder.
+    pub folder: FolderId,
+    /// Virtual shards, a power of two.
+    pub shards: u32,
+    /// Bytes of each segment file.
+    pub segment_bytes: u64,
+}
+
+/// Why a folder cannot be used. One line each; nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// Files, but no superblock.
+    #[error(
+        "it holds {example:?} but no superblock: it is not a cache folder, or one whose making \
+         was cut short; give an empty folder"
+    )]
+    Foreign {
+        /// One of the files found.
+        example: String,
+    },
+    /// A superblock of which no copy is valid.
+    #[error(
+        "its superblock is damaged in both copies; restore it from a backup or give an empty folder"
+    )]
+    Damaged,
+    /// Another format version.
+    #[error(
+        "it has format version {found}, this program reads version {FORMAT_VERSION}; run the \
+         program that made it, or give an empty folder"
+    )]
+    Version {
+        /// The version found.
+        found: u16,
+    },
+    /// A quota that cannot hold the least cache.
+    #[error("the quota of {given} bytes is too small: this folder needs at least {needed} bytes")]
+    QuotaTooSmall {
+        /// What was given.
+        given: u64,
+        /// What would do.
+        needed: u64,
+    },
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What came back.
+        source: io::Error,
+    },
+}
+
+impl Superblock {
+    /// Chooses a layout for `quota_bytes`.
+    fn choose<R: Runtime>(runtime: &R, quota_bytes: u64) -> Result<Superblock, FolderError> {
+        if quota_bytes < QUOTA_BYTES_MIN {
+            return Err(FolderError::QuotaTooSmall { given: quota_bytes, needed: QUOTA_BYTES_MIN });
+        }
+        let shards = power_of_two_below(
+            quota_bytes / (SEGMENTS_PER_SHARD_WANTED * SEGMENT_BYTES_WANTED),
+            1,
+            SHARDS_MAX.into(),
+        );
+        let segment_bytes = power_of_two_below(
+            quota_bytes / shards / SEGMENTS_PER_SHARD_WANTED,
+            SEGMENT_BYTES_MIN,
+            SEGMENT_BYTES_MAX,
+        );
+        let mut folder = [0; 16];
+        folder[..8].copy_from_slice(&runtime.random().to_le_bytes());
+        folder[8..].copy_from_slice(&runtime.random().to_le_bytes());
+        Ok(Superblock { folder, shards: shards as u32, segment_bytes })
+    }
+
+    /// Segments that each shard may have under `quota_bytes`.
+    pub fn segments_per_shard(&self, quota_bytes: u64) -> Result<u32, FolderError> {
+        let layer_bytes = self.segment_bytes * u64::from(self.shards);
+        let usable = quota_bytes.saturating_sub(2 * PAGE as u64);
+        match usable / layer_bytes {
+            0 => Err(FolderError::QuotaTooSmall {
+                given: quota_bytes,
+                needed: layer_bytes + 2 * PAGE as u64,
+            }),
+            count => Ok(count.min(u64::from(u32::MAX)) as u32),
+        }
+    }
+
+    fn encode(&self, page: &mut [u8]) {
+        page.fill(0);
+        page[..8].copy_from_slice(&MAGIC);
+        page[12..14].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        page[16..32].copy_from_slice(&self.folder);
+        page[32..36].copy_from_slice(&self.shards.to_le_bytes());
+        page[40..48].copy_from_slice(&self.segment_bytes.to_le_bytes());
+        let crc = crc32c(&page[12..]);
+        page[8..12].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// One copy, or why it is none.
+    pub fn decode(page: &[u8]) -> Result<Superblock, FolderError> {
+        let field = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().expect("8 bytes"));
+        let crc = u32::from_le_bytes(page[8..12].try_into().expect("4 bytes"));
+        if page[..8] != MAGIC || crc != crc32c(&page[12..]) {
+            return Err(FolderError::Damaged);
+        }
+        let found = u16::from_le_bytes(page[12..14].try_into().expect("2 bytes"));
+        if found != FORMAT_VERSION {
+            return Err(FolderError::Version { found });
+        }
+        let superblock = Superblock {
+            folder: page[16..32].try_into().expect("16 bytes"),
+            shards: field(32) as u32,
+            segment_bytes: field(40),
+        };
+        let sane = superblock.shards.is_power_of_two()
+            && superblock.shards <= SHARDS_MAX
+            && superblock.segment_bytes.is_power_of_two()
+            && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&superblock.segment_bytes);
+        if sane { Ok(superblock) } else { Err(FolderError::Damaged) }
+    }
+}
+
+/// The largest power of two that is at most `value`, held between two powers of two.
+fn power_of_two_below(value: u64, least: u64, most: u64) -> u64 {
+    let below = value.checked_ilog2().map_or(1, |log| 1 << log);
+    below.clamp(least, most)
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> FolderError {
+    move |source| FolderError::Io { what, source }
+}
+
+/// Reads the folder's superblock, or formats the folder if it is empty.
+pub async fn open_or_format<R: Runtime, D: Disk>(
+    runtime: &R,
+    disk: &D,
+    pool: &Pool,
+    quota_bytes: u64,
+) -> Result<Superblock, FolderError> {
+    let entries = disk.list().await.map_err(failed("cannot list it"))?;
+    if entries.iter().any(|entry| entry.name == SUPERBLOCK_NAME) {
+        return read(disk, pool).await;
+    }
+    refuse_foreign(entries.iter().map(|entry| entry.name.as_str()))?;
+    let superblock = Superblock::choose(runtime, quota_bytes)?;
+    superblock.segments_per_shard(quota_bytes)?;
+    format(disk, pool, &superblock).await.map_err(failed("cannot write its superblock"))?;
+    Ok(superblock)
+}
+
+/// Refuses a folder with these file names if it is neither empty nor formatted.
+pub fn refuse_foreign<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Result<(), FolderError> {
+    if names.clone().any(|name| name == SUPERBLOCK_NAME) {
+        return Ok(());
+    }
+    // `lost+found` stands in the root of every new ext4 file system.
+    match names.into_iter().find(|name| *name != LOCK_NAME && *name != "lost+found") {
+        Some(name) => Err(FolderError::Foreign { example: name.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+async fn read<D: Disk>(disk: &D, pool: &Pool) -> Result<Superblock, FolderError> {
+    let cannot = "cannot read its superblock";
+    let file = disk.open(SUPERBLOCK_NAME).await.map_err(failed(cannot))?;
+    let buffer = pool.take(2 * PAGE).await;
+    let (count, mut buffer) = file.read(0, buffer, PAGE..3 * PAGE).await;
+    let count = count.map_err(failed(cannot))?;
+    buffer.advance(count);
+    let mut verdict = FolderError::Damaged;
+    for copy in buffer.body().chunks_exact(PAGE) {
+        match Superblock::decode(copy) {
+            Ok(superblock) => return Ok(superblock),
+            Err(version @ FolderError::Version { .. }) => verdict = version,
+            Err(_) => {}
+        }
+    }
+    Err(verdict)
+}
+
+async fn format<D: Disk>(disk: &D, pool: &Pool, superblock: &Superblock) -> io::Result<()> {
+    let file = disk.create(SUPERBLOCK_NAME, 2 * PAGE as u64).await?;
+    let mut buffer = pool.take(PAGE).await;
+    superblock.encode(buffer.headroom_mut());
+    superblock.encode(&mut buffer.spare_mut()[..PAGE]);
+    buffer.advance(PAGE);
+    file.write(0, buffer.freeze(), 0..2 * PAGE).await?;
+    file.sync().await
+}
+
+/// Numbers of the segment files of each shard, from the folder's listing.
+pub fn segment_files(
+    entries: &[forebay_io::disk::FileEntry],
+    superblock: &Superblock,
+) -> Vec<Vec<u32>> {
+    let mut shards = vec![Vec::new(); superblock.shards as usize];
+    for entry in entries {
+        let Some((shard, segment)) = crate::log::parse_segment_name(&entry.name) else {
+            if entry.name.starts_with(SEGMENT_NAME_PREFIX) {
+                log::warn!("ignoring {:?}, which is not a segment of this folder", entry.name);
+            }
+            continue;
+        };
+        match shards.get_mut(shard as usize) {
+            Some(numbers) => numbers.push(segment),
+            None => log::warn!("ignoring {:?}: the folder has no such shard", entry.name),
+        }
+    }
+    for numbers in &mut shards {
+        numbers.sort_unstable();
+    }
+    shards
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_io::sim::{SimDisk, SimExecutor};
+
+    fn open(disk: &SimDisk, quota: u64) -> Result<Superblock, FolderError> {
+        let mut executor = SimExecutor::new(1);
+        let runtime = executor.runtime();
+        let pool = Pool::new(1 << 20);
+        let disk = disk.clone();
+        executor.block_on(async move { open_or_format(&runtime, &disk, &pool, quota).await })
+    }
+
+    #[test]
+    fn layouts_fit_their_quota() {
+        let mut executor = SimExecutor::new(1);
+        let runtime = executor.runtime();
+        executor.block_on(async move {
+            for shift in 26..45 {
+                for quota in [1_u64 << shift, (1 << shift) + (3 << (shift - 2))] {
+                    let superblock = Superblock::choose(&runtime, quota).expect("large enough");
+                    let count = superblock.segments_per_shard(quota).expect("at least one");
+                    let used = superblock.segment_bytes * u64::from(superblock.shards);
+                    assert!(used * u64::from(count) + 2 * PAGE as u64 <= quota);
+                    assert!(count >= 3, "quota {quota}: {superblock:?}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn an_empty_folder_is_formatted_once() {
+        let disk = SimDisk::new(0);
+        let first = open(&disk, 1 << 30).expect("formatted");
+        assert_eq!(open(&disk, 1 << 34).expect("read back"), first, "the layout never changes");
+        assert!(matches!(
+            Superblock { shards: 256, segment_bytes: 1 << 28, ..first }.segments_per_shard(1 << 30),
+            Err(FolderError::QuotaTooSmall { .. })
+        ));
+    }
+
+    #[test]
+    fn one_damaged_copy_is_survived_two_are_refused() {
+        let disk = SimDisk::new(0);
+        let first = open(&disk, 1 << 30).expect("formatted");
+        disk.flip_bit(SUPERBLOCK_NAME, 20);
+        assert_eq!(open(&disk, 1 << 30).expect("second copy"), first);
+        disk.flip_bit(SUPERBLOCK_NAME, PAGE + 20);
+        assert!(matches!(open(&disk, 1 << 30), Err(FolderError::Damaged)));
+    }
+
+    #[test]
+    fn foreign_folders_are_left_alone() {
+        let disk = SimDisk::new(0);
+        disk.put_file("thesis.doc", b"do not lose".to_vec());
+        assert!(matches!(open(&disk, 1 << 30), Err(FolderError::Foreign { .. })));
+        assert_eq!(disk.names(), ["thesis.doc"]);
+    }
+}

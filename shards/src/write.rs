@@ -1,0 +1,155 @@
+//! Writing through: to the store first, then into the cache.
+//!
+//! This file owns the order of writes to one key. Writers of a key take turns at its home, so
+//! what the cache holds afterwards is what the store took last. Nothing is acknowledged before
+//! the store has it. After an outcome that is unknown, the cache forgets the key.
+
+use crate::core::Core;
+use crate::format::{RecordHeader, RecordKind};
+use crate::key::{BlockHash, BlockId};
+use crate::messages::{BlockPayload, PutObject, PutSource, WriteError};
+use crate::shard::AppendFailure;
+use forebay_io::disk::Disk;
+use forebay_io::runtime::Runtime;
+use forebay_io::store::{ObjectMeta, StoreError, StoreErrorKind};
+use forebay_io::uplink::{Upload, UploadBody};
+use std::rc::Rc;
+use std::sync::Arc;
+
+impl<R: Runtime, D: Disk> Core<R, D> {
+    /// Writes an object to its store and, if it came whole, into the cache.
+    pub async fn put(self: &Rc<Self>, object: PutObject) -> Result<Arc<ObjectMeta>, WriteError> {
+        let PutObject { id, headers, length, crc64nvme, if_none_match, source } = object;
+        let hash = id.hash();
+        let _turn = self.turns.take(hash).await;
+        let (payload, body) = match source {
+            PutSource::Whole(payload) => {
+                let view = payload.buffer.watch().view_all();
+                (Some(payload), UploadBody::Whole(vec![view]))
+            }
+            PutSource::Stream(pieces) => (None, UploadBody::Stream(pieces)),
+        };
+        let upload = Upload {
+            key: id.key.to_string(),
+            length,
+            headers: headers.clone(),
+            crc64nvme,
+            if_none_match,
+            body,
+        };
+        let reply = match self.parts.uplink.put(id.volume.store_number, upload).await {
+            Ok(reply) => reply,
+            Err(error) => return Err(self.write_failed(hash, &id, error, if_none_match).await),
+        };
+        let last_modified = match reply.last_modified {
+            0 => self.parts.runtime.unix_seconds(),
+            seconds => seconds,
+        };
+        let meta =
+            Arc::new(ObjectMeta { size: length, etag: reply.etag, last_modified, headers });
+        self.supersede(hash);
+        self.forget(hash);
+        self.learn(&id, hash, meta.clone());
+        if let Some(payload) = payload {
+            self.store_block(hash, &id, &meta, payload, || true).await;
+        }
+        Ok(meta)
+    }
+
+    /// Caches a block of an object that was just written in pieces.
+    pub async fn insert(
+        self: &Rc<Self>,
+        id: BlockId,
+        meta: Arc<ObjectMeta>,
+        payload: BlockPayload,
+    ) {
+        let hash = id.hash();
+        let _turn = self.turns.take(hash).await;
+        // Block 0 stands for the object: it must be the version that was written last.
+        if id.number == 0 && !self.is_current(hash, &meta) {
+            return;
+        }
+        self.supersede(hash);
+        self.store_block(hash, &id, &meta, payload, || true).await;
+    }
+
+    /// Deletes an object from its store and from the cache.
+    pub async fn delete(self: &Rc<Self>, id: BlockId) -> Result<(), WriteError> {
+        let hash = id.hash();
+        let _turn = self.turns.take(hash).await;
+        match self.parts.uplink.delete(id.volume.store_number, id.key.to_string()).await {
+            Ok(()) => {}
+            Err(error) if error.kind == StoreErrorKind::NotFound => {}
+            Err(error) => return Err(self.write_failed(hash, &id, error, false).await),
+        }
+        self.drop_key(hash, &id).await;
+        Ok(())
+    }
+
+    /// Forgets an object of which the store was seen to have another version.
+    pub async fn invalidate(self: &Rc<Self>, id: BlockId) {
+        let hash = id.hash();
+        let _turn = self.turns.take(hash).await;
+        self.drop_key(hash, &id).await;
+    }
+
+    /// Forgets a key for good: also after a restart.
+    async fn drop_key(&self, hash: BlockHash, id: &BlockId) {
+        let in_flight = self.supersede(hash);
+        let cached = self.forget(hash);
+        if in_flight || cached {
+            self.bury(hash, id).await;
+        }
+    }
+
+    /// Writes a tombstone, so that no record of the key is found after a restart.
+    pub(crate) async fn bury(&self, hash: BlockHash, id: &BlockId) {
+        let tombstone = RecordHeader {
+            kind: RecordKind::Tombstone,
+            sequence: 0,
+            hash,
+            store_identity: id.volume.store_identity,
+            volume: id.volume.name.clone(),
+            key: id.key.to_string(),
+            block_number: id.number,
+            block_bytes: id.volume.block_bytes,
+            payload_length: 0,
+            payload_crc64: 0,
+            chunk_crcs: Vec::new(),
+            meta: ObjectMeta::default(),
+        };
+        let bytes = tombstone.record_bytes();
+        let Ok(buffer) = self.take_buffer(0).await else {
+            log::warn!("{}/{}: no memory for a tombstone", id.volume.name, id.key);
+            return;
+        };
+        match self.shard(hash).append(tombstone, buffer, || true).await {
+            Ok(()) => {
+                self.stats.records_written.add(1);
+                self.stats.record_bytes_written.add(bytes);
+            }
+            Err(AppendFailure::Superseded) => {}
+            Err(failure) => {
+                self.stats.write_failures.add(1);
+                log::warn!("{}/{}: no tombstone: {failure}", id.volume.name, id.key);
+            }
+        }
+    }
+
+    async fn write_failed(
+        &self,
+        hash: BlockHash,
+        id: &BlockId,
+        error: StoreError,
+        if_none_match: bool,
+    ) -> WriteError {
+        if if_none_match && error.kind == StoreErrorKind::PreconditionFailed {
+            return WriteError::Exists;
+        }
+        if error.kind.is_retryable() {
+            // It may have been done after all.
+            self.drop_key(hash, id).await;
+        }
+        WriteError::Store(Arc::new(error))
+    }
+}

@@ -1,0 +1,270 @@
+//! The command line exactly as typed: commands and flags, as argh declares them, and the way from
+//! the process's arguments to them.
+//!
+//! Nothing here knows what a value means: every value is still the word that was typed, and
+//! [`crate::settings`] checks it. Nothing here picks an exit code; `main` does.
+
+pub mod argv;
+pub mod commands;
+pub mod fold;
+pub mod logging;
+
+use crate::settings::secret::Secret;
+use argh::{ArgsInfo, FromArgs};
+use fold::UsageError;
+use std::ffi::OsString;
+
+/// The program's name in help texts and errors.
+pub const PROGRAM: &str = "forebay";
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Request {
+    /// Print this text on standard output and succeed.
+    Print(String),
+    /// Run this command.
+    Run(Box<Command>),
+}
+
+/// Forebay: an NVMe block cache between compute clusters and a cloud bucket. Every flag can be
+/// written in both spellings (--disk-folder, --diskFolder) and with a space or =.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(help_triggers("-h", "--help", "help"))]
+pub struct Arguments {
+    /// print the version
+    #[argh(switch)]
+    pub version: bool,
+    /// what to do
+    #[argh(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The commands.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one value lives once per process, and argh describes no boxed command"
+)]
+pub enum Command {
+    /// `forebay start`
+    Start(StartArguments),
+    /// `forebay init …`
+    Init(InitArguments),
+    /// `forebay deinit …`
+    Deinit(DeinitArguments),
+    /// `forebay license`
+    License(LicenseArguments),
+    /// `forebay version`
+    Version(VersionArguments),
+}
+
+/// start the proxy
+#[derive(Clone, Debug, Default, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "start", help_triggers("-h", "--help", "help"))]
+pub struct StartArguments {
+    /// address and port to listen on (default 0.0.0.0:443)
+    #[argh(option)]
+    pub bind_addr: Option<String>,
+    /// access key for the object store; overrides the creds file
+    #[argh(option)]
+    pub block_user: Option<String>,
+    /// secret key for the object store; hidden from the process list once read
+    #[argh(option)]
+    pub block_pass: Option<Secret>,
+    /// size of an I/O buffer, bytes (default 1048576)
+    #[argh(option)]
+    pub buffer_size: Option<String>,
+    /// file with the store's credentials: TOML, blockUser and blockPass, mode 0600 (default
+    /// ~/.forebay/proxy/creds)
+    #[argh(option)]
+    pub creds_file: Option<String>,
+    /// folder of the ledger (default ~/.forebay/proxy/data)
+    #[argh(option)]
+    pub db_folder: Option<String>,
+    /// ledger's cache, percent of RAM or size (default 10%)
+    #[argh(option)]
+    pub db_mem_capacity: Option<String>,
+    /// folder of the cache, mode 0700 (default /cache)
+    #[argh(option)]
+    pub disk_folder: Option<String>,
+    /// share of the disk that the cache may fill: 5%, 64M, 1T (default 95%)
+    #[argh(option)]
+    pub disk_quota: Option<String>,
+    /// parallel block operations (default 0: chosen from the cores)
+    #[argh(option)]
+    pub max_bops: Option<String>,
+    /// serve plain HTTP instead of HTTPS
+    #[argh(switch)]
+    pub no_ssl: bool,
+    /// carry every write to the store before it is acknowledged
+    #[argh(switch)]
+    pub no_writeback: bool,
+    /// serve CPU profiles on loopback
+    #[argh(switch)]
+    pub pprof: bool,
+    /// port for CPU profiles (default 6064)
+    #[argh(option)]
+    pub pprof_port: Option<String>,
+    /// ask the store to encrypt uploads at rest (AES256)
+    #[argh(switch)]
+    pub sse: bool,
+    /// certificate, PEM (default ~/.forebay/ssl/cert, made on first start)
+    #[argh(option)]
+    pub ssl_cert: Option<String>,
+    /// its private key, PEM, mode 0600 (default ~/.forebay/ssl/key, made on first start)
+    #[argh(option)]
+    pub ssl_key: Option<String>,
+    /// acknowledge a write only when it survives a power cut
+    #[argh(switch)]
+    pub sync: bool,
+    /// log more
+    #[argh(switch, short = 'v')]
+    pub verbose: bool,
+    /// uploads at a time (default 0: as --max-bops)
+    #[argh(option)]
+    pub writeback_active: Option<String>,
+    /// pause in each upload, milliseconds (default 0)
+    #[argh(option)]
+    pub writeback_delay: Option<String>,
+    /// file with volumes and keys, TOML; read again on SIGHUP
+    #[argh(option)]
+    pub config: Option<String>,
+    /// cores to use (default: all)
+    #[argh(option)]
+    pub shards: Option<String>,
+    /// RAM for hot blocks, percent of RAM or size (default 10%)
+    #[argh(option)]
+    pub mem_capacity: Option<String>,
+    /// try it out: loopback port 8443, everything under ./.forebay-dev, no bucket needed
+    #[argh(switch)]
+    pub dev: bool,
+}
+
+/// make the files that the proxy needs
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "init", help_triggers("-h", "--help", "help"))]
+pub struct InitArguments {
+    /// what to make
+    #[argh(subcommand)]
+    pub what: InitCommand,
+}
+
+/// What `forebay init` makes.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand)]
+pub enum InitCommand {
+    /// `forebay init creds`
+    Creds(InitCredsArguments),
+    /// `forebay init systemd`
+    Systemd(InitSystemdArguments),
+}
+
+/// write the store's credentials to the creds file
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "creds", help_triggers("-h", "--help", "help"))]
+pub struct InitCredsArguments {
+    /// access key for the object store
+    #[argh(option)]
+    pub block_user: Option<String>,
+    /// secret key for the object store
+    #[argh(option)]
+    pub block_pass: Option<Secret>,
+    /// file to write (default ~/.forebay/proxy/creds)
+    #[argh(option)]
+    pub creds_file: Option<String>,
+    /// replace a file that is there
+    #[argh(switch)]
+    pub force: bool,
+}
+
+/// write the systemd unit forebay-proxy.service
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "systemd", help_triggers("-h", "--help", "help"))]
+pub struct InitSystemdArguments {
+    /// replace a unit that is there
+    #[argh(switch)]
+    pub force: bool,
+    /// enable and start it at once
+    #[argh(switch)]
+    pub now: bool,
+    /// flags for `forebay start`, in one quoted word
+    #[argh(option)]
+    pub start_flags: Option<String>,
+}
+
+/// remove files that init made
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "deinit", help_triggers("-h", "--help", "help"))]
+pub struct DeinitArguments {
+    /// what to remove
+    #[argh(subcommand)]
+    pub what: DeinitCommand,
+}
+
+/// What `forebay deinit` removes.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand)]
+pub enum DeinitCommand {
+    /// `forebay deinit creds`
+    Creds(DeinitCredsArguments),
+    /// `forebay deinit systemd`
+    Systemd(DeinitSystemdArguments),
+}
+
+/// remove the creds file; refuses while the systemd unit refers to it
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "creds", help_triggers("-h", "--help", "help"))]
+pub struct DeinitCredsArguments {
+    /// file to remove (default ~/.forebay/proxy/creds)
+    #[argh(option)]
+    pub creds_file: Option<String>,
+    /// remove it even if the systemd unit refers to it
+    #[argh(switch)]
+    pub force: bool,
+}
+
+/// stop, disable and remove the systemd unit
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "systemd", help_triggers("-h", "--help", "help"))]
+pub struct DeinitSystemdArguments {}
+
+/// print the license
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "license", help_triggers("-h", "--help", "help"))]
+pub struct LicenseArguments {}
+
+/// print the version
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "version", help_triggers("-h", "--help", "help"))]
+pub struct VersionArguments {}
+
+/// Reads the words after the program's name.
+pub fn parse(words: &[OsString]) -> Result<Request, UsageError> {
+    let folded = fold::fold(words, &Arguments::get_args_info())?;
+    let folded: Vec<&str> = folded.iter().map(String::as_str).collect();
+    match Arguments::from_args(&[PROGRAM], &folded) {
+        Ok(Arguments { version: true, .. }) => Ok(Request::Print(version_text())),
+        Ok(Arguments {
+            command: Some(command),
+            ..
+        }) => Ok(Request::Run(Box::new(command))),
+        Ok(Arguments { command: None, .. }) => Err(UsageError::new(PROGRAM, "no command given")),
+        Err(exit) if exit.status.is_ok() => Ok(Request::Print(exit.output)),
+        // The folding leaves argh nothing to refuse; if it does, its words must stay one line.
+        Err(exit) => {
+            let line = exit.output.split_whitespace().collect::<Vec<_>>().join(" ");
+            Err(UsageError::new(PROGRAM, line))
+        }
+    }
+}
+
+/// What `forebay version` prints.
+pub fn version_text() -> String {
+    format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// What `forebay license` prints.
+pub fn license_text() -> &'static str {
+    include_str!("../../LICENSE")
+}

@@ -1,0 +1,144 @@
+//! `/-/…`: the operator's paths. They read state and change none of it.
+
+use super::auth::{self, Credential};
+use super::connection::{Connection, Ended};
+use super::head::Head;
+use super::reply::ErrorReply;
+use crate::metrics;
+use serde_json::json;
+
+/// Paths that later issues of the roadmap fill: known, so that the answer can say so.
+const LATER: [&str; 6] = ["", "dirty", "flush", "drain", "evict", "warm"];
+
+/// Serves a control path.
+pub async fn serve(
+    connection: &mut Connection,
+    head: &Head,
+    credential: &Credential,
+    path: &str,
+) -> Result<(), Ended> {
+    let resource = format!("/-/{path}");
+    let reads = matches!(head.method.as_str(), "GET" | "HEAD");
+    let open = matches!(path, "ping" | "healthz" | "readyz" | "topology");
+    let known = open || matches!(path, "metrics" | "status") || LATER.contains(&path);
+    if !known {
+        let error = ErrorReply::new(404, "NoSuchKey", "there is no such control path");
+        return connection.respond_error(&error, &resource).await;
+    }
+    if !open {
+        let operator = connection.context().volumes().operator_token.clone();
+        if let Err(error) = auth::check_operator(credential, operator.as_ref()) {
+            return connection.respond_error(&error, &resource).await;
+        }
+    }
+    if LATER.contains(&path) {
+        let error = ErrorReply::not_implemented("this control path");
+        return connection.respond_error(&error, &resource).await;
+    }
+    if !reads {
+        let error = ErrorReply::new(405, "MethodNotAllowed", "this path is only read")
+            .with("allow", "GET, HEAD");
+        return connection.respond_error(&error, &resource).await;
+    }
+    let (status, content_type, body) = answer(connection, path).await;
+    let mut reply = connection.reply(status);
+    reply.header("cache-control", "no-store");
+    if status == 204 {
+        let reply = connection.seal_head(reply);
+        return connection.send(&[&reply]).await;
+    }
+    reply.header("content-type", content_type).header("content-length", body.len());
+    let reply = connection.seal_head(reply);
+    let body: &[u8] = if head.method == "HEAD" { b"" } else { body.as_bytes() };
+    connection.send(&[&reply, body]).await
+}
+
+async fn answer(connection: &Connection, path: &str) -> (u16, &'static str, String) {
+    const JSON: &str = "application/json";
+    const TEXT: &str = "text/plain; charset=utf-8";
+    let context = connection.context();
+    match path {
+        "ping" => (204, TEXT, String::new()),
+        "healthz" => (200, TEXT, "ok\n".into()),
+        "readyz" if context.stopping.is_set() => (503, TEXT, "stopping\n".into()),
+        "readyz" if context.server.is_ready() => (200, TEXT, "ready\n".into()),
+        "readyz" => (503, TEXT, "loading\n".into()),
+        "topology" => (200, JSON, topology(connection)),
+        "metrics" => {
+            let snapshots = context.router.snapshots().await;
+            let text = metrics::render(&snapshots, &context.server.http, context.server.uptime());
+            (200, "text/plain; version=0.0.4; charset=utf-8", text)
+        }
+        _ => (200, JSON, status(connection).await),
+    }
+}
+
+fn topology(connection: &Connection) -> String {
+    let topology = connection.context().router.topology();
+    let map: Vec<usize> =
+        (0..topology.shards()).map(|shard| topology.core_of_shard(shard)).collect();
+    let body = json!({
+        "version": 1,
+        "cores": topology.cores(),
+        "shards": topology.shards(),
+        "hash": "xxh3-128",
+        "hash_input": "volume + '/' + key, seed = block number (0 finds the object's home)",
+        "shard_of_hash": "low bits: hash mod shards",
+        "shard_to_core": map,
+    });
+    format!("{body:#}\n")
+}
+
+async fn status(connection: &Connection) -> String {
+    let context = connection.context();
+    let snapshots = context.router.snapshots().await;
+    let sum = |pick: fn(&forebay_shards::stats::CoreSnapshot) -> u64| -> u64 {
+        snapshots.iter().map(pick).sum()
+    };
+    let volumes: Vec<_> = context.volumes().list().map(|volume| {
+        json!({
+            "name": volume.settings.name,
+            "block_bytes": volume.volume.block_bytes,
+            "writeback": false,
+            "anonymous_read": volume.settings.anonymous_read,
+        })
+    }).collect();
+    let cores: Vec<_> = snapshots.iter().map(|core| {
+        json!({
+            "core": core.core,
+            "shards": core.shards,
+            "blocks": core.blocks,
+            "disk_used_bytes": core.disk_used_bytes,
+            "ram_bytes": core.ram_bytes,
+            "buffer_bytes": core.buffer_bytes,
+            "fetches_in_flight": core.flights,
+            "counters": core.counters,
+        })
+    }).collect();
+    let recovered = |pick: fn(&forebay_shards::recover::RecoveryReport) -> u64| -> u64 {
+        snapshots.iter().map(|core| pick(&core.recovery)).sum()
+    };
+    let body = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": context.server.is_ready(),
+        "uptime_seconds": context.server.uptime().as_secs(),
+        "bind_address": context.server.address.to_string(),
+        "disk": {
+            "used_bytes": sum(|c| c.disk_used_bytes),
+            "quota_bytes": context.server.quota_bytes,
+            "segment_quota_bytes": sum(|c| c.disk_quota_bytes),
+            "blocks": sum(|c| c.blocks),
+            "segments_reclaimed": sum(|c| c.segments_reclaimed),
+        },
+        "ram": { "used_bytes": sum(|c| c.ram_bytes), "blocks": sum(|c| c.ram_blocks) },
+        "recovery": {
+            "footers": recovered(|r| r.footers),
+            "scans": recovered(|r| r.scans),
+            "empty": recovered(|r| r.empty),
+            "blocks": recovered(|r| r.blocks),
+        },
+        "volumes": volumes,
+        "cores": cores,
+    });
+    format!("{body:#}\n")
+}

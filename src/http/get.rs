@@ -1,0 +1,248 @@
+//! `GET` and `HEAD` of an object.
+//!
+//! The response begins as soon as the object's head and its first block are known to be coming;
+//! further blocks are asked for one ahead. All blocks of a response are of one version: a block of
+//! another version ends the connection before its declared length, which no client takes for
+//! success.
+
+use super::conditional::{self, Verdict};
+use super::connection::{Connection, Ended};
+use super::head::Head;
+use super::limits::{CHANGED_RETRIES_MAX, SEND_BYTES_MAX};
+use super::range;
+use super::reply::{ErrorReply, ReplyHead};
+use super::{ObjectRequest, finish_with};
+use forebay_io::buffer::View;
+use forebay_io::store::{ByteSpan, ObjectMeta};
+use forebay_shards::key::BlockId;
+use forebay_shards::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError};
+use forebay_shards::range::{RangeSpec, part_of_block};
+use std::io;
+use std::sync::Arc;
+
+/// What a read found, before the first byte is sent.
+struct Reading {
+    meta: Arc<ObjectMeta>,
+    span: ByteSpan,
+    outcome: Outcome,
+    /// The first block with wanted bytes, and those.
+    first: Option<(u64, BlockBody)>,
+}
+
+/// Serves `GET` or `HEAD`.
+pub async fn serve(
+    connection: &mut Connection,
+    head: &Head,
+    object: &ObjectRequest,
+    with_body: bool,
+) -> Result<(), Ended> {
+    let spec = head.header("range").map_or(RangeSpec::All, range::parse);
+    let wanted = with_body.then_some(spec);
+    let reading = match read(connection, object, wanted).await {
+        Ok(reading) => reading,
+        Err(error) => return finish_with(connection, error.into(), object).await,
+    };
+    match conditional::judge(head, &reading.meta) {
+        Verdict::Proceed => {}
+        Verdict::NotModified => return not_modified(connection, object, &reading).await,
+        Verdict::Failed => {
+            let error = ErrorReply::new(412, "PreconditionFailed", "a precondition did not hold");
+            return finish_with(connection, error, object).await;
+        }
+    }
+    let span = match spec.resolve(reading.meta.size) {
+        Ok(span) => span,
+        Err(_) => {
+            let error = ReadError::NotSatisfiable { size: reading.meta.size };
+            return finish_with(connection, error.into(), object).await;
+        }
+    };
+    let status = if spec == RangeSpec::All { 200 } else { 206 };
+    let mut reply = describe(connection, object, &reading, status);
+    reply.header("content-length", span.len());
+    if status == 206 {
+        let (start, last) = (span.start, span.end - 1);
+        reply.header("content-range", format_args!("bytes {start}-{last}/{}", reading.meta.size));
+    }
+    let reply = connection.seal_head(reply);
+    let outcome = reading.outcome;
+    let sent = if with_body {
+        send_body(connection, object, reply, reading).await
+    } else {
+        connection.send(&[&reply]).await
+    };
+    let stats = connection.context().stats().outcome(outcome);
+    stats.responses.add(1);
+    if with_body && sent.is_ok() {
+        stats.bytes.add(span.len());
+    }
+    stats.times.record(connection.elapsed());
+    sent
+}
+
+/// Opens the object, and the first block that holds wanted bytes; starts over if it changes.
+async fn read(
+    connection: &Connection,
+    object: &ObjectRequest,
+    wanted: Option<RangeSpec>,
+) -> Result<Reading, ReadError> {
+    let router = &connection.context().router;
+    let home = object.block(0);
+    for _ in 0..CHANGED_RETRIES_MAX {
+        let opened = router.open(home.clone(), wanted).await?;
+        let Opened { meta, outcome, span, first } = opened;
+        if let Some(body) = first {
+            return Ok(Reading { meta, span, outcome, first: Some((0, body)) });
+        }
+        if span.is_empty() {
+            return Ok(Reading { meta, span, outcome, first: None });
+        }
+        let number = span.start / object.volume.block_bytes;
+        match router.read_block(part(object, &meta, span, number)).await {
+            Ok((body, outcome)) => {
+                return Ok(Reading { meta, span, outcome, first: Some((number, body)) });
+            }
+            Err(ReadError::Changed) => router.invalidate(home.clone()).await,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(ReadError::Changed)
+}
+
+fn part(
+    object: &ObjectRequest,
+    meta: &Arc<ObjectMeta>,
+    span: ByteSpan,
+    number: u64,
+) -> BlockRequest {
+    let range = part_of_block(span, number, object.volume.block_bytes);
+    BlockRequest { id: object.block(number), meta: meta.clone(), range }
+}
+
+/// The head of a response that describes the object.
+fn describe(
+    connection: &Connection,
+    object: &ObjectRequest,
+    reading: &Reading,
+    status: u16,
+) -> ReplyHead {
+    let meta = &reading.meta;
+    let mut reply = connection.reply(status);
+    reply.header("etag", quoted(&meta.etag));
+    if let Some(date) = conditional::last_modified(meta) {
+        reply.header("last-modified", date);
+    }
+    reply.header("accept-ranges", "bytes").header("x-cache", reading.outcome.label());
+    reply.header("x-forebay-core", core_label(connection, &object.block(0)));
+    if !meta.headers.iter().any(|(name, _)| name == "content-type") {
+        reply.header("content-type", "binary/octet-stream");
+    }
+    for (name, value) in &meta.headers {
+        reply.header(name, value);
+    }
+    reply
+}
+
+/// An entity tag as it goes out.
+pub fn quoted(etag: &str) -> String {
+    match etag.strip_prefix("W/") {
+        Some(tag) => format!("W/\"{}\"", tag.trim_matches('"')),
+        None => format!("\"{etag}\""),
+    }
+}
+
+/// `i/n`: the object's home core, so that a client can go straight there next time.
+pub fn core_label(connection: &Connection, home: &BlockId) -> String {
+    let router = &connection.context().router;
+    format!("{}/{}", router.owner(home.hash()), router.topology().cores())
+}
+
+async fn not_modified(
+    connection: &mut Connection,
+    object: &ObjectRequest,
+    reading: &Reading,
+) -> Result<(), Ended> {
+    let reply = describe(connection, object, reading, 304);
+    let reply = connection.seal_head(reply);
+    connection.send(&[&reply]).await
+}
+
+/// Sends the head and all wanted bytes, asking for each next block while one is sent.
+async fn send_body(
+    connection: &mut Connection,
+    object: &ObjectRequest,
+    head: Vec<u8>,
+    reading: Reading,
+) -> Result<(), Ended> {
+    let Reading { meta, span, first, .. } = reading;
+    let Some((mut number, mut body)) = first else {
+        return connection.send(&[&head]).await;
+    };
+    let last = (span.end - 1) / object.volume.block_bytes;
+    let mut head = head;
+    while number < last {
+        let context = connection.context().clone();
+        let next = context.router.read_block(part(object, &meta, span, number + 1));
+        let (sent, next) = futures::join!(send_block(connection, &head, body), next);
+        sent?;
+        head.clear();
+        number += 1;
+        body = match next {
+            Ok((body, _)) => body,
+            Err(error) => return Err(cut_short(&context, object, error).await),
+        };
+    }
+    send_block(connection, &head, body).await
+}
+
+/// The response cannot be completed: the connection ends short of the declared length.
+async fn cut_short(
+    context: &super::CoreContext,
+    object: &ObjectRequest,
+    error: ReadError,
+) -> Ended {
+    let name = object.resource();
+    log::warn!("{name}: the response was cut short: {error}");
+    if let ReadError::Changed = error {
+        context.router.invalidate(object.block(0)).await;
+    }
+    Ended::Io(io::Error::other(error.to_string()))
+}
+
+async fn send_block(
+    connection: &mut Connection,
+    head: &[u8],
+    body: BlockBody,
+) -> Result<(), Ended> {
+    let (watch, range) = match body {
+        BlockBody::Ready(view) => return send_view(connection, head, &view).await,
+        BlockBody::Filling { watch, range } => (watch, range),
+    };
+    if !head.is_empty() {
+        // The client learns that its object is coming before the store has sent it.
+        connection.send(&[head]).await?;
+    }
+    let mut position = range.start;
+    while position < range.end {
+        let filled = watch.wait_for(position + 1).await.map_err(|_| {
+            Ended::Io(io::Error::other("the object store failed in the middle of the object"))
+        })?;
+        let end = filled.min(range.end);
+        if end <= position {
+            return Err(Ended::Io(io::Error::other("the block is shorter than its object says")));
+        }
+        send_view(connection, b"", &watch.view(position..end)).await?;
+        position = end;
+    }
+    Ok(())
+}
+
+/// Sends a view in parts that have a deadline each; the head goes with the first.
+async fn send_view(connection: &mut Connection, head: &[u8], view: &View) -> Result<(), Ended> {
+    let mut head = head;
+    for piece in view.chunks(SEND_BYTES_MAX) {
+        connection.send(&[head, piece]).await?;
+        head = b"";
+    }
+    if head.is_empty() { Ok(()) } else { connection.send(&[head]).await }
+}

@@ -1,0 +1,60 @@
+//! Every limit of the HTTP side, with its reason. Nothing here changes at run time.
+
+use std::time::Duration;
+
+/// Request head, bytes: the request line and all headers. S3's own limit is 8 KiB of headers;
+/// twice that leaves room for long keys.
+pub const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// Headers of a request. SDKs send some 20; user metadata of 2 KiB rarely makes 50 more.
+pub const HEADERS_MAX: usize = 100;
+
+/// Request target, bytes: a key of 1,024 bytes with each percent-encoded is 3 KiB, and a presigned
+/// query some 800 bytes.
+pub const TARGET_BYTES_MAX: usize = 4 << 10;
+
+/// From the first byte of a request head to its last.
+pub const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// A TLS handshake, start to end.
+pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A kept-alive connection without a request.
+pub const IDLE_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// What any body, in either direction, may take at the start before its rate counts.
+pub const BODY_GRACE: Duration = Duration::from_secs(10);
+
+/// Least rate of a body in either direction after the grace, bytes per second. A client slower
+/// than this holds a block buffer for minutes.
+pub const BODY_RATE_MIN: u64 = 64 << 10;
+
+/// Bytes of a body that a response has made unnecessary and that are read and thrown away to keep
+/// the connection; a longer rest closes it, which is cheaper than reading it.
+pub const DRAIN_BYTES_MAX: u64 = 64 << 10;
+
+/// How long a closing connection waits for the client to read our last answer.
+pub const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes sent with one deadline: small enough that the deadline means something, large enough
+/// that timers cost nothing.
+pub const SEND_BYTES_MAX: usize = 1 << 20;
+
+/// Largest object that one PUT may carry (S3's limit), bytes.
+pub const OBJECT_BYTES_MAX: u64 = 5 << 30;
+
+/// Blocks of a multi-block PUT that are kept in memory until the store has the object, to be
+/// cached then. Objects beyond it are written around the cache and fetched when read.
+pub const PUT_BLOCKS_KEPT_MAX: usize = 8;
+
+/// Connections per core. Each idle TLS connection holds some 100 KiB.
+pub const CONNECTIONS_MAX: usize = 8192;
+
+/// How long accepting pauses when descriptors have run out.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What `Retry-After` says when we are overloaded, seconds.
+pub const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// Times that a read starts over because the object changed under it, before it gives up.
+pub const CHANGED_RETRIES_MAX: usize = 3;

@@ -1,0 +1,232 @@
+//! HTTP as clients see it: one file per verb, one for errors, one for the connection.
+//!
+//! This file owns the way of a request: the head is checked, the target parsed, the access judged,
+//! all before a body is read; then the verb's file takes over. It knows what a core shares with
+//! its connections and nothing of sockets or stores.
+
+pub mod auth;
+pub mod aws_chunked;
+pub mod conditional;
+pub mod connection;
+pub mod control;
+pub mod digest;
+pub mod get;
+pub mod head;
+pub mod limits;
+pub mod put;
+pub mod range;
+pub mod reply;
+pub mod stats;
+pub mod target;
+
+use crate::server::ServerState;
+use crate::server::volumes::{ServedVolume, VolumeTable};
+use auth::{Access, Credential};
+use connection::{Connection, Ended, Refused};
+use forebay_io::buffer::Pool;
+use forebay_io::disk::ring::RingDisk;
+use forebay_io::local::Event;
+use forebay_io::rt::GlommioRuntime;
+use forebay_shards::key::{BlockId, Volume};
+use forebay_shards::router::Router;
+use head::{Framing, Head};
+use reply::ErrorReply;
+use stats::HttpStats;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use target::Target;
+
+/// What a core shares with its connections.
+pub struct CoreContext {
+    /// Which core this is.
+    pub index: usize,
+    /// The executor.
+    pub runtime: GlommioRuntime,
+    /// The way to any block.
+    pub router: Router<GlommioRuntime, RingDisk>,
+    /// Block buffers.
+    pub pool: Pool,
+    /// What all cores share and only read.
+    pub server: Arc<ServerState>,
+    /// Set when the server stops.
+    pub stopping: Event,
+    /// Replaced whole when the config is read again.
+    pub volume_table: RefCell<Arc<VolumeTable>>,
+    /// Makes request ids unique.
+    pub requests: Cell<u64>,
+}
+
+impl CoreContext {
+    /// The volumes as of now.
+    pub fn volumes(&self) -> Arc<VolumeTable> {
+        self.volume_table.borrow().clone()
+    }
+
+    /// This core's counters.
+    pub fn stats(&self) -> &HttpStats {
+        &self.server.http[self.index]
+    }
+
+    /// A new request id: start of the server, core, count.
+    pub fn next_request_id(&self) -> String {
+        let count = self.requests.get();
+        self.requests.set(count + 1);
+        format!("{:08X}{:02X}{count:010X}", self.server.run_id, self.index)
+    }
+}
+
+/// An object that a request may touch.
+pub struct ObjectRequest {
+    /// The volume as the cache sees it.
+    pub volume: Arc<Volume>,
+    /// The key.
+    pub key: Arc<str>,
+}
+
+impl ObjectRequest {
+    /// One of the object's blocks.
+    pub fn block(&self, number: u64) -> BlockId {
+        BlockId { volume: self.volume.clone(), key: self.key.clone(), number }
+    }
+
+    /// The object's name in error documents and logs.
+    pub fn resource(&self) -> String {
+        format!("/{}/{}", self.volume.name, self.key)
+    }
+}
+
+/// Answers a request about an object with an error.
+pub async fn finish_with(
+    connection: &mut Connection,
+    error: ErrorReply,
+    object: &ObjectRequest,
+) -> Result<(), Ended> {
+    connection.respond_error(&error, &object.resource()).await
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(mut connection: Connection) {
+    let context: Rc<CoreContext> = connection.context().clone();
+    let ended = loop {
+        match serve_one(&mut connection).await {
+            Ok(true) => {}
+            Ok(false) => return connection.close().await,
+            Err(ended) => break ended,
+        }
+    };
+    match ended {
+        Ended::Done => connection.close().await,
+        Ended::TooSlow => {
+            context.stats().too_slow.add(1);
+            log::debug!("a connection was closed: too slow");
+        }
+        // Without a goodbye: a body that was cut short must not look complete.
+        Ended::Io(error) => log::debug!("a connection ended: {error}"),
+    }
+}
+
+/// Serves one request; whether another may follow.
+async fn serve_one(connection: &mut Connection) -> Result<bool, Ended> {
+    let head = match connection.next_request().await {
+        Ok(head) => head,
+        Err(Refused::Ended(ended)) => return Err(ended),
+        Err(Refused::Head(error)) => {
+            connection.context().stats().malformed.add(1);
+            connection.respond_error(&ErrorReply::from(error), "").await?;
+            return Ok(false);
+        }
+    };
+    dispatch(connection, &head).await?;
+    connection.finish_request().await
+}
+
+async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended> {
+    let parsed = match target::parse(&head.target) {
+        Ok(parsed) => parsed,
+        Err(error) => return connection.respond_error(&error.into(), "").await,
+    };
+    let credential = Credential::of(head, &parsed.query);
+    let (volume, key) = match parsed.target {
+        Target::Control(path) => {
+            return control::serve(connection, head, &credential, &path).await;
+        }
+        Target::Service => (None, String::new()),
+        Target::Volume(volume) => (Some(volume), String::new()),
+        Target::Object { volume, key } => (Some(volume), key),
+    };
+    let resource = format!("/{}/{key}", volume.as_deref().unwrap_or_default());
+    let table = connection.context().volumes();
+    let served = match admit(&table, volume.as_deref(), &credential, head) {
+        Ok(served) => served,
+        Err(error) => return connection.respond_error(&error, &resource).await,
+    };
+    if let Err(error) = object_operation(head, &key, &parsed.query) {
+        return connection.respond_error(&error, &resource).await;
+    }
+    let object = ObjectRequest { volume: served.volume.clone(), key: key.into() };
+    match head.method.as_str() {
+        "GET" => get::serve(connection, head, &object, true).await,
+        "HEAD" => get::serve(connection, head, &object, false).await,
+        "PUT" => put::serve(connection, head, &object).await,
+        _ => put::delete(connection, &object).await,
+    }
+}
+
+/// Judges whether a request may do what it wants with a volume.
+fn admit<'a>(
+    table: &'a VolumeTable,
+    name: Option<&str>,
+    credential: &Credential,
+    head: &Head,
+) -> Result<&'a ServedVolume, ErrorReply> {
+    let access = match head.method.as_str() {
+        "GET" | "HEAD" => Access::Read,
+        _ => Access::Write,
+    };
+    let known = auth::is_known(credential, table.list().map(|volume| &volume.settings));
+    match name.and_then(|name| table.find(name)) {
+        Some(served) => {
+            auth::check(credential, &served.settings, access)?;
+            Ok(served)
+        }
+        None if name.is_none() && known => {
+            Err(ErrorReply::not_implemented("this operation on the service"))
+        }
+        // Who has no key learns nothing about which volumes there are.
+        None if known => {
+            Err(ErrorReply::new(404, "NoSuchBucket", "there is no volume of this name"))
+        }
+        None => match credential {
+            Credential::Bearer(_) => Err(ErrorReply::denied("this token is not for this volume")),
+            _ => Err(ErrorReply::new(401, "AccessDenied", "a bearer token is needed")
+                .with("www-authenticate", "Bearer")),
+        },
+    }
+}
+
+/// Whether the request is one of the four operations on an object that are served.
+fn object_operation(head: &Head, key: &str, query: &[(String, String)]) -> Result<(), ErrorReply> {
+    let refused = match head.method.as_str() {
+        "GET" | "HEAD" | "PUT" | "DELETE" => {
+            if key.is_empty() {
+                Some(ErrorReply::new(400, "InvalidURI", "the key is empty; volumes are not listed yet"))
+            } else {
+                // `x-id` names the operation for the server's log, and changes nothing.
+                query.iter().find(|(name, _)| name != "x-id").map(|(name, _)| {
+                    ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
+                })
+            }
+        }
+        "POST" => Some(ErrorReply::not_implemented("POST on a volume")),
+        _ => Some(
+            ErrorReply::new(405, "MethodNotAllowed", "objects take GET, HEAD, PUT and DELETE")
+                .with("allow", "GET, HEAD, PUT, DELETE"),
+        ),
+    };
+    match refused {
+        Some(reply) if head.framing == Framing::Chunked => Err(reply.closing()),
+        Some(reply) => Err(reply),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,352 @@
+//! Metrics: every name, unit and help text, and their rendering for Prometheus.
+//!
+//! Names are stable from the first release on; no other file has one. This file only reads.
+
+use crate::http::stats::HttpStats;
+use forebay_io::histogram::BOUNDS_US;
+use forebay_shards::messages::Outcome;
+use forebay_shards::stats::CoreSnapshot;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// How Prometheus takes a metric.
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// A metric's name, kind and help.
+struct Metric(&'static str, Kind, &'static str);
+
+const REQUESTS: Metric =
+    Metric("forebay_http_responses_total", Kind::Counter, "Responses by method, status and core.");
+const CACHE_RESPONSES: Metric = Metric(
+    "forebay_cache_responses_total",
+    Kind::Counter,
+    "Successful reads of objects by how they were answered (as in x-cache) and core.",
+);
+const CACHE_BYTES: Metric = Metric(
+    "forebay_cache_response_bytes_total",
+    Kind::Counter,
+    "Object bytes sent by how they were answered and core.",
+);
+const CACHE_SECONDS: Metric = Metric(
+    "forebay_cache_response_seconds",
+    Kind::Histogram,
+    "Time from a read's head to its last byte sent, by how it was answered; all cores.",
+);
+const WRITE_SECONDS: Metric = Metric(
+    "forebay_write_seconds",
+    Kind::Histogram,
+    "Time from a write's head to its answer; all cores.",
+);
+const BYTES_IN: Metric =
+    Metric("forebay_http_received_bytes_total", Kind::Counter, "Object bytes received.");
+const ACCEPTED: Metric =
+    Metric("forebay_connections_accepted_total", Kind::Counter, "Connections accepted.");
+const OPEN: Metric = Metric("forebay_connections_open", Kind::Gauge, "Connections open.");
+const HANDSHAKE_FAILURES: Metric = Metric(
+    "forebay_tls_handshake_failures_total",
+    Kind::Counter,
+    "TLS handshakes that failed or took too long.",
+);
+const MALFORMED: Metric =
+    Metric("forebay_http_malformed_total", Kind::Counter, "Requests refused as malformed.");
+const TOO_SLOW: Metric = Metric(
+    "forebay_http_too_slow_total",
+    Kind::Counter,
+    "Connections closed for a deadline or a least rate.",
+);
+const ACCEPT_PAUSES: Metric = Metric(
+    "forebay_accept_pauses_total",
+    Kind::Counter,
+    "Times that accepting paused because file descriptors ran out.",
+);
+const BLOCKS: Metric = Metric("forebay_disk_blocks", Kind::Gauge, "Blocks in the index.");
+const DISK_USED: Metric =
+    Metric("forebay_disk_used_bytes", Kind::Gauge, "Bytes of segment files.");
+const DISK_QUOTA: Metric =
+    Metric("forebay_disk_quota_bytes", Kind::Gauge, "Bytes of segment files that the quota allows.");
+const RECLAIMED: Metric = Metric(
+    "forebay_segments_reclaimed_total",
+    Kind::Counter,
+    "Segments whose blocks were evicted to make room.",
+);
+const RAM_BYTES: Metric = Metric("forebay_ram_used_bytes", Kind::Gauge, "Bytes in the RAM tier.");
+const RAM_BLOCKS: Metric = Metric("forebay_ram_blocks", Kind::Gauge, "Blocks in the RAM tier.");
+const BUFFERS: Metric = Metric(
+    "forebay_buffer_used_bytes",
+    Kind::Gauge,
+    "Bytes of block buffers in use, RAM tier included.",
+);
+const BUFFER_BUDGET: Metric = Metric(
+    "forebay_buffer_budget_bytes",
+    Kind::Gauge,
+    "Bytes of block buffers that may be in use.",
+);
+const FLIGHTS: Metric =
+    Metric("forebay_fetches_in_flight", Kind::Gauge, "Fetches from stores in flight.");
+const BACKLOG: Metric = Metric(
+    "forebay_uplink_queue_length",
+    Kind::Gauge,
+    "Orders waiting for the companion thread, by lane.",
+);
+const STORE_REQUESTS: Metric = Metric(
+    "forebay_store_requests_total",
+    Kind::Counter,
+    "Requests to object stores by verb and outcome (a status or the kind of failure).",
+);
+const STORE_SECONDS: Metric = Metric(
+    "forebay_store_request_seconds",
+    Kind::Histogram,
+    "Time from an order to the head of the store's answer, retries included; all cores.",
+);
+const UPTIME: Metric =
+    Metric("forebay_uptime_seconds", Kind::Gauge, "Seconds since the server started.");
+
+/// Metrics of the owner cores' counters, by the counter's name.
+const ENGINE: [(&str, Metric); 14] = [
+    ("fills", Metric("forebay_fills_total", Kind::Counter, "Fetches of blocks begun.")),
+    ("fill_bytes", Metric("forebay_fill_bytes_total", Kind::Counter, "Bytes that fetches brought.")),
+    (
+        "fill_failures",
+        Metric("forebay_fill_failures_total", Kind::Counter, "Fetches that failed after their head."),
+    ),
+    (
+        "coalesced",
+        Metric("forebay_coalesced_total", Kind::Counter, "Readers that joined a fetch in flight."),
+    ),
+    (
+        "revalidations",
+        Metric("forebay_revalidations_total", Kind::Counter, "Cached copies that a store confirmed."),
+    ),
+    (
+        "stale_served",
+        Metric(
+            "forebay_stale_served_total",
+            Kind::Counter,
+            "Cached copies served unconfirmed because the store did not answer.",
+        ),
+    ),
+    (
+        "records_written",
+        Metric("forebay_disk_records_written_total", Kind::Counter, "Records written to segments."),
+    ),
+    (
+        "record_bytes_written",
+        Metric("forebay_disk_written_bytes_total", Kind::Counter, "Bytes of records written."),
+    ),
+    (
+        "write_failures",
+        Metric("forebay_disk_write_failures_total", Kind::Counter, "Records that were not written."),
+    ),
+    (
+        "records_read",
+        Metric("forebay_disk_records_read_total", Kind::Counter, "Records read from segments."),
+    ),
+    (
+        "record_bytes_read",
+        Metric("forebay_disk_read_bytes_total", Kind::Counter, "Payload bytes wanted of them."),
+    ),
+    (
+        "damaged_records",
+        Metric(
+            "forebay_damaged_records_total",
+            Kind::Counter,
+            "Records that failed their checks and were dropped.",
+        ),
+    ),
+    (
+        "read_failures",
+        Metric("forebay_disk_read_failures_total", Kind::Counter, "Records the disk could not read."),
+    ),
+    (
+        "overloads",
+        Metric("forebay_overloads_total", Kind::Counter, "Requests refused for lack of memory."),
+    ),
+];
+
+struct Page(String);
+
+impl Page {
+    fn begin(&mut self, metric: &Metric) {
+        let kind = match metric.1 {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let _ = writeln!(self.0, "# HELP {} {}\n# TYPE {} {kind}", metric.0, metric.2, metric.0);
+    }
+
+    fn sample(&mut self, metric: &Metric, labels: std::fmt::Arguments<'_>, value: impl std::fmt::Display) {
+        let _ = writeln!(self.0, "{}{{{labels}}} {value}", metric.0);
+    }
+
+    fn per_core<T>(
+        &mut self,
+        metric: &Metric,
+        cores: impl IntoIterator<Item = T>,
+        pick: impl Fn(&T) -> (usize, u64),
+    ) {
+        self.begin(metric);
+        for core in cores {
+            let (index, value) = pick(&core);
+            self.sample(metric, format_args!("core=\"{index}\""), value);
+        }
+    }
+
+    fn histogram(&mut self, metric: &Metric, labels: &str, buckets: &[u64], sum_us: u64) {
+        let name = metric.0;
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut total = 0;
+        for (at, count) in buckets.iter().enumerate() {
+            total += count;
+            let bound = BOUNDS_US.get(at).map_or("+Inf".into(), |us| (*us as f64 / 1e6).to_string());
+            let _ = writeln!(self.0, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}");
+        }
+        let _ = writeln!(self.0, "{name}_sum{{{labels}}} {}", sum_us as f64 / 1e6);
+        let _ = writeln!(self.0, "{name}_count{{{labels}}} {total}");
+    }
+}
+
+/// Renders everything in Prometheus' text format 0.0.4.
+pub fn render(cores: &[CoreSnapshot], http: &[HttpStats], uptime: Duration) -> String {
+    let mut page = Page(String::with_capacity(32 << 10));
+    render_http(&mut page, http);
+    render_engine(&mut page, cores);
+    render_stores(&mut page, cores);
+    page.begin(&UPTIME);
+    let _ = writeln!(page.0, "{} {}", UPTIME.0, uptime.as_secs());
+    page.0
+}
+
+fn render_http(page: &mut Page, http: &[HttpStats]) {
+    page.begin(&REQUESTS);
+    for (core, stats) in http.iter().enumerate() {
+        for ((method, status), count) in stats.statuses() {
+            let labels = format_args!("method=\"{method}\",status=\"{status}\",core=\"{core}\"");
+            page.sample(&REQUESTS, labels, count);
+        }
+    }
+    for (metric, pick) in [
+        (&CACHE_RESPONSES, (|s, o| s.outcome(o).responses.get()) as fn(&HttpStats, Outcome) -> u64),
+        (&CACHE_BYTES, |s, o| s.outcome(o).bytes.get()),
+    ] {
+        page.begin(metric);
+        for (core, stats) in http.iter().enumerate() {
+            for outcome in Outcome::ALL {
+                let labels = format_args!("cache=\"{}\",core=\"{core}\"", outcome.label());
+                page.sample(metric, labels, pick(stats, outcome));
+            }
+        }
+    }
+    page.begin(&CACHE_SECONDS);
+    for outcome in Outcome::ALL {
+        let (buckets, sum_us) = add_times(http.iter().map(|s| s.outcome(outcome).times.values()));
+        let labels = format!("cache=\"{}\"", outcome.label());
+        page.histogram(&CACHE_SECONDS, &labels, &buckets, sum_us);
+    }
+    page.begin(&WRITE_SECONDS);
+    let (buckets, sum_us) = add_times(http.iter().map(|s| s.write_times.values()));
+    page.histogram(&WRITE_SECONDS, "", &buckets, sum_us);
+    for (metric, pick) in [
+        (&BYTES_IN, (|s| s.bytes_in.get()) as fn(&HttpStats) -> u64),
+        (&ACCEPTED, |s| s.accepted.get()),
+        (&OPEN, |s| s.open.load(std::sync::atomic::Ordering::Relaxed).max(0) as u64),
+        (&HANDSHAKE_FAILURES, |s| s.handshake_failures.get()),
+        (&MALFORMED, |s| s.malformed.get()),
+        (&TOO_SLOW, |s| s.too_slow.get()),
+        (&ACCEPT_PAUSES, |s| s.accept_pauses.get()),
+    ] {
+        page.per_core(metric, http.iter().enumerate(), |(core, stats)| (*core, pick(stats)));
+    }
+}
+
+fn add_times(all: impl Iterator<Item = (Vec<u64>, u64)>) -> (Vec<u64>, u64) {
+    let mut buckets = vec![0; BOUNDS_US.len() + 1];
+    let mut total_us = 0;
+    for (counts, sum_us) in all {
+        for (sum, count) in buckets.iter_mut().zip(counts) {
+            *sum += count;
+        }
+        total_us += sum_us;
+    }
+    (buckets, total_us)
+}
+
+fn render_engine(page: &mut Page, cores: &[CoreSnapshot]) {
+    for (counter, metric) in &ENGINE {
+        page.per_core(metric, cores, |core| {
+            (core.core, core.counters.get(counter).copied().unwrap_or(0))
+        });
+    }
+    for (metric, pick) in [
+        (&BLOCKS, (|c| c.blocks) as fn(&CoreSnapshot) -> u64),
+        (&DISK_USED, |c| c.disk_used_bytes),
+        (&DISK_QUOTA, |c| c.disk_quota_bytes),
+        (&RECLAIMED, |c| c.segments_reclaimed),
+        (&RAM_BYTES, |c| c.ram_bytes),
+        (&RAM_BLOCKS, |c| c.ram_blocks),
+        (&BUFFERS, |c| c.buffer_bytes),
+        (&BUFFER_BUDGET, |c| c.buffer_budget_bytes),
+        (&FLIGHTS, |c| c.flights),
+    ] {
+        page.per_core(metric, cores, |core| (core.core, pick(core)));
+    }
+}
+
+fn render_stores(page: &mut Page, cores: &[CoreSnapshot]) {
+    page.begin(&BACKLOG);
+    for core in cores {
+        let (fetches, uploads) = core.uplink_backlog;
+        for (lane, length) in [("fetch", fetches), ("upload", uploads)] {
+            let labels = format_args!("lane=\"{lane}\",core=\"{}\"", core.core);
+            page.sample(&BACKLOG, labels, length);
+        }
+    }
+    page.begin(&STORE_REQUESTS);
+    for core in cores {
+        for ((verb, outcome), count) in &core.store_requests {
+            let labels =
+                format_args!("verb=\"{verb}\",outcome=\"{outcome}\",core=\"{}\"", core.core);
+            page.sample(&STORE_REQUESTS, labels, count);
+        }
+    }
+    page.begin(&STORE_SECONDS);
+    let times = cores.iter().map(|c| (c.store_latency.buckets.clone(), c.store_latency.sum_us));
+    let (buckets, sum_us) = add_times(times);
+    page.histogram(&STORE_SECONDS, "", &buckets, sum_us);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_shards::stats::CoreStats;
+
+    #[test]
+    fn every_engine_counter_has_a_metric() {
+        let counters = CoreStats::default().values();
+        let named: Vec<&str> = ENGINE.iter().map(|(counter, _)| *counter).collect();
+        assert_eq!(counters.len(), named.len());
+        assert!(named.iter().all(|name| counters.contains_key(name)));
+    }
+
+    #[test]
+    fn the_page_is_well_formed() {
+        let http = [HttpStats::default(), HttpStats::default()];
+        http[1].count_status("GET", 200);
+        http[1].outcome(Outcome::Miss).times.record(Duration::from_millis(3));
+        let cores = [CoreSnapshot { core: 0, ..CoreSnapshot::default() }];
+        let text = render(&cores, &http, Duration::from_secs(7));
+        assert!(text.contains("forebay_http_responses_total{method=\"GET\",status=\"200\",core=\"1\"} 1"));
+        assert!(text.contains("forebay_cache_response_seconds_bucket{cache=\"miss\",le=\"0.005\"} 1"));
+        assert!(text.contains("forebay_cache_response_seconds_count{cache=\"miss\"} 1"));
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (name, value) = line.rsplit_once(' ').expect("name and value");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            assert!(name.starts_with("forebay_"), "{line}");
+        }
+    }
+}

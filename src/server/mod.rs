@@ -1,0 +1,407 @@
+//! The server's life: what is asked before it starts, how its threads come up, how they stop.
+//!
+//! This file owns the order. Whatever can refuse a start is asked before anything is written:
+//! the machine, the port, the folder, the stores. Then companions and cores come up, and the main
+//! thread waits for signals. It serves nothing itself.
+
+mod core;
+mod signals;
+pub mod volumes;
+mod watchdog;
+
+use crate::certificate::{self, CertificateError};
+use crate::config::Config;
+use crate::http::stats::HttpStats;
+use crate::settings::dev::DevBanner;
+use crate::settings::{SettingsError, StartSettings, TlsSetting};
+use core::{Control, CorePlan};
+use forebay_io::buffer::Pool;
+use forebay_io::disk::Disk;
+use forebay_io::disk::ring::RingDisk;
+use forebay_io::probe::{self, FolderLock, ProbeError};
+use forebay_io::queue::{self, Sender};
+use forebay_io::rt::{self, CoreBuilder, CoreHandle, GlommioRuntime};
+use forebay_io::uplink::{self, UplinkLimits};
+use forebay_shards::key::Topology;
+use forebay_shards::messages::Message;
+use forebay_shards::router::MESH_CAPACITY;
+use forebay_shards::superblock::{self, FolderError, Superblock};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use volumes::{Stores, VolumeError};
+
+/// Block buffers per core beside the RAM tier: what is on its way between disk, store and clients.
+/// Sixteen of the largest blocks; more connections than that share by waiting.
+const IN_FLIGHT_BYTES_PER_CORE: usize = 256 << 20;
+
+/// Fetches and uploads in flight per core when `--maxBops` does not say: covers the
+/// bandwidth-delay product of 10 Gb/s over 100 ms with 4 MiB blocks.
+const OPERATIONS_PER_CORE: usize = 32;
+
+/// Most of the machine's memory that buffers may take, RAM tier included, in percent.
+const MEMORY_PERCENT_MAX: f64 = 80.0;
+
+/// What all cores share and only read.
+pub struct ServerState {
+    /// Counters of each core's connections.
+    pub http: Vec<HttpStats>,
+    /// Differs from run to run; begins request ids.
+    pub run_id: u32,
+    /// Where the server listens.
+    pub address: SocketAddr,
+    /// The quota in bytes, as resolved at start.
+    pub quota_bytes: u64,
+    started: Instant,
+    cores_ready: AtomicUsize,
+}
+
+impl ServerState {
+    /// Whether every core serves.
+    pub fn is_ready(&self) -> bool {
+        self.cores_ready.load(Ordering::Acquire) == self.http.len()
+    }
+
+    /// Time since the start.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// Why the server does not start, or stopped. One line.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The machine, the folder or the port refuses.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The cache folder is not ours to use.
+    #[error("cache folder {}: {source}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        source: FolderError,
+    },
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// A volume's store cannot be built.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The settings cannot be shown.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The memory asked for is not there.
+    #[error("--memCapacity: {0}")]
+    Memory(String),
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What came back.
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// Whether the settings are to blame, rather than the machine.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            StartError::Certificate(_)
+            | StartError::Volume(_)
+            | StartError::Settings(_)
+            | StartError::Memory(_)
+            | StartError::Folder { source: FolderError::QuotaTooSmall { .. }, .. } => true,
+            StartError::Probe(_) | StartError::Folder { .. } | StartError::Io { .. } => false,
+        }
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::Io { what: what.into(), source }
+}
+
+/// Runs the server until it is told to stop. `announce` is given the lines to print once the
+/// server listens.
+pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), StartError> {
+    abort_on_panic();
+    let cpus = rt::usable_cpus();
+    let cores = settings.shards.unwrap_or(cpus.len());
+    let mut stores = Stores::default();
+    let config = Config {
+        operator_token: settings.operator_token.clone(),
+        volumes: settings.volumes.clone(),
+        warnings: Vec::new(),
+    };
+    let table = stores.adopt(&config, settings.sse)?;
+    let memory = memory_plan(settings, cores)?;
+    let (lock, address) = probe_machine(settings, cores)?;
+    let folder = &settings.disk_folder;
+    let (superblock, segments, quota_bytes) = open_folder(settings)?;
+    let tls = match &settings.tls {
+        TlsSetting::Off => None,
+        TlsSetting::Files(files) => {
+            let certificate = certificate::load_or_make(files)?;
+            for warning in &certificate.warnings {
+                log::warn!("{warning}");
+            }
+            log::info!("certificate {} SHA-256 {}", files.cert.display(), certificate.fingerprint);
+            Some(certificate.config)
+        }
+    };
+    let segments_max = superblock.segments_per_shard(quota_bytes).map_err(|source| {
+        StartError::Folder { folder: folder.clone(), source }
+    })?;
+    let started = Instant::now();
+    let state = Arc::new(ServerState {
+        http: (0..cores).map(|_| HttpStats::default()).collect(),
+        run_id: started_id(),
+        address,
+        quota_bytes,
+        started,
+        cores_ready: AtomicUsize::new(0),
+    });
+    let topology = Topology::new(superblock.shards, cores as u32);
+    let plan = |index| CorePlan {
+        index,
+        topology,
+        superblock,
+        segments_max,
+        segments: shards_of(index, topology, &segments),
+        folder: folder.clone(),
+        ram_bytes: memory.ram_per_core,
+        pool_bytes: memory.ram_per_core + IN_FLIGHT_BYTES_PER_CORE,
+        started,
+        tls: tls.clone(),
+        table: table.clone(),
+        state: state.clone(),
+    };
+    let mut running = Running::start(settings, cores, &cpus, &stores, plan)?;
+    running.wait_until_ready(&state)?;
+    watchdog::start(state.clone()).map_err(failed("cannot start the watchdog"))?;
+    log::info!(
+        "listening on {address} with {cores} cores, {} virtual shards, quota {quota_bytes} bytes",
+        superblock.shards
+    );
+    if settings.dev {
+        announce(DevBanner::new(settings, address)?.text());
+    }
+    signals::wait(|| running.reload(settings, &mut stores))
+        .map_err(failed("cannot wait for signals"))?;
+    running.stop();
+    drop(lock);
+    Ok(())
+}
+
+/// A panic anywhere ends the process: a server with a dead core would answer for its blocks never.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+fn started_id() -> u32 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |passed| passed.as_millis() as u32)
+}
+
+/// Asks everything that may refuse the start. Leaves the folder as it was if anything does, but
+/// for making it and its lock file.
+fn probe_machine(
+    settings: &StartSettings,
+    cores: usize,
+) -> Result<(FolderLock, SocketAddr), StartError> {
+    probe::open_files()?;
+    probe::io_uring()?;
+    probe::memlock(cores)?;
+    let address = probe::exclusive_bind(settings.bind_addr)?;
+    let folder = &settings.disk_folder;
+    make_folder(folder)?;
+    probe::private_folder(folder)?;
+    refuse_foreign(folder)?;
+    let lock = FolderLock::acquire(folder)?;
+    let filesystem = probe::direct_io(folder)?;
+    log::info!("{} is on {filesystem}", folder.display());
+    Ok((lock, address))
+}
+
+/// Makes the folder if it is missing. Its parent must exist: a mount that is not there must not
+/// be papered over.
+fn make_folder(folder: &Path) -> Result<(), StartError> {
+    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(failed(format!("cannot make the cache folder {}", folder.display()))(e)),
+    }
+}
+
+/// Looks for a foreign folder before the lock file is made in it.
+fn refuse_foreign(folder: &Path) -> Result<(), StartError> {
+    let cannot = || failed(format!("cannot list the cache folder {}", folder.display()));
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(cannot())? {
+        names.push(entry.map_err(cannot())?.file_name().to_string_lossy().into_owned());
+    }
+    superblock::refuse_foreign(names.iter().map(String::as_str))
+        .map_err(|source| StartError::Folder { folder: folder.to_owned(), source })
+}
+
+/// Opens or formats the folder on an executor of its own, which ends before the cores' start.
+fn open_folder(
+    settings: &StartSettings,
+) -> Result<(Superblock, Vec<Vec<u32>>, u64), StartError> {
+    let folder = settings.disk_folder.clone();
+    let quota_bytes = settings.disk_quota.resolve(file_system_bytes(&folder)?);
+    let path = folder.clone();
+    let handle = CoreBuilder { index: 0, cpu: None }
+        .spawn(move || async move {
+            let cannot = |source| FolderError::Io { what: "cannot open it", source };
+            let disk = RingDisk::open_folder(&path).map_err(cannot)?;
+            let runtime = GlommioRuntime::current(Instant::now());
+            let pool = Pool::new(1 << 20);
+            let superblock =
+                superblock::open_or_format(&runtime, &disk, &pool, quota_bytes).await?;
+            let entries = disk.list().await.map_err(cannot)?;
+            Ok((superblock, superblock::segment_files(&entries, &superblock)))
+        })
+        .map_err(failed("cannot start an executor"))?;
+    let opened = handle.join().map_err(failed("the folder's executor failed"))?;
+    let (superblock, segments) =
+        opened.map_err(|source| StartError::Folder { folder, source })?;
+    Ok((superblock, segments, quota_bytes))
+}
+
+/// Bytes of the file system that holds `folder`.
+fn file_system_bytes(folder: &Path) -> Result<u64, StartError> {
+    forebay_io::disk::ring::file_system_bytes(folder)
+        .map_err(failed(format!("cannot ask for the size of {}", folder.display())))
+}
+
+struct MemoryPlan {
+    ram_per_core: usize,
+}
+
+/// The one sum of all large memory: RAM tier plus buffers in flight, per core.
+fn memory_plan(settings: &StartSettings, cores: usize) -> Result<MemoryPlan, StartError> {
+    let total = probe::memory_bytes().map_err(failed("cannot ask for the machine's memory"))?;
+    let ram = settings.mem_capacity.resolve(total);
+    let in_flight = (cores * IN_FLIGHT_BYTES_PER_CORE) as u64;
+    let most = (total as f64 * MEMORY_PERCENT_MAX / 100.0) as u64;
+    if ram > most.saturating_sub(in_flight) {
+        return Err(StartError::Memory(format!(
+            "{ram} bytes for hot blocks and {in_flight} for {cores} cores' buffers exceed \
+             {MEMORY_PERCENT_MAX} % of the machine's {total}; give at most {}",
+            most.saturating_sub(in_flight)
+        )));
+    }
+    Ok(MemoryPlan { ram_per_core: ram as usize / cores })
+}
+
+/// The shards of one core with their segment files.
+fn shards_of(index: usize, topology: Topology, segments: &[Vec<u32>]) -> Vec<(u32, Vec<u32>)> {
+    (0..topology.shards())
+        .filter(|shard| topology.core_of_shard(*shard) == index)
+        .map(|shard| (shard, segments[shard as usize].clone()))
+        .collect()
+}
+
+/// The threads of a running server.
+struct Running {
+    cores: Vec<CoreHandle<()>>,
+    controls: Vec<Sender<Control>>,
+    companions: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    fn start(
+        settings: &StartSettings,
+        cores: usize,
+        cpus: &[usize],
+        stores: &Stores,
+        plan: impl Fn(usize) -> CorePlan,
+    ) -> Result<Running, StartError> {
+        let operations = match settings.max_bops {
+            0 => OPERATIONS_PER_CORE,
+            all => all.div_ceil(cores),
+        };
+        let limits = UplinkLimits { fetches_max: operations, uploads_max: operations };
+        let mut running =
+            Running { cores: Vec::new(), controls: Vec::new(), companions: Vec::new() };
+        for (index, mesh) in queue::mesh::<Message>(cores, MESH_CAPACITY).into_iter().enumerate() {
+            let (port, companion_port) = uplink::pair();
+            let factory = stores.factory();
+            let companion = uplink::spawn_companion(index, companion_port, limits, factory)
+                .map_err(failed("cannot start a companion thread"))?;
+            running.companions.push(companion);
+            let (control, controls) = queue::bounded(4);
+            running.controls.push(control);
+            let plan = plan(index);
+            // More cores than CPUs share them, unpinned.
+            let cpu = (cores <= cpus.len()).then(|| cpus[index]);
+            let core = CoreBuilder { index, cpu }
+                .spawn(move || core::run(plan, mesh, port, controls))
+                .map_err(failed("cannot start a core"))?;
+            running.cores.push(core);
+        }
+        Ok(running)
+    }
+
+    /// Waits for every core, or for the first that gives up.
+    fn wait_until_ready(&mut self, state: &ServerState) -> Result<(), StartError> {
+        while !state.is_ready() {
+            if self.controls.iter().any(Sender::is_closed) {
+                let what = "a core could not start; the log says why".to_owned();
+                return Err(StartError::Io { what, source: io::Error::other("see above") });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Reads the config again; the old settings stay if it is refused.
+    fn reload(&self, settings: &StartSettings, stores: &mut Stores) {
+        let table = match settings.reload() {
+            Ok(config) => {
+                for warning in &config.warnings {
+                    log::warn!("{warning}");
+                }
+                stores.adopt(&config, settings.sse).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        let table = match table {
+            Ok(table) => table,
+            Err(error) => return log::error!("reload refused, the old settings stay: {error}"),
+        };
+        for control in &self.controls {
+            let change = Control::Reload(table.clone(), stores.factory());
+            if control.try_send(change).is_err() {
+                log::error!("a core is too busy to take the new settings; send SIGHUP again");
+            }
+        }
+        log::info!("settings reloaded: {} volumes", table.list().count());
+    }
+
+    /// Stops accepting, lets requests end, seals segments, ends all threads.
+    fn stop(self) {
+        for control in &self.controls {
+            let _ = control.try_send(Control::Stop);
+        }
+        for core in self.cores {
+            if let Err(error) = core.join() {
+                log::error!("{error}");
+            }
+        }
+        // Their queues are closed now; what is still on its way to a store is abandoned.
+        drop(self.companions);
+        log::info!("stopped");
+    }
+}
