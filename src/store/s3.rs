@@ -207,13 +207,17 @@ impl S3Store {
         for (name, value) in &request.headers {
             let is_users = name.starts_with(META_PREFIX);
             let is_objects = is_users || OBJECT_HEADERS.contains(&name.as_str());
-            if !is_objects || !names.insert(name) {
-                let message = format!("header {name:?} is not one that an object can have once");
-                return Err(StoreError::new(StoreErrorKind::Rejected, message));
-            }
-            match HeaderName::from_bytes(name.as_bytes()) {
-                Ok(plain) if !is_users => headers.plain.push((plain, value.clone())),
-                _ => headers.signed.push((name.clone(), value.clone())),
+            let parsed = HeaderName::from_bytes(name.as_bytes())
+                .ok()
+                // The signature covers the name as it is sent: in lower case.
+                .filter(|parsed| is_objects && parsed.as_str() == name);
+            match parsed.filter(|_| names.insert(name)) {
+                Some(_) if is_users => headers.signed.push((name.clone(), value.clone())),
+                Some(parsed) => headers.plain.push((parsed, value.clone())),
+                None => {
+                    let message = format!("header {name:?} is not one that an object has once");
+                    return Err(StoreError::new(StoreErrorKind::Rejected, message));
+                }
             }
         }
         headers
@@ -281,7 +285,7 @@ impl S3Store {
             .find(|(name, _)| name == CHECKSUM_HEADER);
         let checksum = checksum.map(|(_, value)| value.as_str());
         let response = self.accept(Verb::Put, response, checksum.is_some()).await?;
-        if !outgoing.is_complete.get() {
+        if outgoing.left.get() > 0 {
             let message = "the store confirmed an object before it had all of it";
             return Err(answer::corrupt(message).into());
         }

@@ -29,8 +29,8 @@ pub(super) struct Outgoing {
     pub(super) body: reqwest::Body,
     /// Moves bytes from the source into `body`; must be polled while the request is sent.
     pub(super) pump: Pin<Box<dyn Future<Output = StoreResult<()>>>>,
-    /// Whether the last byte was handed over.
-    pub(super) is_complete: Rc<Cell<bool>>,
+    /// Bytes that were not handed over yet.
+    pub(super) left: Rc<Cell<u64>>,
 }
 
 /// Couples a source of `length` bytes, which may not leave its thread, to a body of reqwest's.
@@ -41,21 +41,24 @@ pub(super) fn outgoing(
 ) -> Outgoing {
     // One piece on the way beside the one being sent.
     let (sender, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(0);
-    let is_complete = Rc::new(Cell::new(false));
-    let pump = pump(source, length, deadlines, sender, Rc::clone(&is_complete));
+    let left = Rc::new(Cell::new(length));
+    let sender = Sender {
+        parts: sender,
+        left: Rc::clone(&left),
+        stall: deadlines.stall,
+    };
+    let pump = pump(source, length, sender);
     Outgoing {
         body: reqwest::Body::wrap_stream(receiver),
         pump: Box::pin(pump),
-        is_complete,
+        left,
     }
 }
 
 async fn pump(
     mut source: LocalBoxStream<'static, StoreResult<Bytes>>,
     length: u64,
-    deadlines: Deadlines,
-    mut sender: mpsc::Sender<Result<Bytes, io::Error>>,
-    is_complete: Rc<Cell<bool>>,
+    mut sender: Sender,
 ) -> StoreResult<()> {
     let mut left = length;
     // Held back until the source shows that it goes on or that it is over.
@@ -69,38 +72,46 @@ async fn pump(
             let message = format!("the body is longer than the {length} bytes announced");
             StoreError::new(StoreErrorKind::Rejected, message)
         })?;
-        hand_over(&mut sender, std::mem::replace(&mut held, piece), deadlines).await?;
+        sender
+            .hand_over(std::mem::replace(&mut held, piece))
+            .await?;
     }
     if left > 0 {
         let message = format!("the body ended {left} bytes before the {length} announced");
         return Err(StoreError::new(StoreErrorKind::Rejected, message));
     }
-    is_complete.set(true);
-    hand_over(&mut sender, held, deadlines).await
+    sender.hand_over(held).await
 }
 
-/// Passes `piece` on in small parts, each within the time for one.
-async fn hand_over(
-    sender: &mut mpsc::Sender<Result<Bytes, io::Error>>,
-    mut piece: Bytes,
-    deadlines: Deadlines,
-) -> StoreResult<()> {
-    while !piece.is_empty() {
-        let part = piece.split_to(PROGRESS_BYTES.min(piece.len()));
-        match tokio::time::timeout(deadlines.stall, sender.send(Ok(part))).await {
-            Ok(Ok(())) => {}
-            // Nobody takes the body any more: the answer, which is coming, says why.
-            Ok(Err(_)) => futures::future::pending().await,
-            Err(_) => {
-                let message = format!(
-                    "the store took less than {PROGRESS_BYTES} bytes in {:?}",
-                    deadlines.stall
-                );
-                return Err(StoreError::new(StoreErrorKind::Timeout, message));
+/// The way into reqwest's body.
+struct Sender {
+    parts: mpsc::Sender<Result<Bytes, io::Error>>,
+    left: Rc<Cell<u64>>,
+    stall: Duration,
+}
+
+impl Sender {
+    /// Passes `piece` on in small parts, each within the time for one.
+    async fn hand_over(&mut self, mut piece: Bytes) -> StoreResult<()> {
+        while !piece.is_empty() {
+            let part = piece.split_to(PROGRESS_BYTES.min(piece.len()));
+            // Before it is sent: the answer to the last part may come before we run again.
+            self.left.set(self.left.get() - part.len() as u64);
+            match tokio::time::timeout(self.stall, self.parts.send(Ok(part))).await {
+                Ok(Ok(())) => {}
+                // Nobody takes the body any more: the answer, which is coming, says why.
+                Ok(Err(_)) => futures::future::pending().await,
+                Err(_) => {
+                    let message = format!(
+                        "the store took less than {PROGRESS_BYTES} bytes in {:?}",
+                        self.stall
+                    );
+                    return Err(StoreError::new(StoreErrorKind::Timeout, message));
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The body of a GET whose head was judged, as its caller gets it.

@@ -210,7 +210,8 @@ fn good_heads_are_taken() {
 fn heads_that_contradict_the_request_or_themselves_are_not_taken() {
     let tag = ("etag", "\"t\"");
     let span = Some((4, 8));
-    let table: &[(&str, Option<(u64, u64)>, u16, &[(&str, &str)])] = &[
+    type Case<'a> = (&'a str, Option<(u64, u64)>, u16, &'a [(&'a str, &'a str)]);
+    let table: &[Case<'_>] = &[
         ("no tag", None, 200, &[("content-length", "10")]),
         (
             "empty tag",
