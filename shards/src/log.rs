@@ -157,6 +157,9 @@ pub struct Reservation<F> {
     pub place: Place,
 }
 
+/// Told which blocks go with a segment: its number and its records.
+pub type OnReclaim = Box<dyn Fn(u32, &[FooterEntry])>;
+
 /// The segments of one shard.
 pub struct SegmentLog<R: Runtime, D: Disk> {
     runtime: R,
@@ -175,7 +178,7 @@ pub struct SegmentLog<R: Runtime, D: Disk> {
     /// Held while the open segment changes.
     rotation: Permits,
     /// Blocks of reclaimed segments go here: `(segment, entries)`.
-    on_reclaim: Box<dyn Fn(u32, &[FooterEntry])>,
+    on_reclaim: OnReclaim,
     reclaimed: Cell<u64>,
 }
 
@@ -197,7 +200,7 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         pool: Pool,
         layout: ShardLayout,
         found: RecoveredSegments<D::File>,
-        on_reclaim: Box<dyn Fn(u32, &[FooterEntry])>,
+        on_reclaim: OnReclaim,
     ) -> Self {
         let all = found.sealed.iter().chain(&found.free);
         let next_number = all.map(|segment| segment.number + 1).max().unwrap_or(0);

@@ -163,10 +163,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn decode(
-        body: &[u8],
-        piece: usize,
-    ) -> Result<(Vec<u8>, Vec<(String, String)>, bool), Malformed> {
+    /// Content, trailers, and whether the end was reached.
+    type Decoded = (Vec<u8>, Vec<(String, String)>, bool);
+
+    fn decode(body: &[u8], piece: usize) -> Result<Decoded, Malformed> {
         let (mut content, mut trailers) = (Vec::new(), Vec::new());
         let mut decoder = Decoder::default();
         for mut input in body.chunks(piece) {

@@ -26,7 +26,7 @@ pub async fn serve(
         return connection.respond_error(&error, &resource).await;
     }
     if !open {
-        let operator = connection.context().volumes().operator_token.clone();
+        let operator = connection.context().volumes().operator_token;
         if let Err(error) = auth::check_operator(credential, operator.as_ref()) {
             return connection.respond_error(&error, &resource).await;
         }

@@ -11,10 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use crc_fast::CrcAlgorithm;
 use md5::{Digest as _, Md5};
 
-/// A running checksum.
+/// A running checksum. Boxed where the state is large; there are a few per request at most.
 enum Hasher {
     Md5(Md5),
-    Sha(Context),
+    Sha(Box<Context>),
     Crc(crc_fast::Digest, usize),
 }
 
@@ -46,8 +46,8 @@ fn checksum_hasher(name: &str) -> Option<Hasher> {
         "x-amz-checksum-crc32" => crc(CrcAlgorithm::Crc32IsoHdlc, 4),
         "x-amz-checksum-crc32c" => crc(CrcAlgorithm::Crc32Iscsi, 4),
         "x-amz-checksum-crc64nvme" => crc(CrcAlgorithm::Crc64Nvme, 8),
-        "x-amz-checksum-sha1" => Hasher::Sha(Context::new(&SHA1_FOR_LEGACY_USE_ONLY)),
-        "x-amz-checksum-sha256" => Hasher::Sha(Context::new(&SHA256)),
+        "x-amz-checksum-sha1" => Hasher::Sha(Box::new(Context::new(&SHA1_FOR_LEGACY_USE_ONLY))),
+        "x-amz-checksum-sha256" => Hasher::Sha(Box::new(Context::new(&SHA256))),
         _ => return None,
     })
 }
@@ -107,7 +107,7 @@ impl BodyChecks {
             }
             let expected = hex::decode(value).ok().filter(|digest| digest.len() == 32);
             (
-                Hasher::Sha(Context::new(&SHA256)),
+                Hasher::Sha(Box::new(Context::new(&SHA256))),
                 expected,
                 "XAmzContentSHA256Mismatch",
             )
@@ -213,10 +213,10 @@ mod tests {
         ("x-amz-checksum-crc32", "y/Q5Jg=="),
         ("x-amz-checksum-crc32c", "4waSgw=="),
         ("x-amz-checksum-crc64nvme", "rosUhgp5mIg="),
-        ("x-amz-checksum-sha1", "98O8HYCOBHMqBKjFk1UQIt8KTYg="),
+        ("x-amz-checksum-sha1", "98O8HYCOBHMq32eZZczDTKeuNEE="),
         (
             "x-amz-checksum-sha256",
-            "FeKw06Zow1PyzCzEPrGUWhWuYci2h6sIYuXzJyF7BiU=",
+            "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU=",
         ),
         (
             "x-amz-content-sha256",
@@ -227,12 +227,6 @@ mod tests {
     #[test]
     fn each_checksum_is_verified() {
         for (name, value) in GOOD {
-            // The sha256 base64 above must be the hex below it.
-            let value = if name == "x-amz-checksum-sha256" {
-                STANDARD.encode(hex::decode(GOOD[6].1).expect("hex"))
-            } else {
-                value.to_owned()
-            };
             for (body, good) in [("123456789", true), ("123456780", false)] {
                 let mut checks = checks(&format!("{name}: {value}\r\n")).expect("understood");
                 checks.update(&body.as_bytes()[..4]);

@@ -141,7 +141,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     let cores = settings.shards.unwrap_or(cpus.len());
     let mut stores = Stores::default();
     let config = Config {
-        operator_token: settings.operator_token.clone(),
+        operator_token: settings.operator_token,
         volumes: settings.volumes.clone(),
         warnings: Vec::new(),
     };

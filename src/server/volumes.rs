@@ -82,7 +82,7 @@ impl Stores {
         }
         Ok(Arc::new(VolumeTable {
             volumes,
-            operator_token: config.operator_token.clone(),
+            operator_token: config.operator_token,
         }))
     }
 

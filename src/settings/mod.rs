@@ -297,7 +297,7 @@ pub fn check(
             &defaults.disk_folder,
         )?,
         disk_quota: check_amount("--diskQuota", &arguments.disk_quota, defaults.disk_quota)?,
-        mem_capacity: check_amount("--memCapacity", &arguments.mem_capacity, TEN_PERCENT)?,
+        mem_capacity: check_mem_capacity(&arguments.mem_capacity)?,
         db_folder: path("--dbFolder", &arguments.db_folder, &defaults.db_folder)?,
         db_mem_capacity: check_amount("--dbMemCapacity", &arguments.db_mem_capacity, TEN_PERCENT)?,
         buffer_size: check_buffer_size(arguments.buffer_size.as_deref())?,
@@ -474,6 +474,14 @@ fn check_amount(
         Some(text) => text
             .parse()
             .map_err(|error: size::SizeError| wrong(flag, error.to_string())),
+    }
+}
+
+/// Unlike other amounts this one may be nothing: `0` turns the RAM tier off.
+fn check_mem_capacity(given: &Option<String>) -> Result<Amount, SettingsError> {
+    match given.as_deref().map(str::trim) {
+        Some("0" | "0%") => Ok(Amount::Bytes(0)),
+        _ => check_amount("--memCapacity", given, TEN_PERCENT),
     }
 }
 

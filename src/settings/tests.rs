@@ -155,6 +155,15 @@ fn every_flag_reaches_its_setting() {
 }
 
 #[test]
+fn the_ram_tier_can_be_turned_off() {
+    for zero in ["0", "0%"] {
+        let given = Some(zero.to_owned());
+        assert_eq!(check_mem_capacity(&given).expect("taken"), Amount::Bytes(0));
+    }
+    assert!(check_mem_capacity(&Some("-1".to_owned())).is_err());
+}
+
+#[test]
 fn a_wrong_value_is_told_with_its_flag_and_what_would_be_right() {
     let fixture = Fixture::new();
     for (flags, part) in [
