@@ -1,8 +1,8 @@
 //! A folder as a [`Store`]: one file per object.
 //!
 //! This file owns what a folder answers. Objects appear and change by one rename of a file that is
-//! whole and synced, with its metadata in it ([`trailer`]); names follow [`name`]; no call leaves
-//! the folder ([`folder`]). Calls that block run on tokio's blocking threads, one bounded piece
+//! whole and synced, with its metadata in it (`trailer`); names follow [`name`]; no call leaves
+//! the folder (`folder`). Calls that block run on tokio's blocking threads, one bounded piece
 //! at a time. It never changes a file in place.
 //!
 //! A plain file that somebody puts into the folder under a name that a key maps to is an object as

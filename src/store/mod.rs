@@ -71,8 +71,9 @@ pub struct S3Spec {
 /// How an upload is verified by the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UploadCheck {
-    /// CRC64-NVME as long as the store shows that it verified it; once an answer does not echo it,
-    /// or refuses it, `Content-MD5` for bodies in memory.
+    /// CRC64-NVME once the store has shown, by echoing it, that it verifies it; until then, and for
+    /// good where it does not (Ceph and Swift take a wrong one without a word), `Content-MD5` for
+    /// bodies in memory.
     #[default]
     Auto,
     /// `x-amz-checksum-crc64nvme` wherever the checksum is known.

@@ -239,19 +239,18 @@ impl S3Store {
             self.upload_check,
             UploadCheck::Auto | UploadCheck::ContentMd5
         );
-        match (request.crc64nvme, pieces) {
-            (Some(crc), _) if may_crc => {
-                headers
-                    .signed
-                    .push((CHECKSUM_HEADER.to_owned(), base64(&crc.to_be_bytes())));
-            }
-            (_, Some(pieces)) if may_md5 => {
-                let mut md5 = Md5::new();
-                pieces.iter().for_each(|piece| md5.update(piece));
-                let name = HeaderName::from_static("content-md5");
-                headers.plain.push((name, base64(&md5.finalize())));
-            }
-            _ => {}
+        let crc = request.crc64nvme.filter(|_| may_crc);
+        if let Some(crc) = crc {
+            let checksum = base64(&crc.to_be_bytes());
+            headers.signed.push((CHECKSUM_HEADER.to_owned(), checksum));
+        }
+        // Until the store has shown that it verifies the checksum, the digest goes along.
+        let is_verified = crc.is_some() && self.crc_support.get() == CrcSupport::Verified;
+        if let Some(pieces) = pieces.filter(|_| may_md5 && !is_verified) {
+            let mut md5 = Md5::new();
+            pieces.iter().for_each(|piece| md5.update(piece));
+            let name = HeaderName::from_static("content-md5");
+            headers.plain.push((name, base64(&md5.finalize())));
         }
         Ok(headers)
     }
@@ -302,7 +301,7 @@ impl S3Store {
     fn note_crc(&self, support: CrcSupport) {
         if self.crc_support.replace(support) != support && support == CrcSupport::Absent {
             log::info!(
-                "store {} does not verify CRC64-NVME; uploads carry Content-MD5 from now on",
+                "store {} does not verify CRC64-NVME; uploads in memory carry Content-MD5 instead",
                 self.signer.bucket_url()
             );
         }

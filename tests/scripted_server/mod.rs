@@ -3,6 +3,10 @@
 //! It owns sockets and bytes only: each request takes the next [`Act`] of the script, whatever it
 //! asks for, and is kept for the test to look at. It knows no S3.
 
+#![allow(dead_code, reason = "each test file uses its part of it")]
+
+pub mod client;
+
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;

@@ -90,8 +90,15 @@ impl Folder {
             let Ok(file) = fs::openat(&self.temporary, name, flags, Mode::empty()) else {
                 continue;
             };
-            if fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                fs::unlinkat(&self.temporary, name, AtFlags::empty())?;
+            let is_left = fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+                && fs::fstat(&file)?.st_nlink > 0;
+            if !is_left {
+                continue;
+            }
+            match fs::unlinkat(&self.temporary, name, AtFlags::empty()) {
+                // Its writer, or another cleaner, was quicker.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())

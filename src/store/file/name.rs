@@ -11,7 +11,7 @@
 //! * the last segment names the file: key `a.bin` is file `a.bin`;
 //! * each earlier one names a directory by a `+` at its end: key `a/b.bin` is file `a+/b.bin`,
 //!   so that keys `a` and `a/b.bin` can both exist;
-//! * a segment longer than [`PIECE_BYTES_MAX`] is cut into pieces, all but the last of which are
+//! * a segment longer than 240 bytes is cut into pieces, all but the last of which are
 //!   directories marked by a `=`; a `.` that comes to lead a piece is escaped too.
 //!
 //! `+`, `=` and a lone `%` never come out of escaping, so the marks cannot be mistaken, and a
