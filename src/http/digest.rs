@@ -13,7 +13,7 @@ use md5::{Digest as _, Md5};
 
 /// A running checksum. Boxed where the state is large; there are a few per request at most.
 enum Hasher {
-    Md5(Md5),
+    Md5(Box<Md5>),
     Sha(Box<Context>),
     Crc(crc_fast::Digest, usize),
 }
@@ -100,7 +100,7 @@ impl BodyChecks {
 
     fn add_header(&mut self, name: &str, value: &str) -> Result<(), ErrorReply> {
         let (hasher, expected, mismatch) = if name == "content-md5" {
-            (Hasher::Md5(Md5::new()), decode(value, 16), "BadDigest")
+            (Hasher::Md5(Box::new(Md5::new())), decode(value, 16), "BadDigest")
         } else if name == "x-amz-content-sha256" {
             if value == "UNSIGNED-PAYLOAD" || value.starts_with("STREAMING-") {
                 return Ok(());
