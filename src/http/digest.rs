@@ -11,11 +11,11 @@ use base64::engine::general_purpose::STANDARD;
 use crc_fast::CrcAlgorithm;
 use md5::{Digest as _, Md5};
 
-/// A running checksum. Boxed where the state is large; there are a few per request at most.
+/// A running checksum. Boxed, for their states are of very different size.
 enum Hasher {
     Md5(Box<Md5>),
     Sha(Box<Context>),
-    Crc(crc_fast::Digest, usize),
+    Crc(Box<crc_fast::Digest>, usize),
 }
 
 impl Hasher {
@@ -41,7 +41,7 @@ impl Hasher {
 
 /// The hasher of an `x-amz-checksum-*` header.
 fn checksum_hasher(name: &str) -> Option<Hasher> {
-    let crc = |algorithm, width| Hasher::Crc(crc_fast::Digest::new(algorithm), width);
+    let crc = |algorithm, width| Hasher::Crc(Box::new(crc_fast::Digest::new(algorithm)), width);
     Some(match name {
         "x-amz-checksum-crc32" => crc(CrcAlgorithm::Crc32IsoHdlc, 4),
         "x-amz-checksum-crc32c" => crc(CrcAlgorithm::Crc32Iscsi, 4),

@@ -28,7 +28,6 @@ use forebay_shards::router::MESH_CAPACITY;
 use forebay_shards::superblock::{self, FolderError, SUPERBLOCK_NAME, Superblock};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -225,20 +224,9 @@ struct Prepared {
     tls: Option<Arc<rustls::ServerConfig>>,
 }
 
-/// Makes everything on disk ready, or leaves it as it was.
+/// Asks all that can refuse before it writes anything. The folder must exist: a mount that is not
+/// there must not be papered over.
 fn prepare(settings: &StartSettings) -> Result<Prepared, StartError> {
-    let folder = &settings.disk_folder;
-    let made = make_folder(folder)?;
-    let prepared = prepare_folder(settings);
-    if prepared.is_err() && made {
-        // Only an empty folder goes; one that stays does no harm.
-        let _ = std::fs::remove_dir(folder);
-    }
-    prepared
-}
-
-/// Asks all that can refuse before it writes anything.
-fn prepare_folder(settings: &StartSettings) -> Result<Prepared, StartError> {
     let folder = &settings.disk_folder;
     probe::private_folder(folder)?;
     let filesystem = probe::direct_io(folder)?;
@@ -277,19 +265,6 @@ fn load_certificate(
     let (path, fingerprint) = (files.cert.display(), &certificate.fingerprint);
     log::info!("{made}certificate {path} SHA-256 {fingerprint}");
     Ok(Some(certificate.config))
-}
-
-/// Makes the folder if it is missing, and says whether it did. Its parent must exist: a mount that
-/// is not there must not be papered over.
-fn make_folder(folder: &Path) -> Result<bool, StartError> {
-    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(failed(format!(
-            "cannot make the cache folder {}",
-            folder.display()
-        ))(e)),
-    }
 }
 
 /// Refuses a folder that is not ours before the lock file is made in it.
