@@ -37,6 +37,7 @@ struct Folder {
     faults: RefCell<Vec<(DiskOperation, i32, u32)>>,
     capacity_bytes: Cell<u64>,
     operations: Cell<u64>,
+    used_bytes_max: Cell<u64>,
 }
 
 /// A simulated folder. Clones are the same folder.
@@ -59,6 +60,7 @@ impl SimDisk {
             faults: RefCell::default(),
             capacity_bytes: Cell::new(if capacity_bytes == 0 { u64::MAX } else { capacity_bytes }),
             operations: Cell::new(0),
+            used_bytes_max: Cell::new(0),
         }))
     }
 
@@ -70,6 +72,28 @@ impl SimDisk {
     /// Makes the next `times` operations of a kind fail with `errno`.
     pub fn fail_next(&self, operation: DiskOperation, errno: i32, times: u32) {
         self.0.faults.borrow_mut().push((operation, errno, times));
+    }
+
+    /// Forgets all faults that have not struck yet.
+    pub fn heal(&self) {
+        self.0.faults.borrow_mut().clear();
+    }
+
+    /// Another folder with the same files and no faults.
+    pub fn duplicate(&self) -> SimDisk {
+        let twin = SimDisk::new(0);
+        for (name, content) in self.0.files.borrow().iter() {
+            twin.put_file(name, content.borrow().clone());
+        }
+        twin
+    }
+
+    /// The whole content of a file.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    pub fn content(&self, name: &str) -> Vec<u8> {
+        self.0.files.borrow()[name].borrow().clone()
     }
 
     /// Changes the capacity.
@@ -106,6 +130,11 @@ impl SimDisk {
     /// Bytes of all files.
     pub fn used_bytes(&self) -> u64 {
         self.0.files.borrow().values().map(|content| content.borrow().len() as u64).sum()
+    }
+
+    /// The most bytes that all files ever had together.
+    pub fn used_bytes_max(&self) -> u64 {
+        self.0.used_bytes_max.get()
     }
 
     /// Reads, writes, syncs and creations begun so far.
@@ -169,6 +198,7 @@ impl Disk for SimDisk {
         }
         let content: Content = Rc::new(RefCell::new(vec![0; size as usize]));
         self.0.files.borrow_mut().insert(name.into(), content.clone());
+        self.0.used_bytes_max.set(self.0.used_bytes_max.get().max(self.used_bytes()));
         Ok(SimFile { folder: self.clone(), content })
     }
 
