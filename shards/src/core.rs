@@ -75,6 +75,8 @@ struct Head {
     store_identity: u64,
     /// When the store last vouched for it, in this run of the program.
     validated: Option<MonoTime>,
+    /// Until when it is served unchecked, because the store did not answer.
+    excused_until: Option<MonoTime>,
 }
 
 /// A core's part of the cache.
@@ -85,6 +87,16 @@ pub struct Core<R: Runtime, D: Disk> {
     pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
+}
+
+/// What has happened to one open so far.
+#[derive(Default)]
+struct Story {
+    /// How the answer will have come about, if not from what was cached.
+    outcome: Option<Outcome>,
+    /// Whether the store was asked for this open: its answer, or its silence, holds for this one
+    /// however short the time to live is.
+    asked: bool,
 }
 
 /// What a home knows of an object.
@@ -142,17 +154,22 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<Opened, ReadError> {
         assert_eq!(id.number, 0, "objects are opened at their home");
         let hash = id.hash();
-        let mut story = None;
+        let mut story = Story::default();
         for _ in 0..OPEN_ROUNDS_MAX {
             let (flight, own) = match self.flight(hash) {
                 Some(flight) => (flight, false),
                 None => {
-                    let plan = match self.known(&id, hash).await {
-                        Known::Fresh(meta) => match self.serve(&id, hash, meta, wanted, story).await
-                        {
-                            Some(answer) => return answer,
-                            None => Plan::fill(id.clone()),
-                        },
+                    let known = match self.known(&id, hash).await {
+                        Known::Stale(meta) if story.asked => Known::Fresh(meta),
+                        known => known,
+                    };
+                    let plan = match known {
+                        Known::Fresh(meta) => {
+                            match self.serve(&id, hash, meta, wanted, story.outcome).await {
+                                Some(answer) => return answer,
+                                None => Plan::fill(id.clone()),
+                            }
+                        }
                         Known::Stale(meta) => Plan::check(id.clone(), &meta, wanted),
                         Known::Nothing => Plan::first_sight(id.clone(), wanted),
                     };
@@ -182,19 +199,21 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         &self,
         flight: &Flight,
         own: bool,
-        story: &mut Option<Outcome>,
+        story: &mut Story,
     ) -> Result<Option<(Arc<ObjectMeta>, forebay_io::buffer::Watch)>, ReadError> {
         if !own {
             self.stats.coalesced.add(1);
         }
-        match flight.landing().await {
+        let landing = flight.landing().await;
+        story.asked = true;
+        match landing {
             Landing::Body(meta, watch) => Ok(Some((meta, watch))),
             Landing::Described => {
-                *story = Some(if own { Outcome::Miss } else { Outcome::Coalesced });
+                story.outcome = Some(if own { Outcome::Miss } else { Outcome::Coalesced });
                 Ok(None)
             }
             Landing::Confirmed => {
-                *story = Some(Outcome::Revalidated);
+                story.outcome = Some(Outcome::Revalidated);
                 Ok(None)
             }
             Landing::Unchecked => Ok(None),
@@ -245,7 +264,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 }
             }
         };
-        match self.land(&flight, own, &mut None).await {
+        match self.land(&flight, own, &mut Story::default()).await {
             Ok(Some((found, watch))) if found.etag == meta.etag && found.size == meta.size => {
                 let outcome = if own { Outcome::Miss } else { Outcome::Coalesced };
                 Ok((BlockBody::Filling { watch, range }, outcome))
@@ -322,9 +341,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let fresh = match id.volume.freshness {
             Freshness::Immutable => true,
-            Freshness::RevalidateAfter(limit) => head
-                .validated
-                .is_some_and(|when| self.parts.runtime.now().since(when) < limit),
+            Freshness::RevalidateAfter(limit) => {
+                let now = self.parts.runtime.now();
+                head.validated.is_some_and(|when| now.since(when) < limit)
+                    || head.excused_until.is_some_and(|end| now < end)
+            }
         };
         if fresh { Known::Fresh(head.meta) } else { Known::Stale(head.meta) }
     }
@@ -336,7 +357,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Ok(header) if names(&header, id) => {
                 let meta = Arc::new(header.meta);
                 let store_identity = header.store_identity;
-                let head = Head { meta, store_identity, validated: None };
+                let head = Head { meta, store_identity, validated: None, excused_until: None };
                 if shard.find(hash) == Some(location) {
                     self.heads.borrow_mut().put(hash, head.clone());
                 }
@@ -357,7 +378,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub(crate) fn learn(&self, id: &BlockId, hash: BlockHash, meta: Arc<ObjectMeta>) {
         let validated = Some(self.parts.runtime.now());
         let store_identity = id.volume.store_identity;
-        self.heads.borrow_mut().put(hash, Head { meta, store_identity, validated });
+        let head = Head { meta, store_identity, validated, excused_until: None };
+        self.heads.borrow_mut().put(hash, head);
     }
 
     /// Whether `meta` is what the home takes for the current version.
@@ -373,14 +395,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// The store did not answer: the copy is served a little longer.
-    pub(crate) fn excuse(&self, id: &BlockId, hash: BlockHash) {
-        let Freshness::RevalidateAfter(limit) = id.volume.freshness else { return };
+    pub(crate) fn excuse(&self, hash: BlockHash) {
         self.stats.stale_served.add(1);
-        let mut heads = self.heads.borrow_mut();
-        if let Some(head) = heads.get_mut(&hash) {
-            let now = self.parts.runtime.now();
-            let credit = limit.saturating_sub(STALE_GRACE).as_nanos() as u64;
-            head.validated = Some(MonoTime(now.0.saturating_sub(credit)));
+        if let Some(head) = self.heads.borrow_mut().get_mut(&hash) {
+            head.excused_until = Some(self.parts.runtime.now().plus(STALE_GRACE));
         }
     }
 

@@ -217,7 +217,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 self.receive_empty(hash, plan, error, flight).await;
             }
             kind if plan.checking && kind.is_retryable() => {
-                self.excuse(&plan.id, hash);
+                self.excuse(hash);
                 flight.land(Landing::Unchecked);
             }
             _ => flight.land(Landing::Failed(store_failed(error))),

@@ -18,12 +18,20 @@ use std::sync::Arc;
 const CHANGED_RETRIES_MAX: usize = 3;
 
 /// What a reader was given.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Answer {
     pub meta: Arc<ObjectMeta>,
     pub outcome: Outcome,
     pub span: ByteSpan,
     pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Answer { meta, outcome, span, bytes } = self;
+        let count = bytes.len();
+        write!(f, "{outcome:?}: {count} bytes of {span:?} of {} ({})", meta.etag, meta.size)
+    }
 }
 
 /// Why a reader was given nothing, or less than announced.

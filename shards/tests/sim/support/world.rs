@@ -32,6 +32,9 @@ pub const TTL: Duration = Duration::from_millis(40);
 /// Longer than any grace after which the store must be asked again, and than any fill.
 pub const SETTLE: Duration = Duration::from_secs(30);
 
+/// Room for what recovery reads.
+const SCAN_POOL_BYTES: usize = 4 << 20;
+
 pub type SimCore = Core<SimRuntime, SimDisk>;
 pub type SimRouter = Router<SimRuntime, SimDisk>;
 pub type SimShard = Shard<SimRuntime, SimDisk>;
@@ -181,7 +184,9 @@ pub async fn open_shard(
         .filter_map(|entry| parse_segment_name(&entry.name))
         .filter_map(|(shard, segment)| (shard == layout.shard).then_some(segment))
         .collect();
-    let (found, report) = recover(disk, pool, &layout, &numbers).await.expect("files open");
+    // A scan reads a mebibyte at once, more than the tight pools of some tests have in all.
+    let scans = Pool::new(SCAN_POOL_BYTES);
+    let (found, report) = recover(disk, &scans, &layout, &numbers).await.expect("files open");
     let shard = Shard::new(runtime.clone(), disk.clone(), pool.clone(), layout, found);
     shard.shrink().await.expect("files can be removed");
     (shard, report)
