@@ -214,7 +214,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             }
             StoreErrorKind::PreconditionFailed => flight.land(Landing::Failed(ReadError::Changed)),
             StoreErrorKind::RangeNotSatisfiable if plan.id.number == 0 => {
-                self.receive_empty(hash, plan, error, flight).await;
+                self.receive_empty(hash, plan, flight).await;
             }
             kind if plan.checking && kind.is_retryable() => {
                 self.excuse(hash);
@@ -226,11 +226,17 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// The store says that the object's first byte does not exist: it is empty, which only its
     /// description can prove.
-    async fn receive_empty(&self, hash: BlockHash, plan: &Plan, error: StoreError, flight: &Flight) {
+    async fn receive_empty(&self, hash: BlockHash, plan: &Plan, flight: &Flight) {
         let number = plan.id.volume.store_number;
         let meta = match self.parts.uplink.head(number, plan.id.key.to_string()).await {
             Ok(meta) if meta.size == 0 => Arc::new(meta),
-            Ok(_) => return flight.land(Landing::Failed(store_failed(error))),
+            // It has been replaced since: its readers look again.
+            Ok(meta) => {
+                if !flight.superseded.get() {
+                    self.learn(&plan.id, hash, Arc::new(meta));
+                }
+                return flight.land(Landing::Described);
+            }
             Err(error) => return flight.land(Landing::Failed(store_failed(error))),
         };
         let Ok(mut buffer) = self.take_buffer(0).await else {
