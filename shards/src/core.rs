@@ -17,7 +17,7 @@ use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::recover::RecoveryReport;
 use crate::shard::{BlockMap, ReadFailure, Shard};
 use crate::stats::{CoreSnapshot, CoreStats};
-use forebay_io::buffer::{BufferWriter, Pool, View};
+use forebay_io::buffer::{BufferWriter, PAGE, Pool, View};
 use forebay_io::disk::Disk;
 use forebay_io::local::Turns;
 use forebay_io::runtime::{MonoTime, Runtime, timeout};
@@ -144,6 +144,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             self.stats.overloads.add(1);
             ReadError::Overloaded
         })
+    }
+
+    /// Makes the RAM tier give way to a buffer of so many bytes that is about to be taken.
+    fn make_room(&self, bytes: usize) {
+        let pool = &self.parts.pool;
+        // A buffer may be almost twice as large as what it is for.
+        let needed = PAGE + bytes.max(PAGE).next_power_of_two();
+        let free = pool.budget_bytes().saturating_sub(pool.used_bytes());
+        self.ram.borrow_mut().shed(needed.saturating_sub(free));
     }
 
     /// Describes the object whose block 0 is `id` and gives block 0's part of `wanted`.
@@ -296,6 +305,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             shard.forget(hash);
             return None;
         }
+        self.make_room(location.payload_length as usize);
         match shard.read(hash, location, range).await {
             Ok(found) if is_version(&found.header, id, meta) => {
                 self.stats.records_read.add(1);
@@ -322,6 +332,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     fn note_failure(&self, id: &BlockId, failure: &ReadFailure) {
         match failure {
+            ReadFailure::Gone => return,
             ReadFailure::Damaged(_) => self.stats.damaged_records.add(1),
             ReadFailure::Disk(_) => self.stats.read_failures.add(1),
         }

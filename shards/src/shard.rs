@@ -64,9 +64,12 @@ pub struct FoundRecord {
     pub whole: Option<View>,
 }
 
-/// Why a record could not be read. The block has left the index.
+/// Why a record could not be read. The block has left the index, or is elsewhere by now.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadFailure {
+    /// It left the index, or was replaced, before the read began.
+    #[error("the record was replaced or reclaimed meanwhile")]
+    Gone,
     /// The bytes are not what was written there.
     #[error("damaged record: {0}")]
     Damaged(#[from] NotOurs),
@@ -138,7 +141,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         });
         Shard {
             inner,
-            log: SegmentLog::new(runtime, disk, pool.clone(), layout, found.segments, on_reclaim),
+            log: SegmentLog::new(runtime, disk, layout, found.segments, on_reclaim),
             pool,
             next_sequence: Cell::new(found.next_sequence),
         }
@@ -234,7 +237,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let start = wanted.start / CHUNK_BYTES * CHUNK_BYTES;
         let end = wanted.end.next_multiple_of(CHUNK_BYTES).min(payload_length);
         let head = self.load(hash, location, 0..0, false);
-        let (head, chunks) = futures::join!(head, self.load_chunks(location, start..end));
+        let (head, chunks) = futures::join!(head, self.load_chunks(hash, location, start..end));
         let (header, chunks) = (head?.0, chunks?);
         if !header.verify_chunks(start / CHUNK_BYTES, &chunks) {
             return Err(NotOurs::Checksum.into());
@@ -243,7 +246,16 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         Ok(FoundRecord { header, wanted: chunks.slice(inside), whole: None })
     }
 
-    fn use_segment(&self, location: Location) -> Result<SegmentUse<D::File>, ReadFailure> {
+    /// Keeps a block's segment while it is read. Taken after the buffer: who holds a segment must
+    /// not wait for memory, because those who hold the memory may wait for the segment.
+    fn use_segment(
+        &self,
+        hash: BlockHash,
+        location: Location,
+    ) -> Result<SegmentUse<D::File>, ReadFailure> {
+        if self.find(hash) != Some(location) {
+            return Err(ReadFailure::Gone);
+        }
         let segments = self.inner.segments.borrow();
         let segment = segments.get(&location.segment).ok_or(NotOurs::Place)?;
         Ok(segment.using(false))
@@ -257,9 +269,9 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         payload: Range<usize>,
         verify: bool,
     ) -> Result<(RecordHeader, View), ReadFailure> {
-        let used = self.use_segment(location)?;
-        let place = self.log.record_place(used.segment(), location.page);
         let buffer = self.pool.take(payload.len()).await;
+        let used = self.use_segment(hash, location)?;
+        let place = self.log.record_place(used.segment(), location.page);
         let length = PAGE + page_align(payload.len());
         let (count, mut buffer) = used.segment().file.read(place.offset, buffer, 0..length).await;
         if count? != length {
@@ -282,12 +294,13 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
 
     async fn load_chunks(
         &self,
+        hash: BlockHash,
         location: Location,
         range: Range<usize>,
     ) -> Result<View, ReadFailure> {
-        let used = self.use_segment(location)?;
-        let place = self.log.record_place(used.segment(), location.page);
         let buffer = self.pool.take(range.len()).await;
+        let used = self.use_segment(hash, location)?;
+        let place = self.log.record_place(used.segment(), location.page);
         let offset = place.offset + (PAGE + range.start) as u64;
         let target = PAGE..PAGE + page_align(range.len());
         let (count, mut buffer) = used.segment().file.read(offset, buffer, target.clone()).await;

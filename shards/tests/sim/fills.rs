@@ -148,3 +148,75 @@ fn a_file_system_without_room_is_read_through_and_heals() {
     let id = home(&volume, "l");
     assert!(world.shard_of(&id).find(id.hash()).is_some());
 }
+
+/// Many objects through few buffers and few segments, from all sides at once.
+fn crowd(geometry: Geometry, seed: u64) {
+    let machine = Machine::new(geometry);
+    machine.wan.set_pause_us_max(50);
+    let volume = machine.immutable();
+    let names: Vec<Rc<str>> = (0..30).map(|n| format!("k{n}").into()).collect();
+    let length = geometry.block_bytes;
+    for (n, name) in names.iter().enumerate() {
+        machine.store.insert(name, content(n as u64, length));
+    }
+    let mut world = machine.start(seed, 2);
+    for _ in 0..3 {
+        let (nodes, inside, names) = (world.nodes.clone(), volume.clone(), names.clone());
+        world.run(async move {
+            let reads = (0..90_usize).map(|n| {
+                let (node, volume) = (nodes[n % 2].clone(), inside.clone());
+                let (name, number) = (names[n * 7 % 30].clone(), n * 7 % 30);
+                async move {
+                    match client::read(&node, &volume, &name, Some(RangeSpec::All)).await {
+                        Ok(answer) => assert!(answer.bytes == content(number as u64, length)),
+                        Err(Refusal::Error(ReadError::Overloaded)) => {}
+                        Err(refusal) => panic!("{refusal:?}"),
+                    }
+                }
+            });
+            futures::future::join_all(reads).await;
+        });
+        world.rest(SETTLE);
+        world.check_rest();
+        for node in &world.nodes {
+            let counters = node.core.snapshot().counters;
+            assert_eq!(counters["damaged_records"], 0, "seed {seed}: a reused segment was read");
+        }
+    }
+}
+
+#[test]
+fn few_buffers_do_not_lock_readers_and_writers_up() {
+    let block = Geometry::SMALL.block_bytes as usize;
+    for seed in 0..30 {
+        for spare in [0, 4096, 12_288] {
+            crowd(
+                Geometry {
+                    shards: 1,
+                    segments_max: 2,
+                    segment_bytes: 128 << 10,
+                    ram_bytes: 2 * block,
+                    pool_bytes: 6 * (block + 4096) + spare,
+                    ..Geometry::SMALL
+                },
+                seed,
+            );
+        }
+    }
+}
+
+#[test]
+fn a_segment_is_reused_only_when_the_index_has_left_it() {
+    for seed in 0..30 {
+        crowd(
+            Geometry {
+                shards: 1,
+                segments_max: 1 + (seed % 2) as u32,
+                segment_bytes: 128 << 10,
+                ram_bytes: 0,
+                ..Geometry::SMALL
+            },
+            seed,
+        );
+    }
+}
