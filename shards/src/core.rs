@@ -302,7 +302,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let location = shard.find(hash)?;
         let expected = block_span(id.number, id.volume.block_bytes, meta.size);
         if u64::from(location.payload_length) != expected.len() {
-            shard.forget(hash);
+            shard.forget_if_at(hash, location);
             return None;
         }
         self.make_room(location.payload_length as usize);
@@ -320,7 +320,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 Some((found.wanted, Outcome::HitDisk))
             }
             Ok(_) => {
-                shard.forget(hash);
+                shard.forget_if_at(hash, location);
                 None
             }
             Err(failure) => {
@@ -375,7 +375,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 Some(head)
             }
             Ok(_) => {
-                shard.forget(hash);
+                shard.forget_if_at(hash, location);
                 None
             }
             Err(failure) => {
@@ -413,7 +413,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
     }
 
-    /// Forgets an object: what is in RAM, in the index and remembered of it.
+    /// Forgets an object: what is in RAM, in the index and remembered of it. Returns whether a
+    /// record of it may still be found at the next start.
     pub(crate) fn forget(&self, hash: BlockHash) -> bool {
         self.ram.borrow_mut().remove(hash);
         self.heads.borrow_mut().pop(&hash);

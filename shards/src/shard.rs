@@ -94,6 +94,10 @@ pub enum AppendFailure {
 
 struct Inner<D: Disk> {
     index: RefCell<BlockMap<Location>>,
+    /// Blocks that may have a record on disk which the index does not name, or no longer: the
+    /// next start would find it. By the segment of that record; forgotten when the segment goes
+    /// or a newer record outranks it.
+    leftovers: RefCell<BlockMap<u32>>,
     segments: RefCell<HashMap<u32, Rc<Segment<D::File>>>>,
 }
 
@@ -128,6 +132,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let segments = all.map(|segment| (segment.number, segment.clone())).collect();
         let inner: Rc<Inner<D>> = Rc::new(Inner {
             index: RefCell::new(found.index),
+            leftovers: RefCell::default(),
             segments: RefCell::new(segments),
         });
         let reclaimed = inner.clone();
@@ -138,6 +143,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
                     index.remove(&hash);
                 }
             }
+            reclaimed.leftovers.borrow_mut().retain(|_, at| *at != segment);
         });
         Shard {
             inner,
@@ -174,16 +180,27 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         self.inner.index.borrow().get(&hash).copied()
     }
 
-    /// Takes a block out of the index. Its record stays on disk until its segment goes or a
-    /// tombstone outranks it.
-    pub fn forget(&self, hash: BlockHash) -> bool {
-        self.inner.index.borrow_mut().remove(&hash).is_some()
+    /// Whether a record of the block may be on disk, found by the index or by the next start.
+    pub fn may_hold(&self, hash: BlockHash) -> bool {
+        self.find(hash).is_some() || self.inner.leftovers.borrow().contains_key(&hash)
     }
 
-    fn forget_if_at(&self, hash: BlockHash, location: Location) {
+    /// Takes a block out of the index. Its record stays on disk until its segment goes or a
+    /// tombstone outranks it; returns whether there may be one.
+    pub fn forget(&self, hash: BlockHash) -> bool {
+        if let Some(location) = self.find(hash) {
+            self.forget_if_at(hash, location);
+        }
+        self.may_hold(hash)
+    }
+
+    /// Takes a block out of the index unless it is elsewhere by now.
+    pub fn forget_if_at(&self, hash: BlockHash, location: Location) {
         let mut index = self.inner.index.borrow_mut();
         if index.get(&hash) == Some(&location) {
             index.remove(&hash);
+            // One that is noted already is of a later record, which was not published.
+            self.inner.leftovers.borrow_mut().entry(hash).or_insert(location.segment);
         }
     }
 
@@ -334,8 +351,9 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let segment = used.segment();
         self.adopt(&used);
         if let Err(e) = segment.file.write(place.offset, record, 0..bytes as usize).await {
-            // Nothing after a failed write is trusted to this segment.
+            // Nothing after a failed write is trusted to this segment. All of it may be there.
             self.log.retire(segment);
+            self.inner.leftovers.borrow_mut().insert(header.hash, segment.number);
             return Err(e.into());
         }
         let page = (place.offset / PAGE as u64) as u32;
@@ -346,9 +364,12 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             payload_length: header.payload_length,
             kind: header.kind,
         });
+        let mut leftovers = self.inner.leftovers.borrow_mut();
         if !wanted() {
+            leftovers.insert(header.hash, segment.number);
             return Err(AppendFailure::Superseded);
         }
+        leftovers.remove(&header.hash);
         let mut index = self.inner.index.borrow_mut();
         match header.kind {
             RecordKind::Block => {

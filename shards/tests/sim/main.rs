@@ -7,3 +7,4 @@ mod fills;
 mod freshness;
 mod random;
 mod support;
+mod writes;
