@@ -208,7 +208,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             }
             StoreErrorKind::NotFound if plan.id.number == 0 => {
                 if !flight.superseded.get() && self.forget(hash) {
-                    self.bury(hash, &plan.id).await;
+                    self.bury(hash, &plan.id, || !flight.superseded.get()).await;
                 }
                 flight.land(Landing::Failed(ReadError::NotFound));
             }
@@ -319,17 +319,24 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.ram.borrow_mut().insert(hash, block);
         let bytes = header.record_bytes();
         let shard = self.shard(hash);
-        match shard.append(header, payload.buffer, wanted).await {
+        // Only block 0 tells which version is current; others are asked for by version.
+        let buries = id.number == 0 && shard.may_hold(hash);
+        match shard.append(header, payload.buffer, &wanted).await {
             Ok(()) => {
                 self.stats.records_written.add(1);
                 self.stats.record_bytes_written.add(bytes);
             }
             Err(AppendFailure::Superseded) => {}
             Err(failure) => {
-                // An older record of the key must not be found in its place.
-                shard.forget(hash);
                 self.stats.write_failures.add(1);
                 log::warn!("{}/{} block {}: not cached: {failure}", id.volume.name, id.key, id.number);
+                // An older record of the key must not be found in its place, now or later.
+                if wanted() {
+                    shard.forget(hash);
+                    if buries {
+                        self.bury(hash, id, wanted).await;
+                    }
+                }
             }
         }
     }

@@ -88,6 +88,69 @@ fn a_delete_of_a_block_that_could_not_be_read_outlives_a_restart() {
 }
 
 #[test]
+fn a_tombstone_that_meets_a_passing_fault_is_written_all_the_same() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.immutable();
+    let mut world = machine.start(1, 1);
+    put(&mut world, &volume, "k", &content(1, 10_000));
+    machine.disk.fail_next(DiskOperation::Write, EIO, 1);
+    delete(&mut world, &volume, "k");
+    let mut world = crash(&machine, world, 2);
+    assert!(get(&mut world, &volume, "k").is_none(), "deleted stays deleted");
+}
+
+#[test]
+fn an_overwrite_that_is_not_cached_still_buries_the_old_version() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.checked();
+    let mut world = machine.start(1, 2);
+    put(&mut world, &volume, "k", &content(1, 10_000));
+    // A streamed object, of which the client's core crashed before it inserted a block.
+    let (node, inside) = (world.nodes[0].clone(), volume.clone());
+    let (sender, receiver) = forebay_io::queue::bounded(4);
+    let bytes = content(2, 20_000);
+    sender.try_send(Ok(bytes.clone())).expect("room");
+    drop(sender);
+    world
+        .run(async move {
+            let object = forebay_shards::messages::PutObject {
+                id: home(&inside, "k"),
+                headers: Vec::new(),
+                length: 20_000,
+                crc64nvme: None,
+                if_none_match: false,
+                source: forebay_shards::messages::PutSource::Stream(receiver),
+            };
+            node.router.put(object).await
+        })
+        .expect("a put without faults");
+    let mut world = crash(&machine, world, 2);
+    // The store does not answer, so whatever copy there is would stand in.
+    machine.store.script(Verb::Get, Some("k"), Fault::Fail(StoreErrorKind::Unreachable));
+    let (node, inside) = (world.nodes[0].clone(), volume.clone());
+    let answer = world
+        .run(async move { client::read(&node, &inside, "k", Some(RangeSpec::All)).await });
+    assert!(answer.is_err(), "the replaced version was served: {answer:?}");
+    assert!(bytes_of(&mut world, &volume, "k").as_deref() == Some(&bytes[..]));
+}
+
+#[test]
+fn an_overwrite_whose_record_cannot_be_written_buries_the_old_version() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.checked();
+    let mut world = machine.start(1, 1);
+    put(&mut world, &volume, "k", &content(1, 10_000));
+    machine.disk.fail_next(DiskOperation::Write, EIO, 1);
+    put(&mut world, &volume, "k", &content(2, 10_000));
+    let mut world = crash(&machine, world, 2);
+    machine.store.script(Verb::Get, Some("k"), Fault::Fail(StoreErrorKind::Unreachable));
+    let (node, inside) = (world.nodes[0].clone(), volume.clone());
+    let answer = world
+        .run(async move { client::read(&node, &inside, "k", Some(RangeSpec::All)).await });
+    assert!(answer.is_err(), "the replaced version was served: {answer:?}");
+}
+
+#[test]
 fn two_puts_of_one_key_leave_what_the_store_took_last() {
     for seed in 0..20 {
         let machine = Machine::new(Geometry::SMALL);
