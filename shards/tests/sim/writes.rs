@@ -230,8 +230,9 @@ fn after_an_unknown_outcome_the_store_decides() {
 #[test]
 fn a_tombstone_of_a_slow_reader_does_not_take_a_newer_block_out() {
     // A fetch finds nothing and writes its tombstone while a put of the same key is cached.
-    for seed in 0..60 {
+    for seed in 0..300 {
         let machine = Machine::new(Geometry::SMALL);
+        machine.wan.set_pause_us_max(30);
         let volume = machine.checked();
         let mut world = machine.start(seed, 2);
         put(&mut world, &volume, "k", &content(1, 5000));
@@ -243,7 +244,7 @@ fn a_tombstone_of_a_slow_reader_does_not_take_a_newer_block_out() {
         world.run(async move {
             let read = client::read(&reader, &inside, "k", Some(RangeSpec::All));
             let write = async {
-                runtime.sleep(Duration::from_micros(runtime.random() % 400)).await;
+                runtime.sleep(Duration::from_micros(runtime.random() % 60)).await;
                 started_put(writer.clone(), inside.clone(), "k", content(2, 5000)).await;
             };
             let _ = futures::join!(read, write);
