@@ -30,11 +30,20 @@ pub enum DiskOperation {
     Create,
 }
 
+/// An operation that fails with an errno.
+struct ScriptedFault {
+    operation: DiskOperation,
+    errno: i32,
+    /// Operations of the kind that are still let through first.
+    skips: u32,
+    /// Failures left.
+    times: u32,
+}
+
 struct Folder {
     files: RefCell<BTreeMap<String, Content>>,
     runtime: RefCell<Option<SimRuntime>>,
-    /// Fails the operation with the errno, this many times.
-    faults: RefCell<Vec<(DiskOperation, i32, u32)>>,
+    faults: RefCell<Vec<ScriptedFault>>,
     capacity_bytes: Cell<u64>,
     operations: Cell<u64>,
     used_bytes_max: Cell<u64>,
@@ -71,7 +80,14 @@ impl SimDisk {
 
     /// Makes the next `times` operations of a kind fail with `errno`.
     pub fn fail_next(&self, operation: DiskOperation, errno: i32, times: u32) {
-        self.0.faults.borrow_mut().push((operation, errno, times));
+        let fault = ScriptedFault { operation, errno, skips: 0, times };
+        self.0.faults.borrow_mut().push(fault);
+    }
+
+    /// Makes one operation of a kind fail with `errno`, after `skips` that do not.
+    pub fn fail_after(&self, operation: DiskOperation, errno: i32, skips: u32) {
+        let fault = ScriptedFault { operation, errno, skips, times: 1 };
+        self.0.faults.borrow_mut().push(fault);
     }
 
     /// Forgets all faults that have not struck yet.
@@ -146,12 +162,17 @@ impl SimDisk {
         self.0.operations.set(self.0.operations.get() + 1);
         self.pause().await;
         let mut faults = self.0.faults.borrow_mut();
-        let Some(at) = faults.iter().position(|(kind, _, _)| *kind == operation) else {
+        let Some(at) = faults.iter().position(|fault| fault.operation == operation) else {
             return Ok(());
         };
-        let errno = faults[at].1;
-        faults[at].2 -= 1;
-        if faults[at].2 == 0 {
+        let fault = &mut faults[at];
+        if fault.skips > 0 {
+            fault.skips -= 1;
+            return Ok(());
+        }
+        let errno = fault.errno;
+        fault.times -= 1;
+        if fault.times == 0 {
             faults.remove(at);
         }
         Err(io::Error::from_raw_os_error(errno))

@@ -6,5 +6,6 @@
 mod fills;
 mod freshness;
 mod random;
+mod recovery;
 mod support;
 mod writes;
