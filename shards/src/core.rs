@@ -443,6 +443,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             buffer_bytes: parts.pool.used_bytes() as u64,
             buffer_budget_bytes: parts.pool.budget_bytes() as u64,
             flights: self.flights.borrow().len() as u64,
+            turns: self.turns.len() as u64,
             uplink_backlog: (fetches as u64, uploads as u64),
             counters: self.stats.values(),
             store_requests: parts.uplink.stats().requests.borrow().clone(),
@@ -453,7 +454,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Seals every shard's open segment, so that the next start reads footers only.
     pub async fn seal(&self) {
-        let seals = self.parts.shards.values().map(|shard| shard.log().seal_open());
+        // By number: the map's own order differs from run to run, which the simulator may not.
+        let mut shards: Vec<_> = self.parts.shards.iter().collect();
+        shards.sort_by_key(|(number, _)| **number);
+        let seals = shards.iter().map(|(_, shard)| shard.log().seal_open());
         futures::future::join_all(seals).await;
     }
 }

@@ -58,12 +58,7 @@ impl Wan {
         self.pause_us_max.set(pause_us_max);
     }
 
-    /// GETs of `key` that began at `start`.
-    pub fn gets(&self, key: &str, start: u64) -> u64 {
-        self.gets.borrow().get(&(key.to_owned(), start)).copied().unwrap_or(0)
-    }
-
-    /// The most GETs that any one block of `key` has had.
+    /// GETs of `key` by the first byte that they asked for.
     pub fn gets_of_key(&self, key: &str) -> BTreeMap<u64, u64> {
         let gets = self.gets.borrow();
         let of_key = gets.iter().filter(|((name, _), _)| name == key);

@@ -236,10 +236,6 @@ impl World {
         self.executor.block_on(sleep);
     }
 
-    pub fn router(&self, core: usize) -> Rc<SimRouter> {
-        self.nodes[core % self.nodes.len()].router.clone()
-    }
-
     /// The shard that holds a block.
     pub fn shard_of(&self, id: &BlockId) -> Rc<SimShard> {
         let topology = self.nodes[0].router.topology();
@@ -261,6 +257,7 @@ impl World {
         for node in &self.nodes {
             let snapshot = node.core.snapshot();
             assert_eq!(snapshot.flights, 0, "fills in flight at rest");
+            assert_eq!(snapshot.turns, 0, "turns held at rest");
             assert_eq!(snapshot.uplink_backlog, (0, 0), "orders waiting at rest");
             assert!(snapshot.disk_used_bytes <= snapshot.disk_quota_bytes);
             pinned += node.pool.used_bytes() as u64;
