@@ -127,6 +127,10 @@ fn serve(settings: &StartSettings) -> Result<(), Failure> {
         }
     };
     server::run(settings, announce).map_err(|error| {
-        if error.is_usage() { Failure::usage(error) } else { Failure::failed(error) }
+        if error.is_usage() {
+            Failure::usage(error)
+        } else {
+            Failure::failed(error)
+        }
     })
 }

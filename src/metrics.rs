@@ -20,8 +20,11 @@ enum Kind {
 /// A metric's name, kind and help.
 struct Metric(&'static str, Kind, &'static str);
 
-const REQUESTS: Metric =
-    Metric("forebay_http_responses_total", Kind::Counter, "Responses by method, status and core.");
+const REQUESTS: Metric = Metric(
+    "forebay_http_responses_total",
+    Kind::Counter,
+    "Responses by method, status and core.",
+);
 const CACHE_RESPONSES: Metric = Metric(
     "forebay_cache_responses_total",
     Kind::Counter,
@@ -42,18 +45,27 @@ const WRITE_SECONDS: Metric = Metric(
     Kind::Histogram,
     "Time from a write's head to its answer; all cores.",
 );
-const BYTES_IN: Metric =
-    Metric("forebay_http_received_bytes_total", Kind::Counter, "Object bytes received.");
-const ACCEPTED: Metric =
-    Metric("forebay_connections_accepted_total", Kind::Counter, "Connections accepted.");
+const BYTES_IN: Metric = Metric(
+    "forebay_http_received_bytes_total",
+    Kind::Counter,
+    "Object bytes received.",
+);
+const ACCEPTED: Metric = Metric(
+    "forebay_connections_accepted_total",
+    Kind::Counter,
+    "Connections accepted.",
+);
 const OPEN: Metric = Metric("forebay_connections_open", Kind::Gauge, "Connections open.");
 const HANDSHAKE_FAILURES: Metric = Metric(
     "forebay_tls_handshake_failures_total",
     Kind::Counter,
     "TLS handshakes that failed or took too long.",
 );
-const MALFORMED: Metric =
-    Metric("forebay_http_malformed_total", Kind::Counter, "Requests refused as malformed.");
+const MALFORMED: Metric = Metric(
+    "forebay_http_malformed_total",
+    Kind::Counter,
+    "Requests refused as malformed.",
+);
 const TOO_SLOW: Metric = Metric(
     "forebay_http_too_slow_total",
     Kind::Counter,
@@ -65,16 +77,26 @@ const ACCEPT_PAUSES: Metric = Metric(
     "Times that accepting paused because file descriptors ran out.",
 );
 const BLOCKS: Metric = Metric("forebay_disk_blocks", Kind::Gauge, "Blocks in the index.");
-const DISK_USED: Metric =
-    Metric("forebay_disk_used_bytes", Kind::Gauge, "Bytes of segment files.");
-const DISK_QUOTA: Metric =
-    Metric("forebay_disk_quota_bytes", Kind::Gauge, "Bytes of segment files that the quota allows.");
+const DISK_USED: Metric = Metric(
+    "forebay_disk_used_bytes",
+    Kind::Gauge,
+    "Bytes of segment files.",
+);
+const DISK_QUOTA: Metric = Metric(
+    "forebay_disk_quota_bytes",
+    Kind::Gauge,
+    "Bytes of segment files that the quota allows.",
+);
 const RECLAIMED: Metric = Metric(
     "forebay_segments_reclaimed_total",
     Kind::Counter,
     "Segments whose blocks were evicted to make room.",
 );
-const RAM_BYTES: Metric = Metric("forebay_ram_used_bytes", Kind::Gauge, "Bytes in the RAM tier.");
+const RAM_BYTES: Metric = Metric(
+    "forebay_ram_used_bytes",
+    Kind::Gauge,
+    "Bytes in the RAM tier.",
+);
 const RAM_BLOCKS: Metric = Metric("forebay_ram_blocks", Kind::Gauge, "Blocks in the RAM tier.");
 const BUFFERS: Metric = Metric(
     "forebay_buffer_used_bytes",
@@ -86,8 +108,11 @@ const BUFFER_BUDGET: Metric = Metric(
     Kind::Gauge,
     "Bytes of block buffers that may be in use.",
 );
-const FLIGHTS: Metric =
-    Metric("forebay_fetches_in_flight", Kind::Gauge, "Fetches from stores in flight.");
+const FLIGHTS: Metric = Metric(
+    "forebay_fetches_in_flight",
+    Kind::Gauge,
+    "Fetches from stores in flight.",
+);
 const BACKLOG: Metric = Metric(
     "forebay_uplink_queue_length",
     Kind::Gauge,
@@ -103,24 +128,53 @@ const STORE_SECONDS: Metric = Metric(
     Kind::Histogram,
     "Time from an order to the head of the store's answer, retries included; all cores.",
 );
-const UPTIME: Metric =
-    Metric("forebay_uptime_seconds", Kind::Gauge, "Seconds since the server started.");
+const UPTIME: Metric = Metric(
+    "forebay_uptime_seconds",
+    Kind::Gauge,
+    "Seconds since the server started.",
+);
 
 /// Metrics of the owner cores' counters, by the counter's name.
 const ENGINE: [(&str, Metric); 14] = [
-    ("fills", Metric("forebay_fills_total", Kind::Counter, "Fetches of blocks begun.")),
-    ("fill_bytes", Metric("forebay_fill_bytes_total", Kind::Counter, "Bytes that fetches brought.")),
+    (
+        "fills",
+        Metric(
+            "forebay_fills_total",
+            Kind::Counter,
+            "Fetches of blocks begun.",
+        ),
+    ),
+    (
+        "fill_bytes",
+        Metric(
+            "forebay_fill_bytes_total",
+            Kind::Counter,
+            "Bytes that fetches brought.",
+        ),
+    ),
     (
         "fill_failures",
-        Metric("forebay_fill_failures_total", Kind::Counter, "Fetches that failed after their head."),
+        Metric(
+            "forebay_fill_failures_total",
+            Kind::Counter,
+            "Fetches that failed after their head.",
+        ),
     ),
     (
         "coalesced",
-        Metric("forebay_coalesced_total", Kind::Counter, "Readers that joined a fetch in flight."),
+        Metric(
+            "forebay_coalesced_total",
+            Kind::Counter,
+            "Readers that joined a fetch in flight.",
+        ),
     ),
     (
         "revalidations",
-        Metric("forebay_revalidations_total", Kind::Counter, "Cached copies that a store confirmed."),
+        Metric(
+            "forebay_revalidations_total",
+            Kind::Counter,
+            "Cached copies that a store confirmed.",
+        ),
     ),
     (
         "stale_served",
@@ -132,23 +186,43 @@ const ENGINE: [(&str, Metric); 14] = [
     ),
     (
         "records_written",
-        Metric("forebay_disk_records_written_total", Kind::Counter, "Records written to segments."),
+        Metric(
+            "forebay_disk_records_written_total",
+            Kind::Counter,
+            "Records written to segments.",
+        ),
     ),
     (
         "record_bytes_written",
-        Metric("forebay_disk_written_bytes_total", Kind::Counter, "Bytes of records written."),
+        Metric(
+            "forebay_disk_written_bytes_total",
+            Kind::Counter,
+            "Bytes of records written.",
+        ),
     ),
     (
         "write_failures",
-        Metric("forebay_disk_write_failures_total", Kind::Counter, "Records that were not written."),
+        Metric(
+            "forebay_disk_write_failures_total",
+            Kind::Counter,
+            "Records that were not written.",
+        ),
     ),
     (
         "records_read",
-        Metric("forebay_disk_records_read_total", Kind::Counter, "Records read from segments."),
+        Metric(
+            "forebay_disk_records_read_total",
+            Kind::Counter,
+            "Records read from segments.",
+        ),
     ),
     (
         "record_bytes_read",
-        Metric("forebay_disk_read_bytes_total", Kind::Counter, "Payload bytes wanted of them."),
+        Metric(
+            "forebay_disk_read_bytes_total",
+            Kind::Counter,
+            "Payload bytes wanted of them.",
+        ),
     ),
     (
         "damaged_records",
@@ -160,11 +234,19 @@ const ENGINE: [(&str, Metric); 14] = [
     ),
     (
         "read_failures",
-        Metric("forebay_disk_read_failures_total", Kind::Counter, "Records the disk could not read."),
+        Metric(
+            "forebay_disk_read_failures_total",
+            Kind::Counter,
+            "Records the disk could not read.",
+        ),
     ),
     (
         "overloads",
-        Metric("forebay_overloads_total", Kind::Counter, "Requests refused for lack of memory."),
+        Metric(
+            "forebay_overloads_total",
+            Kind::Counter,
+            "Requests refused for lack of memory.",
+        ),
     ),
 ];
 
@@ -177,10 +259,19 @@ impl Page {
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
         };
-        let _ = writeln!(self.0, "# HELP {} {}\n# TYPE {} {kind}", metric.0, metric.2, metric.0);
+        let _ = writeln!(
+            self.0,
+            "# HELP {} {}\n# TYPE {} {kind}",
+            metric.0, metric.2, metric.0
+        );
     }
 
-    fn sample(&mut self, metric: &Metric, labels: std::fmt::Arguments<'_>, value: impl std::fmt::Display) {
+    fn sample(
+        &mut self,
+        metric: &Metric,
+        labels: std::fmt::Arguments<'_>,
+        value: impl std::fmt::Display,
+    ) {
         let _ = writeln!(self.0, "{}{{{labels}}} {value}", metric.0);
     }
 
@@ -203,8 +294,13 @@ impl Page {
         let mut total = 0;
         for (at, count) in buckets.iter().enumerate() {
             total += count;
-            let bound = BOUNDS_US.get(at).map_or("+Inf".into(), |us| (*us as f64 / 1e6).to_string());
-            let _ = writeln!(self.0, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}");
+            let bound = BOUNDS_US
+                .get(at)
+                .map_or("+Inf".into(), |us| (*us as f64 / 1e6).to_string());
+            let _ = writeln!(
+                self.0,
+                "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"
+            );
         }
         let _ = writeln!(self.0, "{name}_sum{{{labels}}} {}", sum_us as f64 / 1e6);
         let _ = writeln!(self.0, "{name}_count{{{labels}}} {total}");
@@ -231,7 +327,10 @@ fn render_http(page: &mut Page, http: &[HttpStats]) {
         }
     }
     for (metric, pick) in [
-        (&CACHE_RESPONSES, (|s, o| s.outcome(o).responses.get()) as fn(&HttpStats, Outcome) -> u64),
+        (
+            &CACHE_RESPONSES,
+            (|s, o| s.outcome(o).responses.get()) as fn(&HttpStats, Outcome) -> u64,
+        ),
         (&CACHE_BYTES, |s, o| s.outcome(o).bytes.get()),
     ] {
         page.begin(metric);
@@ -254,13 +353,17 @@ fn render_http(page: &mut Page, http: &[HttpStats]) {
     for (metric, pick) in [
         (&BYTES_IN, (|s| s.bytes_in.get()) as fn(&HttpStats) -> u64),
         (&ACCEPTED, |s| s.accepted.get()),
-        (&OPEN, |s| s.open.load(std::sync::atomic::Ordering::Relaxed).max(0) as u64),
+        (&OPEN, |s| {
+            s.open.load(std::sync::atomic::Ordering::Relaxed).max(0) as u64
+        }),
         (&HANDSHAKE_FAILURES, |s| s.handshake_failures.get()),
         (&MALFORMED, |s| s.malformed.get()),
         (&TOO_SLOW, |s| s.too_slow.get()),
         (&ACCEPT_PAUSES, |s| s.accept_pauses.get()),
     ] {
-        page.per_core(metric, http.iter().enumerate(), |(core, stats)| (*core, pick(stats)));
+        page.per_core(metric, http.iter().enumerate(), |(core, stats)| {
+            (*core, pick(stats))
+        });
     }
 }
 
@@ -309,13 +412,17 @@ fn render_stores(page: &mut Page, cores: &[CoreSnapshot]) {
     page.begin(&STORE_REQUESTS);
     for core in cores {
         for ((verb, outcome), count) in &core.store_requests {
-            let labels =
-                format_args!("verb=\"{verb}\",outcome=\"{outcome}\",core=\"{}\"", core.core);
+            let labels = format_args!(
+                "verb=\"{verb}\",outcome=\"{outcome}\",core=\"{}\"",
+                core.core
+            );
             page.sample(&STORE_REQUESTS, labels, count);
         }
     }
     page.begin(&STORE_SECONDS);
-    let times = cores.iter().map(|c| (c.store_latency.buckets.clone(), c.store_latency.sum_us));
+    let times = cores
+        .iter()
+        .map(|c| (c.store_latency.buckets.clone(), c.store_latency.sum_us));
     let (buckets, sum_us) = add_times(times);
     page.histogram(&STORE_SECONDS, "", &buckets, sum_us);
 }
@@ -337,11 +444,23 @@ mod tests {
     fn the_page_is_well_formed() {
         let http = [HttpStats::default(), HttpStats::default()];
         http[1].count_status("GET", 200);
-        http[1].outcome(Outcome::Miss).times.record(Duration::from_millis(3));
-        let cores = [CoreSnapshot { core: 0, ..CoreSnapshot::default() }];
+        http[1]
+            .outcome(Outcome::Miss)
+            .times
+            .record(Duration::from_millis(3));
+        let cores = [CoreSnapshot {
+            core: 0,
+            ..CoreSnapshot::default()
+        }];
         let text = render(&cores, &http, Duration::from_secs(7));
-        assert!(text.contains("forebay_http_responses_total{method=\"GET\",status=\"200\",core=\"1\"} 1"));
-        assert!(text.contains("forebay_cache_response_seconds_bucket{cache=\"miss\",le=\"0.005\"} 1"));
+        assert!(
+            text.contains(
+                "forebay_http_responses_total{method=\"GET\",status=\"200\",core=\"1\"} 1"
+            )
+        );
+        assert!(
+            text.contains("forebay_cache_response_seconds_bucket{cache=\"miss\",le=\"0.005\"} 1")
+        );
         assert!(text.contains("forebay_cache_response_seconds_count{cache=\"miss\"} 1"));
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (name, value) = line.rsplit_once(' ').expect("name and value");

@@ -121,7 +121,9 @@ impl Pool {
                 Err(now) => used = now,
             }
         }
-        let memory = self.0.free[class].pop().unwrap_or_else(|| Memory::new(class));
+        let memory = self.0.free[class]
+            .pop()
+            .unwrap_or_else(|| Memory::new(class));
         Some(BufferWriter {
             backing: Arc::new(Backing {
                 memory: Some(memory),
@@ -161,7 +163,10 @@ impl Pool {
 
 /// The smallest class whose body holds `body_bytes`.
 fn class_of(body_bytes: usize) -> usize {
-    assert!(body_bytes <= BODY_BYTES_MAX, "no block is larger than {BODY_BYTES_MAX} bytes");
+    assert!(
+        body_bytes <= BODY_BYTES_MAX,
+        "no block is larger than {BODY_BYTES_MAX} bytes"
+    );
     (body_bytes.max(PAGE).next_power_of_two() / PAGE).trailing_zeros() as usize
 }
 
@@ -181,7 +186,11 @@ struct Backing {
 
 impl Backing {
     fn start(&self) -> *mut u8 {
-        self.memory.as_ref().expect("present until drop").start.as_ptr()
+        self.memory
+            .as_ref()
+            .expect("present until drop")
+            .start
+            .as_ptr()
     }
 
     fn body_capacity(&self) -> usize {
@@ -247,7 +256,10 @@ impl BufferWriter {
     /// [`BufferWriter::spare_mut`], and wakes readers.
     pub fn advance(&mut self, count: usize) {
         let filled = self.filled() + count;
-        assert!(filled <= self.capacity(), "a body does not outgrow its buffer");
+        assert!(
+            filled <= self.capacity(),
+            "a body does not outgrow its buffer"
+        );
         // Release: a reader that sees the new watermark sees the bytes below it.
         self.backing.filled.store(filled, Ordering::Release);
         self.backing.wake_readers();
@@ -267,7 +279,9 @@ impl BufferWriter {
 
     /// A reader that follows the watermark.
     pub fn watch(&self) -> Watch {
-        Watch { backing: self.backing.clone() }
+        Watch {
+            backing: self.backing.clone(),
+        }
     }
 
     /// Says that no more bytes will come and the body is good.
@@ -289,7 +303,9 @@ impl BufferWriter {
         let tail = page_align(self.filled()) - self.filled();
         self.spare_mut()[..tail].fill(0);
         self.finish();
-        Frozen { backing: self.backing.clone() }
+        Frozen {
+            backing: self.backing.clone(),
+        }
     }
 
     /// Headroom and body as one region for a read from disk.
@@ -335,7 +351,10 @@ impl Frozen {
 
     /// The body.
     pub fn view(&self) -> View {
-        Watch { backing: self.backing.clone() }.view_all()
+        Watch {
+            backing: self.backing.clone(),
+        }
+        .view_all()
     }
 }
 
@@ -350,7 +369,11 @@ pub struct View {
 impl View {
     /// No bytes.
     pub fn empty() -> View {
-        View { backing: None, start: 0, length: 0 }
+        View {
+            backing: None,
+            start: 0,
+            length: 0,
+        }
     }
 
     /// A part of it.
@@ -373,7 +396,9 @@ impl View {
 
     /// Bytes of pool budget that this view keeps taken.
     pub fn pinned_bytes(&self) -> usize {
-        self.backing.as_ref().map_or(0, |backing| PAGE + backing.body_capacity())
+        self.backing
+            .as_ref()
+            .map_or(0, |backing| PAGE + backing.body_capacity())
     }
 }
 
@@ -448,7 +473,11 @@ impl Watch {
     /// If `range` reaches above the watermark.
     pub fn view(&self, range: Range<usize>) -> View {
         assert!(range.start <= range.end && range.end <= self.filled());
-        View { backing: Some(self.backing.clone()), start: range.start, length: range.len() }
+        View {
+            backing: Some(self.backing.clone()),
+            start: range.start,
+            length: range.len(),
+        }
     }
 
     /// All readable bytes.
@@ -480,7 +509,10 @@ mod tests {
         assert!((&mut waiting).now_or_never().is_none());
         let view = first.watch().view_all();
         drop(first);
-        assert!((&mut waiting).now_or_never().is_none(), "a view keeps its memory taken");
+        assert!(
+            (&mut waiting).now_or_never().is_none(),
+            "a view keeps its memory taken"
+        );
         drop(view);
         assert!((&mut waiting).now_or_never().is_some());
         drop(waiting);
@@ -548,7 +580,11 @@ mod tests {
         assert!((&mut waiting).now_or_never().is_none());
         drop(writer);
         assert_eq!((&mut waiting).now_or_never(), Some(Err(FillFailed)));
-        assert_eq!(block_on(watch.wait_for(3)), Ok(3), "what arrived is still readable");
+        assert_eq!(
+            block_on(watch.wait_for(3)),
+            Ok(3),
+            "what arrived is still readable"
+        );
     }
 
     #[test]

@@ -38,14 +38,18 @@ impl Histogram {
 
     /// The values now.
     pub fn snapshot(&self) -> HistogramSnapshot {
-        HistogramSnapshot { buckets: self.buckets.borrow().to_vec(), sum_us: self.sum_us.get() }
+        HistogramSnapshot {
+            buckets: self.buckets.borrow().to_vec(),
+            sum_us: self.sum_us.get(),
+        }
     }
 }
 
 impl HistogramSnapshot {
     /// Adds another core's values.
     pub fn add(&mut self, other: &HistogramSnapshot) {
-        self.buckets.resize(self.buckets.len().max(other.buckets.len()), 0);
+        self.buckets
+            .resize(self.buckets.len().max(other.buckets.len()), 0);
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine += theirs;
         }

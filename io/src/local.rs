@@ -88,7 +88,10 @@ impl Permits {
 
     /// Takes a permit, waiting for one in turn.
     pub fn acquire(&self) -> Acquire {
-        Acquire { inner: self.0.clone(), ticket: None }
+        Acquire {
+            inner: self.0.clone(),
+            ticket: None,
+        }
     }
 }
 
@@ -154,7 +157,10 @@ impl Future for Acquire {
 impl Drop for Acquire {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            self.inner.waiting.borrow_mut().retain(|(t, _)| *t != ticket);
+            self.inner
+                .waiting
+                .borrow_mut()
+                .retain(|(t, _)| *t != ticket);
             self.inner.wake_first();
         }
     }
@@ -193,14 +199,21 @@ impl<K: Eq + Hash + Clone> Turns<K> {
     pub async fn take(&self, key: K) -> Turn<K> {
         let permits = {
             let mut lines = self.0.borrow_mut();
-            let line = lines
-                .entry(key.clone())
-                .or_insert_with(|| TurnLine { permits: Permits::new(1), users: 0 });
+            let line = lines.entry(key.clone()).or_insert_with(|| TurnLine {
+                permits: Permits::new(1),
+                users: 0,
+            });
             line.users += 1;
             line.permits.clone()
         };
-        let user = TurnUser { turns: self.clone(), key };
-        Turn { _permit: permits.acquire().await, _user: user }
+        let user = TurnUser {
+            turns: self.clone(),
+            key,
+        };
+        Turn {
+            _permit: permits.acquire().await,
+            _user: user,
+        }
     }
 
     /// Keys that somebody holds or waits for.
@@ -217,7 +230,9 @@ impl<K: Eq + Hash + Clone> Turns<K> {
 impl<K: Eq + Hash + Clone> Drop for TurnUser<K> {
     fn drop(&mut self) {
         let mut lines = self.turns.0.borrow_mut();
-        let line = lines.get_mut(&self.key).expect("a turn's line outlives its users");
+        let line = lines
+            .get_mut(&self.key)
+            .expect("a turn's line outlives its users");
         line.users -= 1;
         if line.users == 0 {
             lines.remove(&self.key);
@@ -240,9 +255,15 @@ mod tests {
         assert!((&mut second).now_or_never().is_none());
         assert!((&mut third).now_or_never().is_none());
         drop(held);
-        assert!((&mut third).now_or_never().is_none(), "the second is first in line");
+        assert!(
+            (&mut third).now_or_never().is_none(),
+            "the second is first in line"
+        );
         drop(second);
-        assert!((&mut third).now_or_never().is_some(), "the line moves on when one leaves");
+        assert!(
+            (&mut third).now_or_never().is_some(),
+            "the line moves on when one leaves"
+        );
         assert_eq!(permits.free(), 1);
     }
 
@@ -250,7 +271,10 @@ mod tests {
     fn turns_exclude_per_key_and_leave_nothing_behind() {
         let turns: Turns<u32> = Turns::default();
         let first = turns.take(7).now_or_never().expect("free key");
-        assert!(turns.take(8).now_or_never().is_some(), "other keys do not wait");
+        assert!(
+            turns.take(8).now_or_never().is_some(),
+            "other keys do not wait"
+        );
         let mut second = Box::pin(turns.take(7));
         assert!((&mut second).now_or_never().is_none());
         drop(first);

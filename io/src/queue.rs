@@ -197,7 +197,11 @@ pub fn mesh<T>(cores: usize, capacity: usize) -> Vec<MeshPort<T>> {
         .zip(wakers)
         .map(|((outgoing, sources), waker)| MeshPort {
             outgoing,
-            inbox: Inbox { sources, waker, next: 0 },
+            inbox: Inbox {
+                sources,
+                waker,
+                next: 0,
+            },
         })
         .collect()
 }
@@ -217,8 +221,10 @@ impl<T> Inbox<T> {
                 return Poll::Ready(Some(value));
             }
             self.waker.register(cx.waker());
-            let closed =
-                self.sources.iter().all(|s| s.0.senders.load(Ordering::Acquire) == 0);
+            let closed = self
+                .sources
+                .iter()
+                .all(|s| s.0.senders.load(Ordering::Acquire) == 0);
             match self.take_one() {
                 Some(value) => Poll::Ready(Some(value)),
                 None if closed => Poll::Ready(None),
@@ -257,7 +263,10 @@ mod tests {
         assert!((&mut waiting).now_or_never().is_none());
         assert_eq!(receiver.try_recv(), Some(1));
         assert!((&mut waiting).now_or_never().is_some());
-        assert_eq!((receiver.try_recv(), receiver.try_recv()), (Some(2), Some(3)));
+        assert_eq!(
+            (receiver.try_recv(), receiver.try_recv()),
+            (Some(2), Some(3))
+        );
     }
 
     #[test]

@@ -57,7 +57,9 @@ impl CoreBuilder {
 impl<T: Send + 'static> CoreHandle<T> {
     /// Waits for the executor's future to end.
     pub fn join(self) -> io::Result<T> {
-        self.0.join().map_err(|e| io::Error::other(format!("an executor failed: {e}")))
+        self.0
+            .join()
+            .map_err(|e| io::Error::other(format!("an executor failed: {e}")))
     }
 }
 
@@ -70,8 +72,14 @@ pub fn usable_cpus() -> Vec<usize> {
         unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) } != 0;
     let all = 0..libc::CPU_SETSIZE as usize;
     // SAFETY: every index is below CPU_SETSIZE.
-    let usable: Vec<usize> = all.filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect();
-    if failed || usable.is_empty() { vec![0] } else { usable }
+    let usable: Vec<usize> = all
+        .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
+        .collect();
+    if failed || usable.is_empty() {
+        vec![0]
+    } else {
+        usable
+    }
 }
 
 /// Starts a task of the current executor that nobody waits for.
@@ -97,7 +105,10 @@ impl GlommioRuntime {
     pub fn current(start: Instant) -> Self {
         // The hasher's keys come from the operating system's random source.
         let seed = RandomState::new().hash_one(start) | 1;
-        GlommioRuntime { start, random: Rc::new(Cell::new(seed)) }
+        GlommioRuntime {
+            start,
+            random: Rc::new(Cell::new(seed)),
+        }
     }
 }
 
@@ -111,7 +122,9 @@ impl Runtime for GlommioRuntime {
     }
 
     fn unix_seconds(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |passed| passed.as_secs())
     }
 
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {

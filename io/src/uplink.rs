@@ -142,7 +142,10 @@ pub fn pair() -> (UplinkPort, CompanionPort) {
 }
 
 fn companion_gone() -> StoreError {
-    StoreError::new(StoreErrorKind::Internal, "the core's companion thread is gone")
+    StoreError::new(
+        StoreErrorKind::Internal,
+        "the core's companion thread is gone",
+    )
 }
 
 impl UplinkPort {
@@ -178,25 +181,37 @@ impl<R: Runtime> Uplink<R> {
     /// Reads an object or a span of it.
     pub async fn get(&self, volume: u32, request: GetRequest) -> StoreResult<Fetched> {
         let ranged = request.span.is_some();
-        self.ask("GET", if ranged { 206 } else { 200 }, &self.fetches, |reply| {
-            Order::Get(volume, request, reply)
-        })
+        self.ask(
+            "GET",
+            if ranged { 206 } else { 200 },
+            &self.fetches,
+            |reply| Order::Get(volume, request, reply),
+        )
         .await
     }
 
     /// Describes an object.
     pub async fn head(&self, volume: u32, key: String) -> StoreResult<ObjectMeta> {
-        self.ask("HEAD", 200, &self.fetches, |reply| Order::Head(volume, key, reply)).await
+        self.ask("HEAD", 200, &self.fetches, |reply| {
+            Order::Head(volume, key, reply)
+        })
+        .await
     }
 
     /// Writes an object.
     pub async fn put(&self, volume: u32, upload: Upload) -> StoreResult<PutReply> {
-        self.ask("PUT", 200, &self.uploads, |reply| Order::Put(volume, upload, reply)).await
+        self.ask("PUT", 200, &self.uploads, |reply| {
+            Order::Put(volume, upload, reply)
+        })
+        .await
     }
 
     /// Removes an object.
     pub async fn delete(&self, volume: u32, key: String) -> StoreResult<()> {
-        self.ask("DELETE", 204, &self.uploads, |reply| Order::Delete(volume, key, reply)).await
+        self.ask("DELETE", 204, &self.uploads, |reply| {
+            Order::Delete(volume, key, reply)
+        })
+        .await
     }
 
     async fn ask<T>(
@@ -214,9 +229,16 @@ impl<R: Runtime> Uplink<R> {
         };
         let outcome = match &result {
             Ok(_) => success.to_string(),
-            Err(e) => e.status.map_or_else(|| format!("{:?}", e.kind), |s| s.to_string()),
+            Err(e) => e
+                .status
+                .map_or_else(|| format!("{:?}", e.kind), |s| s.to_string()),
         };
-        *self.stats.requests.borrow_mut().entry((verb, outcome)).or_insert(0) += 1;
+        *self
+            .stats
+            .requests
+            .borrow_mut()
+            .entry((verb, outcome))
+            .or_insert(0) += 1;
         self.stats.latency.record(self.runtime.now().since(start));
         result
     }
@@ -230,17 +252,22 @@ pub fn spawn_companion(
     limits: UplinkLimits,
     factory: StoreFactory,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("forebay-uplink-{index}")).spawn(move || {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(e) => {
-                // Dropping the port fails every order with "the companion thread is gone".
-                log::error!("cannot start the uplink runtime of core {index}: {e}");
-                return;
-            }
-        };
-        runtime.block_on(async { serve(port, limits, factory()).await });
-    })
+    std::thread::Builder::new()
+        .name(format!("forebay-uplink-{index}"))
+        .spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            {
+                Ok(runtime) => runtime,
+                Err(e) => {
+                    // Dropping the port fails every order with "the companion thread is gone".
+                    log::error!("cannot start the uplink runtime of core {index}: {e}");
+                    return;
+                }
+            };
+            runtime.block_on(async { serve(port, limits, factory()).await });
+        })
 }
 
 /// Serves a core's orders until the core's end is dropped.
@@ -279,7 +306,11 @@ pub async fn serve(mut port: CompanionPort, limits: UplinkLimits, stores: StoreT
                 }
             }
         }
-        if finished { Poll::Ready(()) } else { Poll::Pending }
+        if finished {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     })
     .await;
 }
@@ -317,7 +348,10 @@ async fn carry_out(order: Order, stores: Rc<StoreTable>) {
 
 fn store(stores: &StoreTable, volume: u32) -> StoreResult<Rc<dyn Store>> {
     stores.get(volume as usize).cloned().ok_or_else(|| {
-        StoreError::new(StoreErrorKind::Internal, format!("no store for volume number {volume}"))
+        StoreError::new(
+            StoreErrorKind::Internal,
+            format!("no store for volume number {volume}"),
+        )
     })
 }
 
@@ -326,12 +360,23 @@ async fn fetch(
     request: GetRequest,
     reply: oneshot::Sender<StoreResult<Fetched>>,
 ) {
-    let GetReply { meta, span, mut body } = match store.get(request).await {
+    let GetReply {
+        meta,
+        span,
+        mut body,
+    } = match store.get(request).await {
         Ok(answer) => answer,
         Err(e) => return drop(reply.send(Err(e))),
     };
     let (pieces, receiver) = queue::bounded(BODY_PIECES_MAX);
-    if reply.send(Ok(Fetched { meta, span, body: receiver })).is_err() {
+    if reply
+        .send(Ok(Fetched {
+            meta,
+            span,
+            body: receiver,
+        }))
+        .is_err()
+    {
         return;
     }
     while let Some(piece) = body.next().await {
@@ -347,14 +392,12 @@ fn into_request(upload: Upload) -> PutRequest {
         UploadBody::Whole(views) => {
             PutBody::Whole(views.into_iter().map(View::into_bytes).collect())
         }
-        UploadBody::Stream(receiver) => {
-            PutBody::Stream(
-                futures::stream::unfold(receiver, |mut receiver| async move {
-                    receiver.recv().await.map(|piece| (piece, receiver))
-                })
-                .boxed_local(),
-            )
-        }
+        UploadBody::Stream(receiver) => PutBody::Stream(
+            futures::stream::unfold(receiver, |mut receiver| async move {
+                receiver.recv().await.map(|piece| (piece, receiver))
+            })
+            .boxed_local(),
+        ),
     };
     PutRequest {
         key: upload.key,

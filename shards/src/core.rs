@@ -109,7 +109,10 @@ enum Known {
 impl<R: Runtime, D: Disk> Core<R, D> {
     /// A core over its parts.
     pub fn new(parts: CoreParts<R, D>) -> Rc<Self> {
-        assert!(parts.ram_bytes < parts.pool.budget_bytes(), "the RAM tier leaves room to work");
+        assert!(
+            parts.ram_bytes < parts.pool.budget_bytes(),
+            "the RAM tier leaves room to work"
+        );
         let ram = RefCell::new(RamTier::new(parts.ram_bytes));
         let heads_max = NonZeroUsize::new(HEADS_MAX).expect("a positive constant");
         Rc::new(Core {
@@ -125,7 +128,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// The shard of a block, which this core runs.
     pub(crate) fn shard(&self, hash: BlockHash) -> &Shard<R, D> {
         let number = self.parts.topology.shard_of(hash);
-        self.parts.shards.get(&number).expect("requests are routed to the owner core")
+        self.parts
+            .shards
+            .get(&number)
+            .expect("requests are routed to the owner core")
     }
 
     pub(crate) fn flight(&self, hash: BlockHash) -> Option<Rc<Flight>> {
@@ -139,7 +145,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         // What the RAM tier holds is only a copy: it gives way to requests.
         self.ram.borrow_mut().shed(bytes);
-        let taken = timeout(&self.parts.runtime, BUFFER_WAIT, self.parts.pool.take(bytes)).await;
+        let taken = timeout(
+            &self.parts.runtime,
+            BUFFER_WAIT,
+            self.parts.pool.take(bytes),
+        )
+        .await;
         taken.ok_or_else(|| {
             self.stats.overloads.add(1);
             ReadError::Overloaded
@@ -191,9 +202,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             };
             match self.land(&flight, own, &mut story).await? {
                 Some((meta, watch)) => {
-                    let outcome = if own { Outcome::Miss } else { Outcome::Coalesced };
-                    return answer(&id, meta, wanted, outcome, |range| {
-                        BlockBody::Filling { watch, range }
+                    let outcome = if own {
+                        Outcome::Miss
+                    } else {
+                        Outcome::Coalesced
+                    };
+                    return answer(&id, meta, wanted, outcome, |range| BlockBody::Filling {
+                        watch,
+                        range,
                     });
                 }
                 None => continue,
@@ -218,7 +234,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         match landing {
             Landing::Body(meta, watch) => Ok(Some((meta, watch))),
             Landing::Described => {
-                story.outcome = Some(if own { Outcome::Miss } else { Outcome::Coalesced });
+                story.outcome = Some(if own {
+                    Outcome::Miss
+                } else {
+                    Outcome::Coalesced
+                });
                 Ok(None)
             }
             Landing::Confirmed => {
@@ -247,11 +267,21 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let range = part_of_block(span, 0, id.volume.block_bytes);
         if wanted.is_none() || (range.is_empty() && !span.is_empty()) {
             let outcome = story.unwrap_or(Outcome::HitRam);
-            return Some(Ok(Opened { meta, outcome, span, first: None }));
+            return Some(Ok(Opened {
+                meta,
+                outcome,
+                span,
+                first: None,
+            }));
         }
         let (view, outcome) = self.cached(id, hash, &meta, range).await?;
         let outcome = story.unwrap_or(outcome);
-        Some(Ok(Opened { meta, outcome, span, first: Some(BlockBody::Ready(view)) }))
+        Some(Ok(Opened {
+            meta,
+            outcome,
+            span,
+            first: Some(BlockBody::Ready(view)),
+        }))
     }
 
     /// Gives part of a block of a known version of an object.
@@ -275,7 +305,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         match self.land(&flight, own, &mut Story::default()).await {
             Ok(Some((found, watch))) if found.etag == meta.etag && found.size == meta.size => {
-                let outcome = if own { Outcome::Miss } else { Outcome::Coalesced };
+                let outcome = if own {
+                    Outcome::Miss
+                } else {
+                    Outcome::Coalesced
+                };
                 Ok((BlockBody::Filling { watch, range }, outcome))
             }
             Ok(_) => Err(ReadError::Changed),
@@ -315,7 +349,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     && shard.find(hash) == Some(location)
                 {
                     let header = Rc::new(found.header);
-                    self.ram.borrow_mut().insert(hash, RamBlock { header, payload });
+                    self.ram
+                        .borrow_mut()
+                        .insert(hash, RamBlock { header, payload });
                 }
                 Some((found.wanted, Outcome::HitDisk))
             }
@@ -336,7 +372,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             ReadFailure::Damaged(_) => self.stats.damaged_records.add(1),
             ReadFailure::Disk(_) => self.stats.read_failures.add(1),
         }
-        log::warn!("{}/{} block {}: {failure}", id.volume.name, id.key, id.number);
+        log::warn!(
+            "{}/{} block {}: {failure}",
+            id.volume.name,
+            id.key,
+            id.number
+        );
     }
 
     /// What is known of an object without asking the store.
@@ -358,7 +399,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     || head.excused_until.is_some_and(|end| now < end)
             }
         };
-        if fresh { Known::Fresh(head.meta) } else { Known::Stale(head.meta) }
+        if fresh {
+            Known::Fresh(head.meta)
+        } else {
+            Known::Stale(head.meta)
+        }
     }
 
     async fn head_from_record(&self, id: &BlockId, hash: BlockHash) -> Option<Head> {
@@ -368,7 +413,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Ok(header) if names(&header, id) => {
                 let meta = Arc::new(header.meta);
                 let store_identity = header.store_identity;
-                let head = Head { meta, store_identity, validated: None, excused_until: None };
+                let head = Head {
+                    meta,
+                    store_identity,
+                    validated: None,
+                    excused_until: None,
+                };
                 if shard.find(hash) == Some(location) {
                     self.heads.borrow_mut().put(hash, head.clone());
                 }
@@ -389,13 +439,21 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub(crate) fn learn(&self, id: &BlockId, hash: BlockHash, meta: Arc<ObjectMeta>) {
         let validated = Some(self.parts.runtime.now());
         let store_identity = id.volume.store_identity;
-        let head = Head { meta, store_identity, validated, excused_until: None };
+        let head = Head {
+            meta,
+            store_identity,
+            validated,
+            excused_until: None,
+        };
         self.heads.borrow_mut().put(hash, head);
     }
 
     /// Whether `meta` is what the home takes for the current version.
     pub(crate) fn is_current(&self, hash: BlockHash, meta: &ObjectMeta) -> bool {
-        self.heads.borrow().peek(&hash).is_some_and(|head| head.meta.etag == meta.etag)
+        self.heads
+            .borrow()
+            .peek(&hash)
+            .is_some_and(|head| head.meta.etag == meta.etag)
     }
 
     /// The store has confirmed what is known of an object.
@@ -486,11 +544,23 @@ fn answer(
 ) -> Result<Opened, ReadError> {
     let Some(spec) = wanted else {
         let span = ByteSpan { start: 0, end: 0 };
-        return Ok(Opened { meta, outcome, span, first: None });
+        return Ok(Opened {
+            meta,
+            outcome,
+            span,
+            first: None,
+        });
     };
     let size = meta.size;
-    let span = spec.resolve(size).map_err(|_| ReadError::NotSatisfiable { size })?;
+    let span = spec
+        .resolve(size)
+        .map_err(|_| ReadError::NotSatisfiable { size })?;
     let range = part_of_block(span, 0, id.volume.block_bytes);
     let first = (!range.is_empty()).then(|| body(range));
-    Ok(Opened { meta, outcome, span, first })
+    Ok(Opened {
+        meta,
+        outcome,
+        span,
+        first,
+    })
 }

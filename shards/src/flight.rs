@@ -44,7 +44,11 @@ enum PlanKind {
 impl Plan {
     /// Fetches block 0.
     pub fn fill(id: BlockId) -> Plan {
-        Plan { id, kind: PlanKind::Fill, checking: false }
+        Plan {
+            id,
+            kind: PlanKind::Fill,
+            checking: false,
+        }
     }
 
     /// Asks whether the object is still what `meta` says; fetches block 0 if it is not and
@@ -54,16 +58,29 @@ impl Plan {
         // A weak or missing tag confirms nothing.
         let strong = !meta.etag.is_empty() && !meta.etag.starts_with("W/");
         let kind = match sight.kind {
-            PlanKind::Fill if strong => PlanKind::Check { etag: meta.etag.clone() },
+            PlanKind::Fill if strong => PlanKind::Check {
+                etag: meta.etag.clone(),
+            },
             kind => kind,
         };
-        Plan { kind, checking: true, ..sight }
+        Plan {
+            kind,
+            checking: true,
+            ..sight
+        }
     }
 
     /// Fetches a block of the version that `meta` describes.
     pub fn version(id: BlockId, meta: &ObjectMeta) -> Plan {
-        let kind = PlanKind::Version { etag: meta.etag.clone(), size: meta.size };
-        Plan { id, kind, checking: false }
+        let kind = PlanKind::Version {
+            etag: meta.etag.clone(),
+            size: meta.size,
+        };
+        Plan {
+            id,
+            kind,
+            checking: false,
+        }
     }
 
     /// For an object of which nothing is known: block 0 if `wanted` begins in it, else only the
@@ -74,7 +91,11 @@ impl Plan {
             Some(first) if first < id.volume.block_bytes => PlanKind::Fill,
             _ => PlanKind::Describe,
         };
-        Plan { id, kind, checking: false }
+        Plan {
+            id,
+            kind,
+            checking: false,
+        }
     }
 
     fn request(&self) -> GetRequest {
@@ -157,7 +178,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     fn end_flight(&self, hash: BlockHash, flight: &Rc<Flight>) {
         let mut flights = self.flights.borrow_mut();
-        if flights.get(&hash).is_some_and(|current| Rc::ptr_eq(current, flight)) {
+        if flights
+            .get(&hash)
+            .is_some_and(|current| Rc::ptr_eq(current, flight))
+        {
             flights.remove(&hash);
         }
     }
@@ -173,7 +197,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             return self.describe(hash, &plan, flight).await;
         }
         self.stats.fills.add(1);
-        let answer = self.parts.uplink.get(plan.id.volume.store_number, plan.request()).await;
+        let answer = self
+            .parts
+            .uplink
+            .get(plan.id.volume.store_number, plan.request())
+            .await;
         match answer {
             Ok(fetched) => match check_head(&plan, &fetched) {
                 Ok(()) => self.receive(hash, &plan, fetched, flight).await,
@@ -185,13 +213,22 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     async fn describe(&self, hash: BlockHash, plan: &Plan, flight: &Flight) {
         let id = &plan.id;
-        match self.parts.uplink.head(id.volume.store_number, id.key.to_string()).await {
+        match self
+            .parts
+            .uplink
+            .head(id.volume.store_number, id.key.to_string())
+            .await
+        {
             Ok(meta) => {
                 let same = plan.checking && self.is_current(hash, &meta);
                 if !flight.superseded.get() {
                     self.learn(id, hash, Arc::new(meta));
                 }
-                flight.land(if same { Landing::Confirmed } else { Landing::Described });
+                flight.land(if same {
+                    Landing::Confirmed
+                } else {
+                    Landing::Described
+                });
             }
             Err(error) => self.failed_head(hash, plan, error, flight).await,
         }
@@ -228,7 +265,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// description can prove.
     async fn receive_empty(&self, hash: BlockHash, plan: &Plan, flight: &Flight) {
         let number = plan.id.volume.store_number;
-        let meta = match self.parts.uplink.head(number, plan.id.key.to_string()).await {
+        let meta = match self
+            .parts
+            .uplink
+            .head(number, plan.id.key.to_string())
+            .await
+        {
             Ok(meta) if meta.size == 0 => Arc::new(meta),
             // It has been replaced since: its readers look again.
             Ok(meta) => {
@@ -287,7 +329,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if id.number == 0 {
             self.learn(id, hash, meta.clone());
         }
-        self.store_block(hash, id, &meta, payload, || !flight.superseded.get()).await;
+        self.store_block(hash, id, &meta, payload, || !flight.superseded.get())
+            .await;
     }
 
     /// Puts a block into the RAM tier and into the log. A block that cannot be written is only
@@ -315,7 +358,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             chunk_crcs: payload.chunk_crcs,
             meta: meta.clone(),
         };
-        let block = RamBlock { header: Rc::new(header.clone()), payload: view };
+        let block = RamBlock {
+            header: Rc::new(header.clone()),
+            payload: view,
+        };
         self.ram.borrow_mut().insert(hash, block);
         let bytes = header.record_bytes();
         let shard = self.shard(hash);
@@ -329,7 +375,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Err(AppendFailure::Superseded) => {}
             Err(failure) => {
                 self.stats.write_failures.add(1);
-                log::warn!("{}/{} block {}: not cached: {failure}", id.volume.name, id.key, id.number);
+                log::warn!(
+                    "{}/{} block {}: not cached: {failure}",
+                    id.volume.name,
+                    id.key,
+                    id.number
+                );
                 // An older record of the key must not be found in its place, now or later.
                 if wanted() {
                     shard.forget(hash);
@@ -361,9 +412,14 @@ fn check_head(plan: &Plan, fetched: &Fetched) -> Result<(), StoreError> {
         ));
     }
     match &plan.kind {
-        PlanKind::Version { etag, size } if (etag, size) != (&fetched.meta.etag, &fetched.meta.size) => {
+        PlanKind::Version { etag, size }
+            if (etag, size) != (&fetched.meta.etag, &fetched.meta.size) =>
+        {
             // The store ignored If-Match, or the tag is weak: another version either way.
-            Err(StoreError::new(StoreErrorKind::PreconditionFailed, "the object changed"))
+            Err(StoreError::new(
+                StoreErrorKind::PreconditionFailed,
+                "the object changed",
+            ))
         }
         _ => Ok(()),
     }
@@ -380,18 +436,28 @@ async fn fill(
     while let Some(piece) = body.recv().await {
         let piece = piece?;
         if buffer.filled() + piece.len() > length {
-            return Err(StoreError::new(StoreErrorKind::Corrupt, "the body is longer than announced"));
+            return Err(StoreError::new(
+                StoreErrorKind::Corrupt,
+                "the body is longer than announced",
+            ));
         }
         checksums.update(&piece);
         buffer.append(&piece);
     }
     if buffer.filled() < length {
-        return Err(StoreError::new(StoreErrorKind::Corrupt, "the body is shorter than announced"));
+        return Err(StoreError::new(
+            StoreErrorKind::Corrupt,
+            "the body is shorter than announced",
+        ));
     }
     Ok(checksums)
 }
 
 fn finished(buffer: BufferWriter, checksums: PayloadChecksums) -> BlockPayload {
     let (crc64nvme, chunk_crcs) = checksums.finish();
-    BlockPayload { buffer, crc64nvme, chunk_crcs }
+    BlockPayload {
+        buffer,
+        crc64nvme,
+        chunk_crcs,
+    }
 }

@@ -269,7 +269,12 @@ pub fn encode_segment_header(page: &mut [u8], place: &Place) {
 /// The incarnation of the segment whose first page this is. `place.incarnation` is not looked at.
 pub fn decode_segment_header(page: &[u8], place: &Place) -> Result<u64, NotOurs> {
     let found = open_page(page, SEGMENT_MAGIC)?;
-    if found != (Place { incarnation: found.incarnation, ..*place }) {
+    if found
+        != (Place {
+            incarnation: found.incarnation,
+            ..*place
+        })
+    {
         return Err(NotOurs::Place);
     }
     Ok(found.incarnation)
@@ -344,7 +349,9 @@ impl RecordHeader {
         let mut at = STRINGS_AT;
         for (i, string) in strings.iter_mut().enumerate() {
             let length = u16_at(page, 132 + 2 * i) as usize;
-            *string = page.get(at..at + length).ok_or(NotOurs::Field("string length"))?;
+            *string = page
+                .get(at..at + length)
+                .ok_or(NotOurs::Field("string length"))?;
             at += length;
         }
         let text = |bytes: &[u8], what| {
@@ -361,7 +368,9 @@ impl RecordHeader {
             block_bytes: 1 << page[68],
             payload_length,
             payload_crc64: u64_at(page, 72),
-            chunk_crcs: (0..chunks).map(|i| u32_at(page, CHUNKS_AT + 4 * i)).collect(),
+            chunk_crcs: (0..chunks)
+                .map(|i| u32_at(page, CHUNKS_AT + 4 * i))
+                .collect(),
             meta: ObjectMeta {
                 size: u64_at(page, 104),
                 etag: text(strings[2], "etag")?,
@@ -376,7 +385,12 @@ impl RecordHeader {
     pub fn incarnation_of(page: &[u8], place: &Place) -> Option<u64> {
         let found = open_page(page, RECORD_MAGIC).ok()?;
         let incarnation = found.incarnation;
-        (found == Place { incarnation, ..*place }).then_some(incarnation)
+        (found
+            == Place {
+                incarnation,
+                ..*place
+            })
+        .then_some(incarnation)
     }
 
     /// Whether `payload`, which starts at chunk `first_chunk`, matches its checksums. It ends at
@@ -386,7 +400,9 @@ impl RecordHeader {
         let Some(expected) = self.chunk_crcs.get(first_chunk..first_chunk + chunks.len()) else {
             return false;
         };
-        chunks.zip(expected).all(|(chunk, crc)| crc32c(chunk) == *crc)
+        chunks
+            .zip(expected)
+            .all(|(chunk, crc)| crc32c(chunk) == *crc)
     }
 }
 
@@ -479,7 +495,12 @@ pub struct Trailer {
 /// Reads a segment's last page. `place.offset` is not looked at; `segment_bytes` bounds the rest.
 pub fn decode_trailer(page: &[u8], place: &Place, segment_bytes: u64) -> Result<Trailer, NotOurs> {
     let found = open_page(page, FOOTER_MAGIC)?;
-    if found != (Place { offset: found.offset, ..*place }) {
+    if found
+        != (Place {
+            offset: found.offset,
+            ..*place
+        })
+    {
         return Err(NotOurs::Place);
     }
     let count = u64_at(page, 56);
@@ -488,7 +509,11 @@ pub fn decode_trailer(page: &[u8], place: &Place, segment_bytes: u64) -> Result<
     {
         return Err(NotOurs::Field("entry count"));
     }
-    Ok(Trailer { offset: found.offset, count: count as usize, crc64: u64_at(page, 64) })
+    Ok(Trailer {
+        offset: found.offset,
+        count: count as usize,
+        crc64: u64_at(page, 64),
+    })
 }
 
 /// Reads the entries whose pages are `bytes`.
@@ -519,8 +544,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PLACE: Place =
-        Place { folder: [7; 16], shard: 3, segment: 9, incarnation: 77, offset: 8192 };
+    const PLACE: Place = Place {
+        folder: [7; 16],
+        shard: 3,
+        segment: 9,
+        incarnation: 77,
+        offset: 8192,
+    };
 
     fn header(payload: &[u8]) -> RecordHeader {
         let mut sums = PayloadChecksums::default();
@@ -560,7 +590,10 @@ mod tests {
         assert!(header.verify_chunks(0, &payload));
         assert!(header.verify_chunks(1, &payload[CHUNK_BYTES..2 * CHUNK_BYTES]));
         assert!(header.verify_chunks(3, &payload[3 * CHUNK_BYTES..]));
-        assert!(!header.verify_chunks(4, &payload[..1]), "past the last chunk");
+        assert!(
+            !header.verify_chunks(4, &payload[..1]),
+            "past the last chunk"
+        );
         let mut bad = payload;
         bad[CHUNK_BYTES] ^= 1;
         assert!(header.verify_chunks(0, &bad[..CHUNK_BYTES]));
@@ -572,11 +605,23 @@ mod tests {
         let mut page = [0; PAGE];
         header(b"x").encode(&mut page, &PLACE).expect("fits");
         for other in [
-            Place { folder: [8; 16], ..PLACE },
+            Place {
+                folder: [8; 16],
+                ..PLACE
+            },
             Place { shard: 4, ..PLACE },
-            Place { segment: 8, ..PLACE },
-            Place { incarnation: 76, ..PLACE },
-            Place { offset: 4096, ..PLACE },
+            Place {
+                segment: 8,
+                ..PLACE
+            },
+            Place {
+                incarnation: 76,
+                ..PLACE
+            },
+            Place {
+                offset: 4096,
+                ..PLACE
+            },
         ] {
             assert_eq!(RecordHeader::decode(&page, &other), Err(NotOurs::Place));
         }
@@ -598,19 +643,32 @@ mod tests {
                 sequence: i.into(),
                 page: i,
                 payload_length: 9,
-                kind: if i % 7 == 0 { RecordKind::Tombstone } else { RecordKind::Block },
+                kind: if i % 7 == 0 {
+                    RecordKind::Tombstone
+                } else {
+                    RecordKind::Block
+                },
             })
             .collect();
         let segment_bytes = 1 << 24;
-        let place = Place { offset: segment_bytes - footer_bytes(300), ..PLACE };
+        let place = Place {
+            offset: segment_bytes - footer_bytes(300),
+            ..PLACE
+        };
         let bytes = encode_footer(&entries, &place);
         assert_eq!(bytes.len() as u64, footer_bytes(300));
         let (pages, trailer_page) = bytes.split_at(bytes.len() - PAGE);
         let trailer = decode_trailer(trailer_page, &PLACE, segment_bytes).expect("ours");
         assert_eq!(trailer.offset, place.offset);
         assert_eq!(decode_entries(pages, &trailer), Ok(entries));
-        let other_life = Place { incarnation: 1, ..PLACE };
-        assert_eq!(decode_trailer(trailer_page, &other_life, segment_bytes), Err(NotOurs::Place));
+        let other_life = Place {
+            incarnation: 1,
+            ..PLACE
+        };
+        assert_eq!(
+            decode_trailer(trailer_page, &other_life, segment_bytes),
+            Err(NotOurs::Place)
+        );
     }
 
     proptest! {

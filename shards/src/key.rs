@@ -76,7 +76,11 @@ impl BlockId {
 
     /// The same object's block `number`.
     pub fn sibling(&self, number: u64) -> BlockId {
-        BlockId { volume: self.volume.clone(), key: self.key.clone(), number }
+        BlockId {
+            volume: self.volume.clone(),
+            key: self.key.clone(),
+            number,
+        }
     }
 }
 
@@ -132,15 +136,28 @@ mod tests {
             block_bytes: BLOCK_BYTES_MIN,
             freshness: Freshness::Immutable,
         };
-        BlockId { volume: Arc::new(volume), key: key.into(), number }
+        BlockId {
+            volume: Arc::new(volume),
+            key: key.into(),
+            number,
+        }
     }
 
     #[test]
     fn the_hash_is_part_of_the_format_and_does_not_change() {
         // As the reference implementation computes it: xxh3_128_hexdigest(b"demo/a/b").
-        assert_eq!(block("demo", "a/b", 0).hash().0, 0xf4b5_1565_6ddd_c464_1736_2cfc_86f6_dc98);
-        assert_ne!(block("demo", "a/b", 0).hash(), block("demo", "a/b", 1).hash());
-        assert_ne!(block("demo", "a/b", 0).hash(), block("demo", "a/c", 0).hash());
+        assert_eq!(
+            block("demo", "a/b", 0).hash().0,
+            0xf4b5_1565_6ddd_c464_1736_2cfc_86f6_dc98
+        );
+        assert_ne!(
+            block("demo", "a/b", 0).hash(),
+            block("demo", "a/b", 1).hash()
+        );
+        assert_ne!(
+            block("demo", "a/b", 0).hash(),
+            block("demo", "a/c", 0).hash()
+        );
     }
 
     #[test]

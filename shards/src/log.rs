@@ -121,7 +121,10 @@ impl<F> Segment<F> {
         if writes {
             self.writers.set(self.writers.get() + 1);
         }
-        SegmentUse { segment: self.clone(), writes }
+        SegmentUse {
+            segment: self.clone(),
+            writes,
+        }
     }
 
     /// Which life it is in.
@@ -242,7 +245,10 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
     /// `StorageFull` when nothing can be reclaimed, or what the disk says.
     pub async fn reserve(&self, bytes: u64) -> io::Result<Reservation<D::File>> {
         if bytes > self.record_bytes_max() {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than a segment"));
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "larger than a segment",
+            ));
         }
         let _turn = self.rotation.acquire().await;
         loop {
@@ -266,7 +272,10 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         }
         segment.cursor.set(offset + bytes);
         let place = self.place(segment, offset);
-        Some(Reservation { used: segment.using(true), place })
+        Some(Reservation {
+            used: segment.using(true),
+            place,
+        })
     }
 
     fn place(&self, segment: &Segment<D::File>, offset: u64) -> Place {
@@ -301,7 +310,11 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
 
     /// Takes the open segment out of use if it is the one given.
     pub fn retire(&self, segment: &Segment<D::File>) {
-        let is_open = self.open.borrow().as_ref().is_some_and(|o| o.number == segment.number);
+        let is_open = self
+            .open
+            .borrow()
+            .as_ref()
+            .is_some_and(|o| o.number == segment.number);
         if is_open {
             self.retire_open();
         }
@@ -313,7 +326,13 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         let segment = self.open.take();
         if let Some(segment) = segment {
             self.sealed.borrow_mut().push_back(segment.clone());
-            seal(&segment, &self.pool, self.place(&segment, 0), self.layout.segment_bytes).await;
+            seal(
+                &segment,
+                &self.pool,
+                self.place(&segment, 0),
+                self.layout.segment_bytes,
+            )
+            .await;
         }
         let sealed: Vec<_> = self.sealed.borrow().iter().cloned().collect();
         for segment in sealed {
@@ -351,10 +370,18 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
             Ok(file) => {
                 self.next_number.set(number + 1);
                 self.created.set(self.created.get() + 1);
-                Ok(Some(Rc::new(Segment::recovered(number, file, 0, Vec::new()))))
+                Ok(Some(Rc::new(Segment::recovered(
+                    number,
+                    file,
+                    0,
+                    Vec::new(),
+                ))))
             }
             Err(e) if is_full(&e) && !self.sealed.borrow().is_empty() => {
-                log::debug!("shard {}: no room to grow, reclaiming instead", self.layout.shard);
+                log::debug!(
+                    "shard {}: no room to grow, reclaiming instead",
+                    self.layout.shard
+                );
                 Ok(None)
             }
             Err(e) => Err(e),
@@ -364,9 +391,8 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
     /// Empties the oldest sealed segment. Its blocks leave the index first, then its users end.
     async fn reclaim_oldest(&self) -> io::Result<Rc<Segment<D::File>>> {
         let oldest = self.sealed.borrow_mut().pop_front();
-        let segment = oldest.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::StorageFull, "no segment to reclaim")
-        })?;
+        let segment = oldest
+            .ok_or_else(|| io::Error::new(io::ErrorKind::StorageFull, "no segment to reclaim"))?;
         (self.on_reclaim)(segment.number, &segment.entries.borrow());
         segment.wait_until(|segment| segment.users.get() == 0).await;
         // Records that were still being written have come into the index since.
@@ -399,7 +425,9 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
                 Some(segment) => segment,
                 None => self.reclaim_oldest().await?,
             };
-            self.disk.remove(&segment_name(self.layout.shard, segment.number)).await?;
+            self.disk
+                .remove(&segment_name(self.layout.shard, segment.number))
+                .await?;
             self.created.set(self.created.get() - 1);
             deleted.push(segment.number);
         }
@@ -417,7 +445,10 @@ fn pages_pool_bytes(layout: &ShardLayout) -> usize {
 
 /// Whether an error means that the file system or the quota of the user is full.
 pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// Writes a segment's footer once its writers are done. A footer that cannot be written is no
@@ -428,14 +459,23 @@ pub async fn seal<F: DiskFile>(
     place: Place,
     segment_bytes: u64,
 ) {
-    segment.wait_until(|segment| segment.writers.get() == 0).await;
+    segment
+        .wait_until(|segment| segment.writers.get() == 0)
+        .await;
     let entries = segment.entries.borrow().clone();
     let offset = segment_bytes - format::footer_bytes(entries.len());
     let bytes = format::encode_footer(&entries, &Place { offset, ..place });
     let footer = freeze_copy(pool, &bytes).await;
-    let written = segment.file.write(offset, footer, PAGE..PAGE + bytes.len()).await;
+    let written = segment
+        .file
+        .write(offset, footer, PAGE..PAGE + bytes.len())
+        .await;
     if let Err(e) = written {
-        log::warn!("shard {} segment {}: no footer: {e}", place.shard, segment.number);
+        log::warn!(
+            "shard {} segment {}: no footer: {e}",
+            place.shard,
+            segment.number
+        );
     }
 }
 
@@ -457,7 +497,13 @@ mod tests {
     #[test]
     fn names_round_trip_and_others_are_refused() {
         assert_eq!(parse_segment_name(&segment_name(255, 12)), Some((255, 12)));
-        for name in ["segment-1-2", "segment-001-0000012", "segment-001", "lock", "segment-+01-000001"] {
+        for name in [
+            "segment-1-2",
+            "segment-001-0000012",
+            "segment-001",
+            "lock",
+            "segment-+01-000001",
+        ] {
             assert_eq!(parse_segment_name(name), None, "{name}");
         }
     }

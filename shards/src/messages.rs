@@ -153,11 +153,21 @@ pub struct PutObject {
 /// A request to the core that owns a block, with the way back for its answer.
 pub enum Message {
     /// Describe an object and give block 0's part of a range; `None` wants the description only.
-    Open(BlockId, Option<RangeSpec>, oneshot::Sender<Result<Opened, ReadError>>),
+    Open(
+        BlockId,
+        Option<RangeSpec>,
+        oneshot::Sender<Result<Opened, ReadError>>,
+    ),
     /// Give part of a block of a known version of an object.
-    ReadBlock(BlockRequest, oneshot::Sender<Result<(BlockBody, Outcome), ReadError>>),
+    ReadBlock(
+        BlockRequest,
+        oneshot::Sender<Result<(BlockBody, Outcome), ReadError>>,
+    ),
     /// Write an object.
-    Put(Box<PutObject>, oneshot::Sender<Result<Arc<ObjectMeta>, WriteError>>),
+    Put(
+        Box<PutObject>,
+        oneshot::Sender<Result<Arc<ObjectMeta>, WriteError>>,
+    ),
     /// Cache a block of an object that was just written.
     Insert(BlockId, Arc<ObjectMeta>, BlockPayload, oneshot::Sender<()>),
     /// Delete an object.

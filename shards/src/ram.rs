@@ -28,7 +28,11 @@ pub struct RamTier {
 impl RamTier {
     /// A tier that holds at most `budget_bytes`; 0 holds nothing.
     pub fn new(budget_bytes: usize) -> Self {
-        RamTier { blocks: LruCache::unbounded(), used_bytes: 0, budget_bytes }
+        RamTier {
+            blocks: LruCache::unbounded(),
+            used_bytes: 0,
+            budget_bytes,
+        }
     }
 
     /// A block, which thereby becomes the most recently used.
@@ -44,7 +48,9 @@ impl RamTier {
             return;
         }
         while self.used_bytes + cost > self.budget_bytes {
-            let Some((_, oldest)) = self.blocks.pop_lru() else { break };
+            let Some((_, oldest)) = self.blocks.pop_lru() else {
+                break;
+            };
             self.used_bytes -= oldest.payload.pinned_bytes();
         }
         self.used_bytes += cost;
@@ -62,7 +68,9 @@ impl RamTier {
     pub fn shed(&mut self, bytes: usize) {
         let target = self.used_bytes.saturating_sub(bytes);
         while self.used_bytes > target {
-            let Some((_, oldest)) = self.blocks.pop_lru() else { break };
+            let Some((_, oldest)) = self.blocks.pop_lru() else {
+                break;
+            };
             self.used_bytes -= oldest.payload.pinned_bytes();
         }
     }
@@ -113,7 +121,10 @@ mod tests {
             chunk_crcs: Vec::new(),
             meta: ObjectMeta::default(),
         };
-        RamBlock { header: Rc::new(header), payload: writer.freeze().view() }
+        RamBlock {
+            header: Rc::new(header),
+            payload: writer.freeze().view(),
+        }
     }
 
     #[test]
@@ -127,7 +138,11 @@ mod tests {
         tier.insert(BlockHash(2), block(&pool));
         assert!(tier.get(BlockHash(1)).is_none() && tier.get(BlockHash(0)).is_some());
         assert_eq!(tier.used_bytes(), 4 * PAGE);
-        assert_eq!(pool.used_bytes(), 4 * PAGE, "what left the tier went back to the pool");
+        assert_eq!(
+            pool.used_bytes(),
+            4 * PAGE,
+            "what left the tier went back to the pool"
+        );
         tier.insert(BlockHash(2), block(&pool));
         assert_eq!(tier.len(), 2);
         tier.remove(BlockHash(0));

@@ -23,14 +23,27 @@ impl RangeSpec {
     /// The bytes of an object of `size` bytes that are meant (RFC 9110 section 14.1.2).
     pub fn resolve(self, size: u64) -> Result<ByteSpan, NotSatisfiable> {
         let span = match self {
-            RangeSpec::All => return Ok(ByteSpan { start: 0, end: size }),
-            RangeSpec::From(start) => ByteSpan { start, end: size },
-            RangeSpec::Between(start, last) => {
-                ByteSpan { start, end: last.saturating_add(1).min(size) }
+            RangeSpec::All => {
+                return Ok(ByteSpan {
+                    start: 0,
+                    end: size,
+                });
             }
-            RangeSpec::Last(count) => ByteSpan { start: size - count.min(size), end: size },
+            RangeSpec::From(start) => ByteSpan { start, end: size },
+            RangeSpec::Between(start, last) => ByteSpan {
+                start,
+                end: last.saturating_add(1).min(size),
+            },
+            RangeSpec::Last(count) => ByteSpan {
+                start: size - count.min(size),
+                end: size,
+            },
         };
-        if span.start < span.end { Ok(span) } else { Err(NotSatisfiable) }
+        if span.start < span.end {
+            Ok(span)
+        } else {
+            Err(NotSatisfiable)
+        }
     }
 
     /// The first byte meant, where that is known without the size.
@@ -54,7 +67,10 @@ pub fn part_of_block(span: ByteSpan, number: u64, block_bytes: u64) -> std::ops:
 /// The bytes of an object of `size` bytes that block `number` holds.
 pub fn block_span(number: u64, block_bytes: u64, size: u64) -> ByteSpan {
     let start = number.saturating_mul(block_bytes).min(size);
-    ByteSpan { start, end: start.saturating_add(block_bytes).min(size) }
+    ByteSpan {
+        start,
+        end: start.saturating_add(block_bytes).min(size),
+    }
 }
 
 #[cfg(test)]

@@ -91,12 +91,27 @@ pub async fn recover<D: Disk>(
     // Incarnations are handed out in order, so this is the order of sealing.
     lives.sort_by_key(|(incarnation, _)| *incarnation);
     let next_incarnation = lives.last().map_or(1, |(incarnation, _)| incarnation + 1);
-    let next_sequence = newest.values().map(|(sequence, ..)| sequence + 1).max().unwrap_or(1);
+    let next_sequence = newest
+        .values()
+        .map(|(sequence, ..)| sequence + 1)
+        .max()
+        .unwrap_or(1);
     let index = index_of(&newest);
     report.blocks = index.len() as u64;
     let sealed = lives.into_iter().map(|(_, segment)| segment).collect();
-    let segments = RecoveredSegments { sealed, free, next_incarnation };
-    Ok((RecoveredShard { index, segments, next_sequence }, report))
+    let segments = RecoveredSegments {
+        sealed,
+        free,
+        next_incarnation,
+    };
+    Ok((
+        RecoveredShard {
+            index,
+            segments,
+            next_sequence,
+        },
+        report,
+    ))
 }
 
 fn outrank(newest: &mut BlockMap<(u64, u32, FooterEntry)>, segment: u32, entry: FooterEntry) {
@@ -112,7 +127,9 @@ fn outrank(newest: &mut BlockMap<(u64, u32, FooterEntry)>, segment: u32, entry: 
 }
 
 fn index_of(newest: &BlockMap<(u64, u32, FooterEntry)>) -> BlockMap<Location> {
-    let blocks = newest.values().filter(|(_, _, entry)| entry.kind == RecordKind::Block);
+    let blocks = newest
+        .values()
+        .filter(|(_, _, entry)| entry.kind == RecordKind::Block);
     blocks
         .map(|(_, segment, entry)| {
             let location = Location {
@@ -151,7 +168,10 @@ async fn read_life<F: DiskFile>(
             scan(file, pool, place, layout).await
         }
     };
-    Some(Life { incarnation: place.incarnation, entries })
+    Some(Life {
+        incarnation: place.incarnation,
+        entries,
+    })
 }
 
 /// The life of a segment whose header page is damaged, told by its records. To give it up would
@@ -165,7 +185,10 @@ async fn newest_incarnation<F: DiskFile>(
     let mut newest = None;
     let mut window = Window::new(PAGE as u64);
     while let Some((offset, page)) = window.next(file, pool, layout.segment_bytes).await {
-        newest = newest.max(RecordHeader::incarnation_of(page, &Place { offset, ..place }));
+        newest = newest.max(RecordHeader::incarnation_of(
+            page,
+            &Place { offset, ..place },
+        ));
     }
     newest
 }
@@ -198,7 +221,9 @@ async fn read_pages<F: DiskFile>(
 ) -> Option<View> {
     for _ in 0..READ_ATTEMPTS_MAX {
         let buffer = pool.take(length).await;
-        let (count, mut buffer) = file.read(offset, buffer, PAGE..PAGE + page_align(length)).await;
+        let (count, mut buffer) = file
+            .read(offset, buffer, PAGE..PAGE + page_align(length))
+            .await;
         match count {
             Err(_) => continue,
             Ok(count) if count < length => return None,
@@ -237,11 +262,7 @@ async fn scan<F: DiskFile>(
     entries
 }
 
-fn found_record(
-    page: &[u8],
-    place: &Place,
-    layout: &ShardLayout,
-) -> Result<RecordHeader, NotOurs> {
+fn found_record(page: &[u8], place: &Place, layout: &ShardLayout) -> Result<RecordHeader, NotOurs> {
     let header = RecordHeader::decode(page, place)?;
     if place.offset + header.record_bytes() > layout.segment_bytes {
         return Err(NotOurs::Field("payload length"));
@@ -262,7 +283,12 @@ struct Window {
 
 impl Window {
     fn new(next: u64) -> Self {
-        Window { next, start: 0, bytes: View::empty(), unreadable: 0 }
+        Window {
+            next,
+            start: 0,
+            bytes: View::empty(),
+            unreadable: 0,
+        }
     }
 
     /// Goes on at another page.

@@ -40,7 +40,9 @@ pub fn join<R: Runtime, D: Disk>(core: Rc<Core<R, D>>, port: MeshPort<Message>) 
 async fn serve<R: Runtime, D: Disk>(core: Rc<Core<R, D>>, mut inbox: Inbox<Message>) {
     while let Some(message) = inbox.recv().await {
         let handler = core.clone();
-        core.parts.runtime.spawn(async move { handle(&handler, message).await });
+        core.parts
+            .runtime
+            .spawn(async move { handle(&handler, message).await });
     }
 }
 
@@ -64,7 +66,10 @@ async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
 }
 
 fn core_gone() -> Arc<StoreError> {
-    Arc::new(StoreError::new(StoreErrorKind::Internal, "the block's owner core is gone"))
+    Arc::new(StoreError::new(
+        StoreErrorKind::Internal,
+        "the block's owner core is gone",
+    ))
 }
 
 impl<R: Runtime, D: Disk> Router<R, D> {
@@ -106,15 +111,13 @@ impl<R: Runtime, D: Disk> Router<R, D> {
     }
 
     /// See [`Core::open`].
-    pub async fn open(
-        &self,
-        id: BlockId,
-        wanted: Option<RangeSpec>,
-    ) -> Result<Opened, ReadError> {
+    pub async fn open(&self, id: BlockId, wanted: Option<RangeSpec>) -> Result<Opened, ReadError> {
         if self.is_mine(&id) {
             return self.core.open(id, wanted).await;
         }
-        let answer = self.ask_owner(&id.clone(), |reply| Message::Open(id, wanted, reply)).await;
+        let answer = self
+            .ask_owner(&id.clone(), |reply| Message::Open(id, wanted, reply))
+            .await;
         answer.unwrap_or_else(|| Err(ReadError::Store(core_gone())))
     }
 
@@ -127,37 +130,49 @@ impl<R: Runtime, D: Disk> Router<R, D> {
             return self.core.read_block(request).await;
         }
         let id = request.id.clone();
-        let answer = self.ask_owner(&id, |reply| Message::ReadBlock(request, reply)).await;
+        let answer = self
+            .ask_owner(&id, |reply| Message::ReadBlock(request, reply))
+            .await;
         answer.unwrap_or_else(|| Err(ReadError::Store(core_gone())))
     }
 
     /// See [`Core::put`]. Runs to its end at the home even if the caller goes away.
     pub async fn put(&self, object: PutObject) -> Result<Arc<ObjectMeta>, WriteError> {
         let id = object.id.clone();
-        let answer = self.ask_owner(&id, |reply| Message::Put(Box::new(object), reply)).await;
+        let answer = self
+            .ask_owner(&id, |reply| Message::Put(Box::new(object), reply))
+            .await;
         answer.unwrap_or_else(|| Err(WriteError::Store(core_gone())))
     }
 
     /// See [`Core::insert`].
     pub async fn insert(&self, id: BlockId, meta: Arc<ObjectMeta>, payload: BlockPayload) {
         let owner = id.clone();
-        self.ask_owner(&owner, |reply| Message::Insert(id, meta, payload, reply)).await;
+        self.ask_owner(&owner, |reply| Message::Insert(id, meta, payload, reply))
+            .await;
     }
 
     /// See [`Core::delete`]. Runs to its end at the home even if the caller goes away.
     pub async fn delete(&self, id: BlockId) -> Result<(), WriteError> {
-        let answer = self.ask_owner(&id.clone(), |reply| Message::Delete(id, reply)).await;
+        let answer = self
+            .ask_owner(&id.clone(), |reply| Message::Delete(id, reply))
+            .await;
         answer.unwrap_or_else(|| Err(WriteError::Store(core_gone())))
     }
 
     /// See [`Core::invalidate`].
     pub async fn invalidate(&self, id: BlockId) {
-        self.ask_owner(&id.clone(), |reply| Message::Invalidate(id, reply)).await;
+        self.ask_owner(&id.clone(), |reply| Message::Invalidate(id, reply))
+            .await;
     }
 
     /// The counters of every core that still answers.
     pub async fn snapshots(&self) -> Vec<CoreSnapshot> {
         let asked = (0..self.topology().cores()).map(|core| self.ask(core, Message::Snapshot));
-        futures::future::join_all(asked).await.into_iter().flatten().collect()
+        futures::future::join_all(asked)
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }

@@ -129,7 +129,9 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         found: RecoveredShard<D::File>,
     ) -> Self {
         let all = found.segments.sealed.iter().chain(&found.segments.free);
-        let segments = all.map(|segment| (segment.number, segment.clone())).collect();
+        let segments = all
+            .map(|segment| (segment.number, segment.clone()))
+            .collect();
         let inner: Rc<Inner<D>> = Rc::new(Inner {
             index: RefCell::new(found.index),
             leftovers: RefCell::default(),
@@ -139,11 +141,17 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let on_reclaim = Box::new(move |segment: u32, entries: &[FooterEntry]| {
             let mut index = reclaimed.index.borrow_mut();
             for hash in crate::log::blocks(entries) {
-                if index.get(&hash).is_some_and(|location| location.segment == segment) {
+                if index
+                    .get(&hash)
+                    .is_some_and(|location| location.segment == segment)
+                {
                     index.remove(&hash);
                 }
             }
-            reclaimed.leftovers.borrow_mut().retain(|_, at| *at != segment);
+            reclaimed
+                .leftovers
+                .borrow_mut()
+                .retain(|_, at| *at != segment);
         });
         Shard {
             inner,
@@ -161,7 +169,10 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
     /// Deletes segments beyond the quota, oldest first.
     pub async fn shrink(&self) -> io::Result<()> {
         let deleted = self.log.shrink().await?;
-        self.inner.segments.borrow_mut().retain(|number, _| !deleted.contains(number));
+        self.inner
+            .segments
+            .borrow_mut()
+            .retain(|number, _| !deleted.contains(number));
         Ok(())
     }
 
@@ -200,7 +211,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         if index.get(&hash) == Some(&location) {
             index.remove(&hash);
             // One that is noted already is of a later record, which was not published.
-            self.inner.leftovers.borrow_mut().entry(hash).or_insert(location.segment);
+            self.inner
+                .leftovers
+                .borrow_mut()
+                .entry(hash)
+                .or_insert(location.segment);
         }
     }
 
@@ -210,7 +225,10 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         hash: BlockHash,
         location: Location,
     ) -> Result<RecordHeader, ReadFailure> {
-        let result = self.load(hash, location, 0..0, false).await.map(|(header, _)| header);
+        let result = self
+            .load(hash, location, 0..0, false)
+            .await
+            .map(|(header, _)| header);
         if result.is_err() {
             self.forget_if_at(hash, location);
         }
@@ -231,9 +249,13 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         assert!(wanted.start <= wanted.end && wanted.end <= payload_length);
         let whole = wanted.len() + WHOLE_READ_SLACK_BYTES >= payload_length;
         let result = if whole {
-            self.load(hash, location, 0..payload_length, true).await.map(|(header, body)| {
-                FoundRecord { header, wanted: body.slice(wanted), whole: Some(body) }
-            })
+            self.load(hash, location, 0..payload_length, true)
+                .await
+                .map(|(header, body)| FoundRecord {
+                    header,
+                    wanted: body.slice(wanted),
+                    whole: Some(body),
+                })
         } else {
             self.read_part(hash, location, wanted).await
         };
@@ -260,7 +282,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             return Err(NotOurs::Checksum.into());
         }
         let inside = wanted.start - start..wanted.end - start;
-        Ok(FoundRecord { header, wanted: chunks.slice(inside), whole: None })
+        Ok(FoundRecord {
+            header,
+            wanted: chunks.slice(inside),
+            whole: None,
+        })
     }
 
     /// Keeps a block's segment while it is read. Taken after the buffer: who holds a segment must
@@ -290,7 +316,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let used = self.use_segment(hash, location)?;
         let place = self.log.record_place(used.segment(), location.page);
         let length = PAGE + page_align(payload.len());
-        let (count, mut buffer) = used.segment().file.read(place.offset, buffer, 0..length).await;
+        let (count, mut buffer) = used
+            .segment()
+            .file
+            .read(place.offset, buffer, 0..length)
+            .await;
         if count? != length {
             return Err(NotOurs::Field("record past the end of its segment").into());
         }
@@ -320,7 +350,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let place = self.log.record_place(used.segment(), location.page);
         let offset = place.offset + (PAGE + range.start) as u64;
         let target = PAGE..PAGE + page_align(range.len());
-        let (count, mut buffer) = used.segment().file.read(offset, buffer, target.clone()).await;
+        let (count, mut buffer) = used
+            .segment()
+            .file
+            .read(offset, buffer, target.clone())
+            .await;
         if count? != target.len() {
             return Err(NotOurs::Field("record past the end of its segment").into());
         }
@@ -350,10 +384,17 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let record = body.freeze();
         let segment = used.segment();
         self.adopt(&used);
-        if let Err(e) = segment.file.write(place.offset, record, 0..bytes as usize).await {
+        if let Err(e) = segment
+            .file
+            .write(place.offset, record, 0..bytes as usize)
+            .await
+        {
             // Nothing after a failed write is trusted to this segment. All of it may be there.
             self.log.retire(segment);
-            self.inner.leftovers.borrow_mut().insert(header.hash, segment.number);
+            self.inner
+                .leftovers
+                .borrow_mut()
+                .insert(header.hash, segment.number);
             return Err(e.into());
         }
         let page = (place.offset / PAGE as u64) as u32;
@@ -374,7 +415,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         match header.kind {
             RecordKind::Block => {
                 let payload_length = header.payload_length;
-                let location = Location { segment: segment.number, page, payload_length };
+                let location = Location {
+                    segment: segment.number,
+                    page,
+                    payload_length,
+                };
                 index.insert(header.hash, location);
             }
             RecordKind::Tombstone => {
@@ -387,6 +432,8 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
     /// Makes a segment known to readers; new ones come into being inside the log.
     fn adopt(&self, used: &SegmentUse<D::File>) {
         let mut segments = self.inner.segments.borrow_mut();
-        segments.entry(used.segment().number).or_insert_with(|| used.shared());
+        segments
+            .entry(used.segment().number)
+            .or_insert_with(|| used.shared());
     }
 }

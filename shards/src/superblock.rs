@@ -96,7 +96,10 @@ impl Superblock {
     /// Chooses a layout for `quota_bytes`.
     fn choose<R: Runtime>(runtime: &R, quota_bytes: u64) -> Result<Superblock, FolderError> {
         if quota_bytes < QUOTA_BYTES_MIN {
-            return Err(FolderError::QuotaTooSmall { given: quota_bytes, needed: QUOTA_BYTES_MIN });
+            return Err(FolderError::QuotaTooSmall {
+                given: quota_bytes,
+                needed: QUOTA_BYTES_MIN,
+            });
         }
         let shards = power_of_two_below(
             quota_bytes / (SEGMENTS_PER_SHARD_WANTED * SEGMENT_BYTES_WANTED),
@@ -111,7 +114,11 @@ impl Superblock {
         let mut folder = [0; 16];
         folder[..8].copy_from_slice(&runtime.random().to_le_bytes());
         folder[8..].copy_from_slice(&runtime.random().to_le_bytes());
-        Ok(Superblock { folder, shards: shards as u32, segment_bytes })
+        Ok(Superblock {
+            folder,
+            shards: shards as u32,
+            segment_bytes,
+        })
     }
 
     /// Segments that each shard may have under `quota_bytes`.
@@ -158,7 +165,11 @@ impl Superblock {
             && superblock.shards <= SHARDS_MAX
             && superblock.segment_bytes.is_power_of_two()
             && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&superblock.segment_bytes);
-        if sane { Ok(superblock) } else { Err(FolderError::Damaged) }
+        if sane {
+            Ok(superblock)
+        } else {
+            Err(FolderError::Damaged)
+        }
     }
 }
 
@@ -186,7 +197,9 @@ pub async fn open_or_format<R: Runtime, D: Disk>(
     refuse_foreign(entries.iter().map(|entry| entry.name.as_str()))?;
     let superblock = Superblock::choose(runtime, quota_bytes)?;
     superblock.segments_per_shard(quota_bytes)?;
-    format(disk, pool, &superblock).await.map_err(failed("cannot write its superblock"))?;
+    format(disk, pool, &superblock)
+        .await
+        .map_err(failed("cannot write its superblock"))?;
     Ok(superblock)
 }
 
@@ -196,8 +209,13 @@ pub fn refuse_foreign<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Resul
         return Ok(());
     }
     // `lost+found` stands in the root of every new ext4 file system.
-    match names.into_iter().find(|name| *name != LOCK_NAME && *name != "lost+found") {
-        Some(name) => Err(FolderError::Foreign { example: name.to_owned() }),
+    match names
+        .into_iter()
+        .find(|name| *name != LOCK_NAME && *name != "lost+found")
+    {
+        Some(name) => Err(FolderError::Foreign {
+            example: name.to_owned(),
+        }),
         None => Ok(()),
     }
 }
@@ -239,7 +257,10 @@ pub fn segment_files(
     for entry in entries {
         let Some((shard, segment)) = crate::log::parse_segment_name(&entry.name) else {
             if entry.name.starts_with(SEGMENT_NAME_PREFIX) {
-                log::warn!("ignoring {:?}, which is not a segment of this folder", entry.name);
+                log::warn!(
+                    "ignoring {:?}, which is not a segment of this folder",
+                    entry.name
+                );
             }
             continue;
         };
@@ -288,9 +309,18 @@ mod tests {
     fn an_empty_folder_is_formatted_once() {
         let disk = SimDisk::new(0);
         let first = open(&disk, 1 << 30).expect("formatted");
-        assert_eq!(open(&disk, 1 << 34).expect("read back"), first, "the layout never changes");
+        assert_eq!(
+            open(&disk, 1 << 34).expect("read back"),
+            first,
+            "the layout never changes"
+        );
         assert!(matches!(
-            Superblock { shards: 256, segment_bytes: 1 << 28, ..first }.segments_per_shard(1 << 30),
+            Superblock {
+                shards: 256,
+                segment_bytes: 1 << 28,
+                ..first
+            }
+            .segments_per_shard(1 << 30),
             Err(FolderError::QuotaTooSmall { .. })
         ));
     }
@@ -309,7 +339,10 @@ mod tests {
     fn foreign_folders_are_left_alone() {
         let disk = SimDisk::new(0);
         disk.put_file("thesis.doc", b"do not lose".to_vec());
-        assert!(matches!(open(&disk, 1 << 30), Err(FolderError::Foreign { .. })));
+        assert!(matches!(
+            open(&disk, 1 << 30),
+            Err(FolderError::Foreign { .. })
+        ));
         assert_eq!(disk.names(), ["thesis.doc"]);
     }
 }

@@ -23,7 +23,14 @@ const TOMBSTONE_ATTEMPTS_MAX: u32 = 3;
 impl<R: Runtime, D: Disk> Core<R, D> {
     /// Writes an object to its store and, if it came whole, into the cache.
     pub async fn put(self: &Rc<Self>, object: PutObject) -> Result<Arc<ObjectMeta>, WriteError> {
-        let PutObject { id, headers, length, crc64nvme, if_none_match, source } = object;
+        let PutObject {
+            id,
+            headers,
+            length,
+            crc64nvme,
+            if_none_match,
+            source,
+        } = object;
         let hash = id.hash();
         let _turn = self.turns.take(hash).await;
         let (payload, body) = match source {
@@ -49,8 +56,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             0 => self.parts.runtime.unix_seconds(),
             seconds => seconds,
         };
-        let meta =
-            Arc::new(ObjectMeta { size: length, etag: reply.etag, last_modified, headers });
+        let meta = Arc::new(ObjectMeta {
+            size: length,
+            etag: reply.etag,
+            last_modified,
+            headers,
+        });
         let in_flight = self.supersede(hash);
         let cached = self.forget(hash);
         self.learn(&id, hash, meta.clone());
@@ -84,7 +95,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub async fn delete(self: &Rc<Self>, id: BlockId) -> Result<(), WriteError> {
         let hash = id.hash();
         let _turn = self.turns.take(hash).await;
-        match self.parts.uplink.delete(id.volume.store_number, id.key.to_string()).await {
+        match self
+            .parts
+            .uplink
+            .delete(id.volume.store_number, id.key.to_string())
+            .await
+        {
             Ok(()) => {}
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
             Err(error) => return Err(self.write_failed(hash, &id, error, false).await),
@@ -131,10 +147,16 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 log::warn!("{}/{}: no memory for a tombstone", id.volume.name, id.key);
                 return;
             };
-            match self.shard(hash).append(tombstone.clone(), buffer, &wanted).await {
+            match self
+                .shard(hash)
+                .append(tombstone.clone(), buffer, &wanted)
+                .await
+            {
                 Ok(()) => {
                     self.stats.records_written.add(1);
-                    self.stats.record_bytes_written.add(tombstone.record_bytes());
+                    self.stats
+                        .record_bytes_written
+                        .add(tombstone.record_bytes());
                     return;
                 }
                 Err(AppendFailure::Superseded) => return,

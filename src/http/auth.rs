@@ -32,11 +32,20 @@ pub enum Credential {
 impl Credential {
     /// Reads what a request presents.
     pub fn of(head: &Head, query: &[(String, String)]) -> Credential {
-        let mut values = head.headers.iter().filter(|(name, _)| name == "authorization");
+        let mut values = head
+            .headers
+            .iter()
+            .filter(|(name, _)| name == "authorization");
         let (first, second) = (values.next(), values.next());
         let Some((_, value)) = first else {
-            let signed = query.iter().any(|(name, _)| name.eq_ignore_ascii_case("x-amz-signature"));
-            return if signed { Credential::Signature } else { Credential::None };
+            let signed = query
+                .iter()
+                .any(|(name, _)| name.eq_ignore_ascii_case("x-amz-signature"));
+            return if signed {
+                Credential::Signature
+            } else {
+                Credential::None
+            };
         };
         if second.is_some() {
             return Credential::Unknown;
@@ -47,7 +56,11 @@ impl Credential {
             return Credential::Bearer(TokenHash::of(rest.trim_ascii()));
         }
         let is_signature = scheme.starts_with(b"AWS4-") || scheme == b"AWS";
-        if is_signature { Credential::Signature } else { Credential::Unknown }
+        if is_signature {
+            Credential::Signature
+        } else {
+            Credential::Unknown
+        }
     }
 }
 
@@ -76,7 +89,10 @@ pub fn check(
 fn permission(token: &TokenHash, volume: &VolumeSettings) -> Option<Permission> {
     let mut best = None;
     for key in &volume.keys {
-        let matches = key.token.as_ref().is_some_and(|known| known.matches_hash(token));
+        let matches = key
+            .token
+            .as_ref()
+            .is_some_and(|known| known.matches_hash(token));
         if matches && best != Some(Permission::ReadWrite) {
             best = Some(key.permission);
         }

@@ -49,7 +49,10 @@ pub struct Decoder {
 
 impl Default for Decoder {
     fn default() -> Self {
-        Decoder { state: State::Size, line: Vec::new() }
+        Decoder {
+            state: State::Size,
+            line: Vec::new(),
+        }
     }
 }
 
@@ -63,8 +66,11 @@ impl Decoder {
                     let (content, rest) = input.split_at(count);
                     *input = rest;
                     let left = left - count as u64;
-                    self.state =
-                        if left == 0 { State::ContentEnd } else { State::Content { left } };
+                    self.state = if left == 0 {
+                        State::ContentEnd
+                    } else {
+                        State::Content { left }
+                    };
                     return Ok(Step::Content(content));
                 }
                 State::Content { .. } => return Ok(Step::NeedMore),
@@ -143,8 +149,13 @@ fn parse_size(line: &[u8]) -> Result<u64, Malformed> {
 
 fn parse_trailer(line: &[u8]) -> Result<Step<'static>, Malformed> {
     let text = std::str::from_utf8(line).map_err(|_| Malformed("a trailer that is not text"))?;
-    let (name, value) = text.split_once(':').ok_or(Malformed("a trailer without a colon"))?;
-    Ok(Step::Trailer(name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+    let (name, value) = text
+        .split_once(':')
+        .ok_or(Malformed("a trailer without a colon"))?;
+    Ok(Step::Trailer(
+        name.trim().to_ascii_lowercase(),
+        value.trim().to_owned(),
+    ))
 }
 
 #[cfg(test)]
@@ -152,7 +163,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn decode(body: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<(String, String)>, bool), Malformed> {
+    fn decode(
+        body: &[u8],
+        piece: usize,
+    ) -> Result<(Vec<u8>, Vec<(String, String)>, bool), Malformed> {
         let (mut content, mut trailers) = (Vec::new(), Vec::new());
         let mut decoder = Decoder::default();
         for mut input in body.chunks(piece) {
@@ -173,7 +187,10 @@ mod tests {
         for piece in 1..body.len() {
             let (content, trailers, complete) = decode(body, piece).expect("well-formed");
             assert_eq!(content, b"hello world");
-            assert_eq!(trailers, [("x-amz-checksum-crc32".into(), "y/Q5Jg==".into())]);
+            assert_eq!(
+                trailers,
+                [("x-amz-checksum-crc32".into(), "y/Q5Jg==".into())]
+            );
             assert!(complete);
         }
         assert_eq!(decode(b"0\r\n\r\n", 9), Ok((Vec::new(), Vec::new(), true)));
@@ -192,9 +209,16 @@ mod tests {
             b"0\r\n\r\nmore",
             b"0\r\nnocolon\r\n\r\n",
         ] {
-            assert!(decode(body, 3).is_err(), "{}", String::from_utf8_lossy(body));
+            assert!(
+                decode(body, 3).is_err(),
+                "{}",
+                String::from_utf8_lossy(body)
+            );
         }
-        assert!(!decode(b"5\r\nhello\r\n", 4).expect("so far").2, "the last chunk is missing");
+        assert!(
+            !decode(b"5\r\nhello\r\n", 4).expect("so far").2,
+            "the last chunk is missing"
+        );
     }
 
     proptest! {

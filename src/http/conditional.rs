@@ -42,7 +42,10 @@ fn matches(list: &str, etag: &str, weak_compares: bool) -> bool {
     let ours_is_weak = etag.starts_with("W/");
     list.split(',').map(str::trim).any(|candidate| {
         let weak = candidate.starts_with("W/");
-        let tag = candidate.strip_prefix("W/").unwrap_or(candidate).trim_matches('"');
+        let tag = candidate
+            .strip_prefix("W/")
+            .unwrap_or(candidate)
+            .trim_matches('"');
         tag == bare && (weak_compares || !(weak || ours_is_weak))
     })
 }
@@ -69,7 +72,11 @@ mod tests {
     fn verdict(headers: &str) -> Verdict {
         let text = format!("GET /v/k HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
         let head = super::super::head::parse(text.as_bytes()).expect("good");
-        let meta = ObjectMeta { etag: "abc".into(), last_modified: 1_000_000_000, ..ObjectMeta::default() };
+        let meta = ObjectMeta {
+            etag: "abc".into(),
+            last_modified: 1_000_000_000,
+            ..ObjectMeta::default()
+        };
         judge(&head, &meta)
     }
 
@@ -93,8 +100,14 @@ mod tests {
             (format!("If-Modified-Since: {older}\r\n"), Proceed),
             (format!("If-Unmodified-Since: {same}\r\n"), Proceed),
             (format!("If-Unmodified-Since: {older}\r\n"), Failed),
-            (format!("If-Match: \"abc\"\r\nIf-Unmodified-Since: {older}\r\n"), Proceed),
-            (format!("If-None-Match: \"x\"\r\nIf-Modified-Since: {same}\r\n"), Proceed),
+            (
+                format!("If-Match: \"abc\"\r\nIf-Unmodified-Since: {older}\r\n"),
+                Proceed,
+            ),
+            (
+                format!("If-None-Match: \"x\"\r\nIf-Modified-Since: {same}\r\n"),
+                Proceed,
+            ),
             ("If-Modified-Since: soon\r\n".into(), Proceed),
         ] {
             assert_eq!(verdict(&headers), expected, "{headers}");

@@ -133,7 +133,9 @@ impl Connection {
                 Ok(_) => return Err(Refused::Head(HeadError::TooLarge)),
                 Err(error) => return Err(Refused::Head(error)),
             }
-            self.read_more_head(since_first_byte).await.map_err(Refused::Ended)?;
+            self.read_more_head(since_first_byte)
+                .await
+                .map_err(Refused::Ended)?;
         }
     }
 
@@ -201,7 +203,11 @@ impl Connection {
             }
             None => {
                 self.buffer.truncate(filled);
-                return Err(if since_first_byte.is_some() { Ended::TooSlow } else { Ended::Done });
+                return Err(if since_first_byte.is_some() {
+                    Ended::TooSlow
+                } else {
+                    Ended::Done
+                });
             }
         };
         self.buffer.truncate(filled + count);
@@ -220,7 +226,9 @@ impl Connection {
 
     /// Reads the next bytes of the current request's body into `target`; 0 once it is complete.
     pub async fn read_body(&mut self, target: &mut [u8]) -> Result<usize, Ended> {
-        let wanted = target.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
+        let wanted = target
+            .len()
+            .min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
         if wanted == 0 {
             return Ok(0);
         }
@@ -255,7 +263,10 @@ impl Connection {
     /// Sends pieces in order, each part of them within a deadline that its size sets.
     pub async fn send(&mut self, pieces: &[&[u8]]) -> Result<(), Ended> {
         let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
-        debug_assert!(bytes <= 2 * SEND_BYTES_MAX, "larger sends are cut by the caller");
+        debug_assert!(
+            bytes <= 2 * SEND_BYTES_MAX,
+            "larger sends are cut by the caller"
+        );
         let limit = BODY_GRACE + Duration::from_millis(bytes as u64 * 1000 / BODY_RATE_MIN);
         match timeout(&self.context.runtime, limit, self.stream.send(pieces)).await {
             Some(result) => Ok(result?),
@@ -304,9 +315,14 @@ impl Connection {
             let head = self.seal_head(head);
             return self.send(&[&head]).await;
         }
-        head.header("content-type", "application/xml").header("content-length", document.len());
+        head.header("content-type", "application/xml")
+            .header("content-length", document.len());
         let head = self.seal_head(head);
-        let body: &[u8] = if self.method == "HEAD" { b"" } else { document.as_bytes() };
+        let body: &[u8] = if self.method == "HEAD" {
+            b""
+        } else {
+            document.as_bytes()
+        };
         self.send(&[&head, body]).await
     }
 

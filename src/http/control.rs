@@ -47,9 +47,15 @@ pub async fn serve(
         let reply = connection.seal_head(reply);
         return connection.send(&[&reply]).await;
     }
-    reply.header("content-type", content_type).header("content-length", body.len());
+    reply
+        .header("content-type", content_type)
+        .header("content-length", body.len());
     let reply = connection.seal_head(reply);
-    let body: &[u8] = if head.method == "HEAD" { b"" } else { body.as_bytes() };
+    let body: &[u8] = if head.method == "HEAD" {
+        b""
+    } else {
+        body.as_bytes()
+    };
     connection.send(&[&reply, body]).await
 }
 
@@ -75,8 +81,9 @@ async fn answer(connection: &Connection, path: &str) -> (u16, &'static str, Stri
 
 fn topology(connection: &Connection) -> String {
     let topology = connection.context().router.topology();
-    let map: Vec<usize> =
-        (0..topology.shards()).map(|shard| topology.core_of_shard(shard)).collect();
+    let map: Vec<usize> = (0..topology.shards())
+        .map(|shard| topology.core_of_shard(shard))
+        .collect();
     let body = json!({
         "version": 1,
         "cores": topology.cores(),
@@ -95,26 +102,33 @@ async fn status(connection: &Connection) -> String {
     let sum = |pick: fn(&forebay_shards::stats::CoreSnapshot) -> u64| -> u64 {
         snapshots.iter().map(pick).sum()
     };
-    let volumes: Vec<_> = context.volumes().list().map(|volume| {
-        json!({
-            "name": volume.settings.name,
-            "block_bytes": volume.volume.block_bytes,
-            "writeback": false,
-            "anonymous_read": volume.settings.anonymous_read,
+    let volumes: Vec<_> = context
+        .volumes()
+        .list()
+        .map(|volume| {
+            json!({
+                "name": volume.settings.name,
+                "block_bytes": volume.volume.block_bytes,
+                "writeback": false,
+                "anonymous_read": volume.settings.anonymous_read,
+            })
         })
-    }).collect();
-    let cores: Vec<_> = snapshots.iter().map(|core| {
-        json!({
-            "core": core.core,
-            "shards": core.shards,
-            "blocks": core.blocks,
-            "disk_used_bytes": core.disk_used_bytes,
-            "ram_bytes": core.ram_bytes,
-            "buffer_bytes": core.buffer_bytes,
-            "fetches_in_flight": core.flights,
-            "counters": core.counters,
+        .collect();
+    let cores: Vec<_> = snapshots
+        .iter()
+        .map(|core| {
+            json!({
+                "core": core.core,
+                "shards": core.shards,
+                "blocks": core.blocks,
+                "disk_used_bytes": core.disk_used_bytes,
+                "ram_bytes": core.ram_bytes,
+                "buffer_bytes": core.buffer_bytes,
+                "fetches_in_flight": core.flights,
+                "counters": core.counters,
+            })
         })
-    }).collect();
+        .collect();
     let recovered = |pick: fn(&forebay_shards::recover::RecoveryReport) -> u64| -> u64 {
         snapshots.iter().map(|core| pick(&core.recovery)).sum()
     };

@@ -53,8 +53,11 @@ fn checksum_hasher(name: &str) -> Option<Hasher> {
 }
 
 /// Words after `x-amz-checksum-` that are not checksums.
-const NOT_CHECKSUMS: [&str; 3] =
-    ["x-amz-checksum-algorithm", "x-amz-checksum-mode", "x-amz-checksum-type"];
+const NOT_CHECKSUMS: [&str; 3] = [
+    "x-amz-checksum-algorithm",
+    "x-amz-checksum-mode",
+    "x-amz-checksum-type",
+];
 
 struct Check {
     name: String,
@@ -78,12 +81,19 @@ impl BodyChecks {
             let value = std::str::from_utf8(value).unwrap_or_default().trim();
             checks.add_header(name, value)?;
         }
-        for name in head.values("x-amz-trailer").flat_map(|names| names.split(',')) {
+        for name in head
+            .values("x-amz-trailer")
+            .flat_map(|names| names.split(','))
+        {
             let name = name.trim().to_ascii_lowercase();
-            let hasher = checksum_hasher(&name).ok_or_else(|| {
-                ErrorReply::not_implemented(&format!("the trailer {name:?}"))
-            })?;
-            checks.checks.push(Check { name, hasher, expected: None, mismatch: "BadDigest" });
+            let hasher = checksum_hasher(&name)
+                .ok_or_else(|| ErrorReply::not_implemented(&format!("the trailer {name:?}")))?;
+            checks.checks.push(Check {
+                name,
+                hasher,
+                expected: None,
+                mismatch: "BadDigest",
+            });
         }
         Ok(checks)
     }
@@ -96,7 +106,11 @@ impl BodyChecks {
                 return Ok(());
             }
             let expected = hex::decode(value).ok().filter(|digest| digest.len() == 32);
-            (Hasher::Sha(Context::new(&SHA256)), expected, "XAmzContentSHA256Mismatch")
+            (
+                Hasher::Sha(Context::new(&SHA256)),
+                expected,
+                "XAmzContentSHA256Mismatch",
+            )
         } else if name.starts_with("x-amz-checksum-") && !NOT_CHECKSUMS.contains(&name) {
             let hasher = checksum_hasher(name)
                 .ok_or_else(|| ErrorReply::not_implemented(&format!("{name:?}")))?;
@@ -110,10 +124,19 @@ impl BodyChecks {
             return Ok(());
         };
         let expected = expected.ok_or_else(|| {
-            ErrorReply::new(400, "InvalidDigest", format!("the {name} header is not a digest"))
+            ErrorReply::new(
+                400,
+                "InvalidDigest",
+                format!("the {name} header is not a digest"),
+            )
         })?;
         let name = name.to_owned();
-        self.checks.push(Check { name, hasher, expected: Some(expected), mismatch });
+        self.checks.push(Check {
+            name,
+            hasher,
+            expected: Some(expected),
+            mismatch,
+        });
         Ok(())
     }
 
@@ -127,9 +150,16 @@ impl BodyChecks {
     /// Takes a line of the trailer.
     pub fn trailer(&mut self, name: &str, value: &str) -> Result<(), ErrorReply> {
         let bad = |what: &str| {
-            Err(ErrorReply::new(400, "MalformedTrailerError", format!("the trailer {name:?} {what}")))
+            Err(ErrorReply::new(
+                400,
+                "MalformedTrailerError",
+                format!("the trailer {name:?} {what}"),
+            ))
         };
-        let Some(check) = self.checks.iter_mut().find(|c| c.name == name && c.expected.is_none())
+        let Some(check) = self
+            .checks
+            .iter_mut()
+            .find(|c| c.name == name && c.expected.is_none())
         else {
             return bad("was not announced in x-amz-trailer, or came twice");
         };
@@ -162,7 +192,10 @@ impl BodyChecks {
 }
 
 fn decode(value: &str, width: usize) -> Option<Vec<u8>> {
-    STANDARD.decode(value).ok().filter(|digest| digest.len() == width)
+    STANDARD
+        .decode(value)
+        .ok()
+        .filter(|digest| digest.len() == width)
 }
 
 #[cfg(test)]
@@ -181,7 +214,10 @@ mod tests {
         ("x-amz-checksum-crc32c", "4waSgw=="),
         ("x-amz-checksum-crc64nvme", "rosUhgp5mIg="),
         ("x-amz-checksum-sha1", "98O8HYCOBHMqBKjFk1UQIt8KTYg="),
-        ("x-amz-checksum-sha256", "FeKw06Zow1PyzCzEPrGUWhWuYci2h6sIYuXzJyF7BiU="),
+        (
+            "x-amz-checksum-sha256",
+            "FeKw06Zow1PyzCzEPrGUWhWuYci2h6sIYuXzJyF7BiU=",
+        ),
         (
             "x-amz-content-sha256",
             "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225",
@@ -208,10 +244,27 @@ mod tests {
 
     #[test]
     fn what_cannot_be_verified_is_refused() {
-        assert_eq!(checks("content-md5: abc\r\n").err().map(|e| e.code), Some("InvalidDigest"));
-        assert_eq!(checks("x-amz-checksum-md6: abc\r\n").err().map(|e| e.status), Some(501));
-        assert_eq!(checks("x-amz-trailer: x-something\r\n").err().map(|e| e.status), Some(501));
-        assert!(checks("x-amz-checksum-algorithm: CRC32\r\n").expect("fine").is_empty());
+        assert_eq!(
+            checks("content-md5: abc\r\n").err().map(|e| e.code),
+            Some("InvalidDigest")
+        );
+        assert_eq!(
+            checks("x-amz-checksum-md6: abc\r\n")
+                .err()
+                .map(|e| e.status),
+            Some(501)
+        );
+        assert_eq!(
+            checks("x-amz-trailer: x-something\r\n")
+                .err()
+                .map(|e| e.status),
+            Some(501)
+        );
+        assert!(
+            checks("x-amz-checksum-algorithm: CRC32\r\n")
+                .expect("fine")
+                .is_empty()
+        );
     }
 
     #[test]
@@ -219,11 +272,20 @@ mod tests {
         let headers = "x-amz-trailer: x-amz-checksum-crc32\r\n";
         let mut good = checks(headers).expect("understood");
         good.update(b"123456789");
-        good.trailer("x-amz-checksum-crc32", "y/Q5Jg==").expect("announced");
+        good.trailer("x-amz-checksum-crc32", "y/Q5Jg==")
+            .expect("announced");
         assert!(good.trailer("x-amz-checksum-crc32", "y/Q5Jg==").is_err());
         assert!(good.verify().is_ok());
         let missing = checks(headers).expect("understood");
-        assert_eq!(missing.verify().err().map(|e| e.code), Some("MalformedTrailerError"));
-        assert!(checks("").expect("none").trailer("x-amz-checksum-crc32", "y/Q5Jg==").is_err());
+        assert_eq!(
+            missing.verify().err().map(|e| e.code),
+            Some("MalformedTrailerError")
+        );
+        assert!(
+            checks("")
+                .expect("none")
+                .trailer("x-amz-checksum-crc32", "y/Q5Jg==")
+                .is_err()
+        );
     }
 }

@@ -53,7 +53,9 @@ pub async fn serve(
     let span = match spec.resolve(reading.meta.size) {
         Ok(span) => span,
         Err(_) => {
-            let error = ReadError::NotSatisfiable { size: reading.meta.size };
+            let error = ReadError::NotSatisfiable {
+                size: reading.meta.size,
+            };
             return finish_with(connection, error.into(), object).await;
         }
     };
@@ -62,7 +64,10 @@ pub async fn serve(
     reply.header("content-length", span.len());
     if status == 206 {
         let (start, last) = (span.start, span.end - 1);
-        reply.header("content-range", format_args!("bytes {start}-{last}/{}", reading.meta.size));
+        reply.header(
+            "content-range",
+            format_args!("bytes {start}-{last}/{}", reading.meta.size),
+        );
     }
     let reply = connection.seal_head(reply);
     let outcome = reading.outcome;
@@ -90,17 +95,37 @@ async fn read(
     let home = object.block(0);
     for _ in 0..CHANGED_RETRIES_MAX {
         let opened = router.open(home.clone(), wanted).await?;
-        let Opened { meta, outcome, span, first } = opened;
+        let Opened {
+            meta,
+            outcome,
+            span,
+            first,
+        } = opened;
         if let Some(body) = first {
-            return Ok(Reading { meta, span, outcome, first: Some((0, body)) });
+            return Ok(Reading {
+                meta,
+                span,
+                outcome,
+                first: Some((0, body)),
+            });
         }
         if span.is_empty() {
-            return Ok(Reading { meta, span, outcome, first: None });
+            return Ok(Reading {
+                meta,
+                span,
+                outcome,
+                first: None,
+            });
         }
         let number = span.start / object.volume.block_bytes;
         match router.read_block(part(object, &meta, span, number)).await {
             Ok((body, outcome)) => {
-                return Ok(Reading { meta, span, outcome, first: Some((number, body)) });
+                return Ok(Reading {
+                    meta,
+                    span,
+                    outcome,
+                    first: Some((number, body)),
+                });
             }
             Err(ReadError::Changed) => router.invalidate(home.clone()).await,
             Err(error) => return Err(error),
@@ -116,7 +141,11 @@ fn part(
     number: u64,
 ) -> BlockRequest {
     let range = part_of_block(span, number, object.volume.block_bytes);
-    BlockRequest { id: object.block(number), meta: meta.clone(), range }
+    BlockRequest {
+        id: object.block(number),
+        meta: meta.clone(),
+        range,
+    }
 }
 
 /// The head of a response that describes the object.
@@ -132,7 +161,9 @@ fn describe(
     if let Some(date) = conditional::last_modified(meta) {
         reply.header("last-modified", date);
     }
-    reply.header("accept-ranges", "bytes").header("x-cache", reading.outcome.label());
+    reply
+        .header("accept-ranges", "bytes")
+        .header("x-cache", reading.outcome.label());
     reply.header("x-forebay-core", core_label(connection, &object.block(0)));
     if !meta.headers.iter().any(|(name, _)| name == "content-type") {
         reply.header("content-type", "binary/octet-stream");
@@ -154,7 +185,11 @@ pub fn quoted(etag: &str) -> String {
 /// `i/n`: the object's home core, so that a client can go straight there next time.
 pub fn core_label(connection: &Connection, home: &BlockId) -> String {
     let router = &connection.context().router;
-    format!("{}/{}", router.owner(home.hash()), router.topology().cores())
+    format!(
+        "{}/{}",
+        router.owner(home.hash()),
+        router.topology().cores()
+    )
 }
 
 async fn not_modified(
@@ -174,7 +209,9 @@ async fn send_body(
     head: Vec<u8>,
     reading: Reading,
 ) -> Result<(), Ended> {
-    let Reading { meta, span, first, .. } = reading;
+    let Reading {
+        meta, span, first, ..
+    } = reading;
     let Some((mut number, mut body)) = first else {
         return connection.send(&[&head]).await;
     };
@@ -182,7 +219,9 @@ async fn send_body(
     let mut head = head;
     while number < last {
         let context = connection.context().clone();
-        let next = context.router.read_block(part(object, &meta, span, number + 1));
+        let next = context
+            .router
+            .read_block(part(object, &meta, span, number + 1));
         let (sent, next) = futures::join!(send_block(connection, &head, body), next);
         sent?;
         head.clear();
@@ -225,11 +264,15 @@ async fn send_block(
     let mut position = range.start;
     while position < range.end {
         let filled = watch.wait_for(position + 1).await.map_err(|_| {
-            Ended::Io(io::Error::other("the object store failed in the middle of the object"))
+            Ended::Io(io::Error::other(
+                "the object store failed in the middle of the object",
+            ))
         })?;
         let end = filled.min(range.end);
         if end <= position {
-            return Err(Ended::Io(io::Error::other("the block is shorter than its object says")));
+            return Err(Ended::Io(io::Error::other(
+                "the block is shorter than its object says",
+            )));
         }
         send_view(connection, b"", &watch.view(position..end)).await?;
         position = end;
@@ -244,5 +287,9 @@ async fn send_view(connection: &mut Connection, head: &[u8], view: &View) -> Res
         connection.send(&[head, piece]).await?;
         head = b"";
     }
-    if head.is_empty() { Ok(()) } else { connection.send(&[head]).await }
+    if head.is_empty() {
+        Ok(())
+    } else {
+        connection.send(&[head]).await
+    }
 }

@@ -130,8 +130,17 @@ pub fn parse(bytes: &[u8]) -> Result<Head, HeadError> {
         expects_continue: false,
         keep_alive: true,
     };
-    if minor == 1 && head.headers.iter().filter(|(name, _)| name == "host").count() != 1 {
-        return Err(HeadError::Malformed("HTTP/1.1 needs exactly one Host header"));
+    if minor == 1
+        && head
+            .headers
+            .iter()
+            .filter(|(name, _)| name == "host")
+            .count()
+            != 1
+    {
+        return Err(HeadError::Malformed(
+            "HTTP/1.1 needs exactly one Host header",
+        ));
     }
     head.framing = framing(&head, minor)?;
     head.expects_continue = expectation(&head, minor)?;
@@ -141,7 +150,9 @@ pub fn parse(bytes: &[u8]) -> Result<Head, HeadError> {
 
 /// `http://host/path` means `/path` (RFC 9112 section 3.2.2).
 fn origin_form(target: &str) -> &str {
-    let rest = ["http://", "https://"].iter().find_map(|scheme| target.strip_prefix(scheme));
+    let rest = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| target.strip_prefix(scheme));
     match rest {
         Some(rest) => rest.find('/').map_or("/", |slash| &rest[slash..]),
         None => target,
@@ -149,11 +160,16 @@ fn origin_form(target: &str) -> &str {
 }
 
 fn framing(head: &Head, minor: u8) -> Result<Framing, HeadError> {
-    let lengths = head.headers.iter().filter(|(name, _)| name == "content-length");
+    let lengths = head
+        .headers
+        .iter()
+        .filter(|(name, _)| name == "content-length");
     let lengths: Vec<&[u8]> = lengths.map(|(_, value)| value.as_slice()).collect();
     if head.has("transfer-encoding") {
         if !lengths.is_empty() {
-            return Err(HeadError::Malformed("Content-Length beside Transfer-Encoding"));
+            return Err(HeadError::Malformed(
+                "Content-Length beside Transfer-Encoding",
+            ));
         }
         if minor == 0 {
             return Err(HeadError::Malformed("Transfer-Encoding in HTTP/1.0"));
@@ -173,9 +189,9 @@ fn framing(head: &Head, minor: u8) -> Result<Framing, HeadError> {
 
 fn parse_length(value: &[u8]) -> Result<u64, HeadError> {
     // Digits only: no sign, no list, no blanks inside; `parse` would take a plus.
-    let digits = std::str::from_utf8(value).ok().filter(|text| {
-        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-    });
+    let digits = std::str::from_utf8(value)
+        .ok()
+        .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
     digits
         .and_then(|text| text.parse().ok())
         .ok_or(HeadError::Malformed("a Content-Length that is no number"))
@@ -218,7 +234,10 @@ mod tests {
     fn a_plain_request_is_understood() {
         let head = with("Content-Length: 12\r\nX-Amz-Meta-A: b\r\nExpect: 100-continue\r\n");
         let head = head.expect("good");
-        assert_eq!((head.method.as_str(), head.target.as_str()), ("PUT", "/v/k"));
+        assert_eq!(
+            (head.method.as_str(), head.target.as_str()),
+            ("PUT", "/v/k")
+        );
         assert_eq!(head.framing, Framing::Length(12));
         assert_eq!(head.header("x-amz-meta-a"), Some("b"));
         assert!(head.expects_continue && head.keep_alive);
@@ -243,24 +262,39 @@ mod tests {
             "X: a\nY: b\r\n",
             "X: a\0b\r\n",
         ] {
-            assert!(matches!(with(headers), Err(HeadError::Malformed(_))), "{headers:?}");
+            assert!(
+                matches!(with(headers), Err(HeadError::Malformed(_))),
+                "{headers:?}"
+            );
         }
-        assert_eq!(with("Transfer-Encoding: gzip\r\n").err(), Some(HeadError::TransferEncoding));
+        assert_eq!(
+            with("Transfer-Encoding: gzip\r\n").err(),
+            Some(HeadError::TransferEncoding)
+        );
         assert_eq!(
             with("Transfer-Encoding: chunked, chunked\r\n").err(),
             Some(HeadError::TransferEncoding)
         );
-        assert_eq!(with("Transfer-Encoding: chunked\r\n").map(|h| h.framing), Ok(Framing::Chunked));
+        assert_eq!(
+            with("Transfer-Encoding: chunked\r\n").map(|h| h.framing),
+            Ok(Framing::Chunked)
+        );
         assert!(check("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
         assert!(check("GET / HTTP/1.1\r\n\r\n").is_err(), "no Host");
-        assert_eq!(with("Expect: magic\r\n").err(), Some(HeadError::Expectation));
+        assert_eq!(
+            with("Expect: magic\r\n").err(),
+            Some(HeadError::Expectation)
+        );
     }
 
     #[test]
     fn sizes_are_bounded() {
         let many: String = (0..HEADERS_MAX).map(|i| format!("h{i}: v\r\n")).collect();
         assert_eq!(with(&many).err(), Some(HeadError::TooLarge));
-        let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(TARGET_BYTES_MAX));
+        let long = format!(
+            "GET /{} HTTP/1.1\r\nHost: x\r\n\r\n",
+            "a".repeat(TARGET_BYTES_MAX)
+        );
         assert_eq!(check(&long).err(), Some(HeadError::TargetTooLong));
     }
 

@@ -87,7 +87,11 @@ pub struct ObjectRequest {
 impl ObjectRequest {
     /// One of the object's blocks.
     pub fn block(&self, number: u64) -> BlockId {
-        BlockId { volume: self.volume.clone(), key: self.key.clone(), number }
+        BlockId {
+            volume: self.volume.clone(),
+            key: self.key.clone(),
+            number,
+        }
     }
 
     /// The object's name in error documents and logs.
@@ -133,7 +137,9 @@ async fn serve_one(connection: &mut Connection) -> Result<bool, Ended> {
         Err(Refused::Ended(ended)) => return Err(ended),
         Err(Refused::Head(error)) => {
             connection.context().stats().malformed.add(1);
-            connection.respond_error(&ErrorReply::from(error), "").await?;
+            connection
+                .respond_error(&ErrorReply::from(error), "")
+                .await?;
             return Ok(false);
         }
     };
@@ -164,7 +170,10 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
     if let Err(error) = object_operation(head, &key, &parsed.query) {
         return connection.respond_error(&error, &resource).await;
     }
-    let object = ObjectRequest { volume: served.volume.clone(), key: key.into() };
+    let object = ObjectRequest {
+        volume: served.volume.clone(),
+        key: key.into(),
+    };
     match head.method.as_str() {
         "GET" => get::serve(connection, head, &object, true).await,
         "HEAD" => get::serve(connection, head, &object, false).await,
@@ -194,13 +203,17 @@ fn admit<'a>(
             Err(ErrorReply::not_implemented("this operation on the service"))
         }
         // Who has no key learns nothing about which volumes there are.
-        None if known => {
-            Err(ErrorReply::new(404, "NoSuchBucket", "there is no volume of this name"))
-        }
+        None if known => Err(ErrorReply::new(
+            404,
+            "NoSuchBucket",
+            "there is no volume of this name",
+        )),
         None => match credential {
             Credential::Bearer(_) => Err(ErrorReply::denied("this token is not for this volume")),
-            _ => Err(ErrorReply::new(401, "AccessDenied", "a bearer token is needed")
-                .with("www-authenticate", "Bearer")),
+            _ => Err(
+                ErrorReply::new(401, "AccessDenied", "a bearer token is needed")
+                    .with("www-authenticate", "Bearer"),
+            ),
         },
     }
 }
@@ -210,18 +223,29 @@ fn object_operation(head: &Head, key: &str, query: &[(String, String)]) -> Resul
     let refused = match head.method.as_str() {
         "GET" | "HEAD" | "PUT" | "DELETE" => {
             if key.is_empty() {
-                Some(ErrorReply::new(400, "InvalidURI", "the key is empty; volumes are not listed yet"))
+                Some(ErrorReply::new(
+                    400,
+                    "InvalidURI",
+                    "the key is empty; volumes are not listed yet",
+                ))
             } else {
                 // `x-id` names the operation for the server's log, and changes nothing.
-                query.iter().find(|(name, _)| name != "x-id").map(|(name, _)| {
-                    ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
-                })
+                query
+                    .iter()
+                    .find(|(name, _)| name != "x-id")
+                    .map(|(name, _)| {
+                        ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
+                    })
             }
         }
         "POST" => Some(ErrorReply::not_implemented("POST on a volume")),
         _ => Some(
-            ErrorReply::new(405, "MethodNotAllowed", "objects take GET, HEAD, PUT and DELETE")
-                .with("allow", "GET, HEAD, PUT, DELETE"),
+            ErrorReply::new(
+                405,
+                "MethodNotAllowed",
+                "objects take GET, HEAD, PUT and DELETE",
+            )
+            .with("allow", "GET, HEAD, PUT, DELETE"),
         ),
     };
     match refused {

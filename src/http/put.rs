@@ -116,7 +116,9 @@ impl Body {
         let enveloped = !payload.is_empty() && payload.starts_with("STREAMING-")
             || head.values("content-encoding").any(has_aws_chunked);
         let length = if enveloped {
-            let text = head.header("x-amz-decoded-content-length").unwrap_or_default();
+            let text = head
+                .header("x-amz-decoded-content-length")
+                .unwrap_or_default();
             let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
             let length = digits.then(|| text.parse().ok()).flatten();
             length.ok_or_else(|| {
@@ -136,7 +138,12 @@ impl Body {
             start: 0,
             end: 0,
         });
-        Ok(Body { length, left: length, envelope, checks: BodyChecks::of(head)? })
+        Ok(Body {
+            length,
+            left: length,
+            envelope,
+            checks: BodyChecks::of(head)?,
+        })
     }
 
     /// Reads the next object bytes into `target`; 0 once all are read.
@@ -145,7 +152,9 @@ impl Body {
         connection: &mut Connection,
         target: &mut [u8],
     ) -> Result<usize, BodyError> {
-        let wanted = target.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let wanted = target
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
         if wanted == 0 {
             return Ok(0);
         }
@@ -171,7 +180,9 @@ impl Body {
 
 /// Whether a `content-encoding` names the envelope.
 fn has_aws_chunked(value: &str) -> bool {
-    value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("aws-chunked"))
+    value
+        .split(',')
+        .any(|coding| coding.trim().eq_ignore_ascii_case("aws-chunked"))
 }
 
 impl Envelope {
@@ -239,7 +250,11 @@ pub async fn serve(
     object: &ObjectRequest,
 ) -> Result<(), Ended> {
     let result = put(connection, head, object).await;
-    connection.context().stats().write_times.record(connection.elapsed());
+    connection
+        .context()
+        .stats()
+        .write_times
+        .record(connection.elapsed());
     match result {
         Ok(meta) => {
             let mut reply = connection.reply(200);
@@ -293,7 +308,9 @@ fn if_none_match(head: &Head) -> Result<bool, ErrorReply> {
     match head.header("if-none-match") {
         None => Ok(false),
         Some("*") => Ok(true),
-        Some(_) => Err(ErrorReply::not_implemented("If-None-Match other than * on a write")),
+        Some(_) => Err(ErrorReply::not_implemented(
+            "If-None-Match other than * on a write",
+        )),
     }
 }
 
@@ -307,7 +324,11 @@ fn object_headers(head: &Head) -> Result<Vec<(String, String)>, ErrorReply> {
             continue;
         }
         let value = std::str::from_utf8(value).map_err(|_| {
-            ErrorReply::new(400, "InvalidArgument", format!("the header {name} is not UTF-8"))
+            ErrorReply::new(
+                400,
+                "InvalidArgument",
+                format!("the header {name} is not UTF-8"),
+            )
         })?;
         let mut value = value.to_owned();
         if user {
@@ -347,7 +368,9 @@ async fn read_block(
     let mut checksums = PayloadChecksums::default();
     while (buffer.filled() as u64) < bytes {
         let room = (bytes as usize - buffer.filled()).min(READ_BYTES);
-        let count = body.read(connection, &mut buffer.spare_mut()[..room]).await?;
+        let count = body
+            .read(connection, &mut buffer.spare_mut()[..room])
+            .await?;
         checksums.update(&buffer.spare_mut()[..count]);
         buffer.advance(count);
     }
@@ -357,7 +380,11 @@ async fn read_block(
 fn payload(mut buffer: BufferWriter, checksums: PayloadChecksums) -> BlockPayload {
     buffer.finish();
     let (crc64nvme, chunk_crcs) = checksums.finish();
-    BlockPayload { buffer, crc64nvme, chunk_crcs }
+    BlockPayload {
+        buffer,
+        crc64nvme,
+        chunk_crcs,
+    }
 }
 
 /// Takes an object of at most one block: all of it is verified before the store hears of it.
@@ -389,7 +416,11 @@ async fn put_stream(
 ) -> Result<Arc<ObjectMeta>, BodyError> {
     let (sender, receiver) = queue::bounded(STREAM_PIECES_MAX);
     let length = body.length;
-    let request = PutObject { length, source: PutSource::Stream(receiver), ..request };
+    let request = PutObject {
+        length,
+        source: PutSource::Stream(receiver),
+        ..request
+    };
     let context = connection.context().clone();
     let write = context.router.put(request);
     let read = stream_blocks(connection, body, sender, object.volume.block_bytes);
@@ -402,7 +433,10 @@ async fn put_stream(
     };
     let (meta, blocks) = kept;
     for (number, block) in blocks.into_iter().enumerate() {
-        context.router.insert(object.block(number as u64), meta.clone(), block).await;
+        context
+            .router
+            .insert(object.block(number as u64), meta.clone(), block)
+            .await;
     }
     Ok(meta)
 }
@@ -458,9 +492,12 @@ async fn send_split(
 
 /// Serves `DELETE`.
 pub async fn delete(connection: &mut Connection, object: &ObjectRequest) -> Result<(), Ended> {
-    let deleted: Result<(), WriteError> =
-        connection.context().router.delete(object.block(0)).await;
-    connection.context().stats().write_times.record(connection.elapsed());
+    let deleted: Result<(), WriteError> = connection.context().router.delete(object.block(0)).await;
+    connection
+        .context()
+        .stats()
+        .write_times
+        .record(connection.elapsed());
     match deleted {
         Ok(()) => {
             let mut reply = connection.reply(204);

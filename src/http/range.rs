@@ -43,8 +43,19 @@ mod tests {
         assert_eq!(parse("bytes=0-99"), RangeSpec::Between(0, 99));
         assert_eq!(parse("Bytes = 5-"), RangeSpec::From(5));
         assert_eq!(parse("bytes=-7"), RangeSpec::Last(7));
-        assert_eq!(parse("bytes=3-99999999999999999999999"), RangeSpec::Between(3, u64::MAX));
-        for ignored in ["bytes=5-2", "bytes=-", "bytes=a-b", "items=0-1", "bytes=0-1,3-4", "0-1", "bytes=--5"] {
+        assert_eq!(
+            parse("bytes=3-99999999999999999999999"),
+            RangeSpec::Between(3, u64::MAX)
+        );
+        for ignored in [
+            "bytes=5-2",
+            "bytes=-",
+            "bytes=a-b",
+            "items=0-1",
+            "bytes=0-1,3-4",
+            "0-1",
+            "bytes=--5",
+        ] {
             assert_eq!(parse(ignored), RangeSpec::All, "{ignored}");
         }
     }

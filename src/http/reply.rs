@@ -99,12 +99,21 @@ pub struct ErrorReply {
 impl ErrorReply {
     /// An error with a status, a code and a message.
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
-        ErrorReply { status, code, message: message.into(), headers: Vec::new(), close: false }
+        ErrorReply {
+            status,
+            code,
+            message: message.into(),
+            headers: Vec::new(),
+            close: false,
+        }
     }
 
     /// The same, after which the connection is closed.
     pub fn closing(self) -> Self {
-        ErrorReply { close: true, ..self }
+        ErrorReply {
+            close: true,
+            ..self
+        }
     }
 
     /// The same with one more header.
@@ -184,9 +193,11 @@ impl From<HeadError> for ErrorReply {
             HeadError::TransferEncoding => {
                 ErrorReply::not_implemented("a transfer coding other than chunked")
             }
-            HeadError::Expectation => {
-                ErrorReply::new(417, "ExpectationFailed", "only 100-continue can be expected")
-            }
+            HeadError::Expectation => ErrorReply::new(
+                417,
+                "ExpectationFailed",
+                "only 100-continue can be expected",
+            ),
         };
         reply.closing()
     }
@@ -220,7 +231,9 @@ impl From<&StoreError> for ErrorReply {
             StoreErrorKind::InvalidKey => ErrorReply::new(400, "InvalidURI", &error.message),
             StoreErrorKind::Unsupported => ErrorReply::new(501, "NotImplemented", &error.message),
             StoreErrorKind::SlowDown => {
-                let wait = error.retry_after.map_or(RETRY_AFTER_SECONDS.into(), |w| w.as_secs());
+                let wait = error
+                    .retry_after
+                    .map_or(RETRY_AFTER_SECONDS.into(), |w| w.as_secs());
                 gateway(503, "SlowDown", "is overloaded").with("retry-after", wait.to_string())
             }
             StoreErrorKind::Timeout => gateway(504, "GatewayTimeout", "did not answer in time"),
@@ -269,7 +282,8 @@ mod tests {
     #[test]
     fn metadata_cannot_split_a_response() {
         let mut head = ReplyHead::new(200, "id");
-        head.header("x-amz-meta-a", "b\r\nset-cookie: c").header("etag", "\"d\"");
+        head.header("x-amz-meta-a", "b\r\nset-cookie: c")
+            .header("etag", "\"d\"");
         let text = String::from_utf8(head.finish(true)).expect("text");
         assert!(!text.contains("set-cookie") && text.contains("etag: \"d\"\r\n\r\n"));
     }

@@ -16,7 +16,8 @@ impl Count {
     /// Counts `count` more.
     pub fn add(&self, count: u64) {
         // One writer: a plain read and write costs less than a locked addition.
-        self.0.store(self.0.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+        self.0
+            .store(self.0.load(Ordering::Relaxed) + count, Ordering::Relaxed);
     }
 
     /// The value.
@@ -42,7 +43,10 @@ impl Times {
 
     /// Counts per bucket and the sum in microseconds.
     pub fn values(&self) -> (Vec<u64>, u64) {
-        (self.buckets.iter().map(Count::get).collect(), self.sum_us.get())
+        (
+            self.buckets.iter().map(Count::get).collect(),
+            self.sum_us.get(),
+        )
     }
 }
 
@@ -87,7 +91,9 @@ pub struct HttpStats {
 impl HttpStats {
     /// The counters of one outcome.
     pub fn outcome(&self, outcome: Outcome) -> &OutcomeStats {
-        let at = Outcome::ALL.iter().position(|candidate| *candidate == outcome);
+        let at = Outcome::ALL
+            .iter()
+            .position(|candidate| *candidate == outcome);
         &self.outcomes[at.expect("ALL holds every outcome")]
     }
 
@@ -99,6 +105,9 @@ impl HttpStats {
 
     /// Responses by method and status.
     pub fn statuses(&self) -> BTreeMap<(&'static str, u16), u64> {
-        self.statuses.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        self.statuses
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .clone()
     }
 }

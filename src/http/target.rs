@@ -69,9 +69,15 @@ pub fn parse(raw: &str) -> Result<ParsedTarget, TargetError> {
         ("-", rest) => Target::Control(decode(rest.unwrap_or_default())?),
         ("", None) => Target::Service,
         (_, None | Some("")) => Target::Volume(first),
-        (_, Some(key)) => Target::Object { volume: first, key: check_key(decode(key)?)? },
+        (_, Some(key)) => Target::Object {
+            volume: first,
+            key: check_key(decode(key)?)?,
+        },
     };
-    Ok(ParsedTarget { target, query: parse_query(query)? })
+    Ok(ParsedTarget {
+        target,
+        query: parse_query(query)?,
+    })
 }
 
 fn decode(text: &str) -> Result<String, TargetError> {
@@ -82,7 +88,9 @@ fn decode(text: &str) -> Result<String, TargetError> {
             return Err(TargetError::Escape);
         }
     }
-    let decoded = percent_decode_str(text).decode_utf8().map_err(|_| TargetError::NotUtf8)?;
+    let decoded = percent_decode_str(text)
+        .decode_utf8()
+        .map_err(|_| TargetError::NotUtf8)?;
     Ok(decoded.into_owned())
 }
 
@@ -93,7 +101,10 @@ fn check_key(key: String) -> Result<String, TargetError> {
     if key.contains('\0') {
         return Err(TargetError::Nul);
     }
-    if key.split('/').any(|segment| segment == "." || segment == "..") {
+    if key
+        .split('/')
+        .any(|segment| segment == "." || segment == "..")
+    {
         return Err(TargetError::DotSegment);
     }
     Ok(key)
@@ -105,7 +116,10 @@ fn parse_query(query: &str) -> Result<Vec<(String, String)>, TargetError> {
         .map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             // In a query, unlike in a path, a plus is a blank.
-            Ok((decode(&name.replace('+', " "))?, decode(&value.replace('+', " "))?))
+            Ok((
+                decode(&name.replace('+', " "))?,
+                decode(&value.replace('+', " "))?,
+            ))
         })
         .collect()
 }
@@ -130,19 +144,33 @@ mod tests {
         assert_eq!(key("/v/a%2Fb+c%20d"), Ok("a/b+c d".into()));
         assert_eq!(key("/v/%D1%8E"), Ok("ю".into()));
         assert_eq!(key("/v/...a/.b"), Ok("...a/.b".into()));
-        assert_eq!(key(&format!("/v/{}", "k".repeat(1024))).map(|k| k.len()), Ok(1024));
+        assert_eq!(
+            key(&format!("/v/{}", "k".repeat(1024))).map(|k| k.len()),
+            Ok(1024)
+        );
     }
 
     #[test]
     fn hostile_keys_are_refused() {
-        for raw in ["/v/..", "/v/.", "/v/a/../b", "/v/%2e%2e/b", "/v/a/%2E", "/v/a%2f..%2fb", "/v/./"] {
+        for raw in [
+            "/v/..",
+            "/v/.",
+            "/v/a/../b",
+            "/v/%2e%2e/b",
+            "/v/a/%2E",
+            "/v/a%2f..%2fb",
+            "/v/./",
+        ] {
             assert_eq!(object(raw), Err(TargetError::DotSegment), "{raw}");
         }
         assert_eq!(object("/v/a%00"), Err(TargetError::Nul));
         assert_eq!(object("/v/%ff"), Err(TargetError::NotUtf8));
         assert_eq!(object("/v/%4"), Err(TargetError::Escape));
         assert_eq!(object("/v/%zz"), Err(TargetError::Escape));
-        assert_eq!(object(&format!("/v/{}", "k".repeat(1025))), Err(TargetError::KeyTooLong));
+        assert_eq!(
+            object(&format!("/v/{}", "k".repeat(1025))),
+            Err(TargetError::KeyTooLong)
+        );
         assert_eq!(parse("v/k"), Err(TargetError::NotAPath));
         assert_eq!(parse("*"), Err(TargetError::NotAPath));
     }

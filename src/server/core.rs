@@ -104,7 +104,12 @@ pub async fn run(
     });
     let connections = Permits::new(CONNECTIONS_MAX);
     runtime.spawn(tick(context.clone()));
-    runtime.spawn(accept(context.clone(), listener, plan.tls, connections.clone()));
+    runtime.spawn(accept(
+        context.clone(),
+        listener,
+        plan.tls,
+        connections.clone(),
+    ));
     plan.state.cores_ready.fetch_add(1, Ordering::AcqRel);
     while let Some(Control::Reload(table, factory)) = controls.recv().await {
         // Stores first: no request may name a number that the companion does not know.
@@ -234,7 +239,10 @@ async fn stop(context: &Rc<CoreContext>, connections: &Permits, engine: &Rc<Engi
             context.runtime.sleep(Duration::from_millis(10)).await;
         }
     };
-    if timeout(&context.runtime, STOP_WAIT, drained).await.is_none() {
+    if timeout(&context.runtime, STOP_WAIT, drained)
+        .await
+        .is_none()
+    {
         log::warn!("core {}: requests in flight are cut off", context.index);
     }
     engine.seal().await;

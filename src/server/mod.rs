@@ -117,14 +117,20 @@ impl StartError {
             | StartError::Volume(_)
             | StartError::Settings(_)
             | StartError::Memory(_)
-            | StartError::Folder { source: FolderError::QuotaTooSmall { .. }, .. } => true,
+            | StartError::Folder {
+                source: FolderError::QuotaTooSmall { .. },
+                ..
+            } => true,
             StartError::Probe(_) | StartError::Folder { .. } | StartError::Io { .. } => false,
         }
     }
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
-    move |source| StartError::Io { what: what.into(), source }
+    move |source| StartError::Io {
+        what: what.into(),
+        source,
+    }
 }
 
 /// Runs the server until it is told to stop. `announce` is given the lines to print once the
@@ -151,13 +157,20 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
             for warning in &certificate.warnings {
                 log::warn!("{warning}");
             }
-            log::info!("certificate {} SHA-256 {}", files.cert.display(), certificate.fingerprint);
+            log::info!(
+                "certificate {} SHA-256 {}",
+                files.cert.display(),
+                certificate.fingerprint
+            );
             Some(certificate.config)
         }
     };
-    let segments_max = superblock.segments_per_shard(quota_bytes).map_err(|source| {
-        StartError::Folder { folder: folder.clone(), source }
-    })?;
+    let segments_max = superblock
+        .segments_per_shard(quota_bytes)
+        .map_err(|source| StartError::Folder {
+            folder: folder.clone(),
+            source,
+        })?;
     let started = Instant::now();
     let state = Arc::new(ServerState {
         http: (0..cores).map(|_| HttpStats::default()).collect(),
@@ -239,7 +252,10 @@ fn make_folder(folder: &Path) -> Result<(), StartError> {
     match std::fs::DirBuilder::new().mode(0o700).create(folder) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(failed(format!("cannot make the cache folder {}", folder.display()))(e)),
+        Err(e) => Err(failed(format!(
+            "cannot make the cache folder {}",
+            folder.display()
+        ))(e)),
     }
 }
 
@@ -248,41 +264,57 @@ fn refuse_foreign(folder: &Path) -> Result<(), StartError> {
     let cannot = || failed(format!("cannot list the cache folder {}", folder.display()));
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(cannot())? {
-        names.push(entry.map_err(cannot())?.file_name().to_string_lossy().into_owned());
+        names.push(
+            entry
+                .map_err(cannot())?
+                .file_name()
+                .to_string_lossy()
+                .into_owned(),
+        );
     }
-    superblock::refuse_foreign(names.iter().map(String::as_str))
-        .map_err(|source| StartError::Folder { folder: folder.to_owned(), source })
+    superblock::refuse_foreign(names.iter().map(String::as_str)).map_err(|source| {
+        StartError::Folder {
+            folder: folder.to_owned(),
+            source,
+        }
+    })
 }
 
 /// Opens or formats the folder on an executor of its own, which ends before the cores' start.
-fn open_folder(
-    settings: &StartSettings,
-) -> Result<(Superblock, Vec<Vec<u32>>, u64), StartError> {
+fn open_folder(settings: &StartSettings) -> Result<(Superblock, Vec<Vec<u32>>, u64), StartError> {
     let folder = settings.disk_folder.clone();
     let quota_bytes = settings.disk_quota.resolve(file_system_bytes(&folder)?);
     let path = folder.clone();
-    let handle = CoreBuilder { index: 0, cpu: None }
-        .spawn(move || async move {
-            let cannot = |source| FolderError::Io { what: "cannot open it", source };
-            let disk = RingDisk::open_folder(&path).map_err(cannot)?;
-            let runtime = GlommioRuntime::current(Instant::now());
-            let pool = Pool::new(1 << 20);
-            let superblock =
-                superblock::open_or_format(&runtime, &disk, &pool, quota_bytes).await?;
-            let entries = disk.list().await.map_err(cannot)?;
-            Ok((superblock, superblock::segment_files(&entries, &superblock)))
-        })
-        .map_err(failed("cannot start an executor"))?;
-    let opened = handle.join().map_err(failed("the folder's executor failed"))?;
-    let (superblock, segments) =
-        opened.map_err(|source| StartError::Folder { folder, source })?;
+    let handle = CoreBuilder {
+        index: 0,
+        cpu: None,
+    }
+    .spawn(move || async move {
+        let cannot = |source| FolderError::Io {
+            what: "cannot open it",
+            source,
+        };
+        let disk = RingDisk::open_folder(&path).map_err(cannot)?;
+        let runtime = GlommioRuntime::current(Instant::now());
+        let pool = Pool::new(1 << 20);
+        let superblock = superblock::open_or_format(&runtime, &disk, &pool, quota_bytes).await?;
+        let entries = disk.list().await.map_err(cannot)?;
+        Ok((superblock, superblock::segment_files(&entries, &superblock)))
+    })
+    .map_err(failed("cannot start an executor"))?;
+    let opened = handle
+        .join()
+        .map_err(failed("the folder's executor failed"))?;
+    let (superblock, segments) = opened.map_err(|source| StartError::Folder { folder, source })?;
     Ok((superblock, segments, quota_bytes))
 }
 
 /// Bytes of the file system that holds `folder`.
 fn file_system_bytes(folder: &Path) -> Result<u64, StartError> {
-    forebay_io::disk::ring::file_system_bytes(folder)
-        .map_err(failed(format!("cannot ask for the size of {}", folder.display())))
+    forebay_io::disk::ring::file_system_bytes(folder).map_err(failed(format!(
+        "cannot ask for the size of {}",
+        folder.display()
+    )))
 }
 
 struct MemoryPlan {
@@ -302,7 +334,9 @@ fn memory_plan(settings: &StartSettings, cores: usize) -> Result<MemoryPlan, Sta
             most.saturating_sub(in_flight)
         )));
     }
-    Ok(MemoryPlan { ram_per_core: ram as usize / cores })
+    Ok(MemoryPlan {
+        ram_per_core: ram as usize / cores,
+    })
 }
 
 /// The shards of one core with their segment files.
@@ -332,10 +366,19 @@ impl Running {
             0 => OPERATIONS_PER_CORE,
             all => all.div_ceil(cores),
         };
-        let limits = UplinkLimits { fetches_max: operations, uploads_max: operations };
-        let mut running =
-            Running { cores: Vec::new(), controls: Vec::new(), companions: Vec::new() };
-        for (index, mesh) in queue::mesh::<Message>(cores, MESH_CAPACITY).into_iter().enumerate() {
+        let limits = UplinkLimits {
+            fetches_max: operations,
+            uploads_max: operations,
+        };
+        let mut running = Running {
+            cores: Vec::new(),
+            controls: Vec::new(),
+            companions: Vec::new(),
+        };
+        for (index, mesh) in queue::mesh::<Message>(cores, MESH_CAPACITY)
+            .into_iter()
+            .enumerate()
+        {
             let (port, companion_port) = uplink::pair();
             let factory = stores.factory();
             let companion = uplink::spawn_companion(index, companion_port, limits, factory)
@@ -359,7 +402,10 @@ impl Running {
         while !state.is_ready() {
             if self.controls.iter().any(Sender::is_closed) {
                 let what = "a core could not start; the log says why".to_owned();
-                return Err(StartError::Io { what, source: io::Error::other("see above") });
+                return Err(StartError::Io {
+                    what,
+                    source: io::Error::other("see above"),
+                });
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -373,7 +419,9 @@ impl Running {
                 for warning in &config.warnings {
                     log::warn!("{warning}");
                 }
-                stores.adopt(&config, settings.sse).map_err(|error| error.to_string())
+                stores
+                    .adopt(&config, settings.sse)
+                    .map_err(|error| error.to_string())
             }
             Err(error) => Err(error.to_string()),
         };

@@ -22,7 +22,10 @@ pub fn wait(mut reload: impl FnMut()) -> io::Result<()> {
     }
     log::info!("stopping");
     std::thread::spawn(move || {
-        if signals.forever().any(|signal| signal == SIGTERM || signal == SIGINT) {
+        if signals
+            .forever()
+            .any(|signal| signal == SIGTERM || signal == SIGINT)
+        {
             log::warn!("stopped at once by a second signal");
             std::process::exit(EXIT_INTERRUPTED);
         }

@@ -61,7 +61,10 @@ impl Stores {
     pub fn adopt(&mut self, config: &Config, sse: bool) -> Result<Arc<VolumeTable>, VolumeError> {
         let mut specs = Vec::new();
         for settings in &config.volumes {
-            let failed = |problem: String| VolumeError { volume: settings.name.clone(), problem };
+            let failed = |problem: String| VolumeError {
+                volume: settings.name.clone(),
+                problem,
+            };
             let spec = store_spec(settings, sse).map_err(failed)?;
             // Built once here only to learn whether it can be.
             check(&spec).map_err(|error| failed(error.to_string()))?;
@@ -71,10 +74,16 @@ impl Stores {
         for (settings, spec) in config.volumes.iter().zip(specs) {
             let store_number = self.number(spec);
             let volume = Arc::new(face(settings, store_number));
-            let served = ServedVolume { settings: settings.clone(), volume };
+            let served = ServedVolume {
+                settings: settings.clone(),
+                volume,
+            };
             volumes.insert(settings.name.clone(), served);
         }
-        Ok(Arc::new(VolumeTable { volumes, operator_token: config.operator_token.clone() }))
+        Ok(Arc::new(VolumeTable {
+            volumes,
+            operator_token: config.operator_token.clone(),
+        }))
     }
 
     fn number(&mut self, spec: StoreSpec) -> u32 {
@@ -132,9 +141,12 @@ fn face(settings: &VolumeSettings, store_number: u32) -> Volume {
 /// What names the bucket or folder: not the credentials, which may change without the data.
 fn identity(store: &VolumeStore) -> u64 {
     match store {
-        VolumeStore::S3 { endpoint, bucket, prefix, .. } => {
-            store_identity(&format!("s3 {endpoint} {bucket} {prefix}"))
-        }
+        VolumeStore::S3 {
+            endpoint,
+            bucket,
+            prefix,
+            ..
+        } => store_identity(&format!("s3 {endpoint} {bucket} {prefix}")),
         VolumeStore::File { path } => store_identity(&format!("file {}", path.display())),
     }
 }
@@ -142,7 +154,14 @@ fn identity(store: &VolumeStore) -> u64 {
 fn store_spec(settings: &VolumeSettings, sse: bool) -> Result<StoreSpec, String> {
     match &settings.store {
         VolumeStore::File { path } => Ok(StoreSpec::File { path: path.clone() }),
-        VolumeStore::S3 { endpoint, region, bucket, prefix, ca_file, credentials } => {
+        VolumeStore::S3 {
+            endpoint,
+            region,
+            bucket,
+            prefix,
+            ca_file,
+            credentials,
+        } => {
             let ca_pem = match ca_file {
                 None => None,
                 Some(path) => Some(
@@ -157,7 +176,10 @@ fn store_spec(settings: &VolumeSettings, sse: bool) -> Result<StoreSpec, String>
                 ca_pem,
                 access_key: credentials.access_key.clone(),
                 secret_key: credentials.secret_key.expose().to_owned(),
-                session_token: credentials.session_token.as_ref().map(|t| t.expose().to_owned()),
+                session_token: credentials
+                    .session_token
+                    .as_ref()
+                    .map(|t| t.expose().to_owned()),
                 sse,
                 upload_check: Default::default(),
                 deadlines: Default::default(),

@@ -32,5 +32,8 @@ pub fn start(state: Arc<ServerState>) -> io::Result<()> {
             }
         }
     };
-    std::thread::Builder::new().name("forebay-watchdog".into()).spawn(watch).map(drop)
+    std::thread::Builder::new()
+        .name("forebay-watchdog".into())
+        .spawn(watch)
+        .map(drop)
 }

@@ -35,7 +35,10 @@ use std::task::{Context, Poll, Waker};
 const RING_ENTRIES: u32 = 256;
 
 /// What an operation in the kernel's hands keeps alive.
-#[expect(dead_code, reason = "`Data` and `Path` are held for the kernel, not for us to read")]
+#[expect(
+    dead_code,
+    reason = "`Data` and `Path` are held for the kernel, not for us to read"
+)]
 enum Held {
     Buffer(BufferWriter),
     Data(Frozen),
@@ -75,7 +78,9 @@ impl Ring {
         }
         // SAFETY: a fresh descriptor that nobody else owns.
         let completions = unsafe { OwnedFd::from_raw_fd(fd) };
-        uring.submitter().register_eventfd(completions.as_raw_fd())?;
+        uring
+            .submitter()
+            .register_eventfd(completions.as_raw_fd())?;
         Ok(Ring {
             uring: RefCell::new(uring),
             completions,
@@ -94,11 +99,18 @@ impl Ring {
             result: None,
             abandoned: false,
         });
-        self.backlog.borrow_mut().push_back(entry.user_data(id as u64));
+        self.backlog
+            .borrow_mut()
+            .push_back(entry.user_data(id as u64));
         if let Some(driver) = self.driver.borrow_mut().take() {
             driver.wake();
         }
-        Completion { ring: self.clone(), id, done: false }.await
+        Completion {
+            ring: self.clone(),
+            id,
+            done: false,
+        }
+        .await
     }
 
     fn submit(&self) -> io::Result<()> {
@@ -191,7 +203,10 @@ impl Ring {
     /// from a descriptor starts a one-shot poll of it at once, and its first read after the poll
     /// fires fails with ENOTSOCK: that "error" is our signal. One stream serves one signal.
     fn arm(&self) -> TcpStream {
-        let copy = self.completions.try_clone().expect("a descriptor for the disk ring");
+        let copy = self
+            .completions
+            .try_clone()
+            .expect("a descriptor for the disk ring");
         // SAFETY: a fresh duplicate that the stream alone owns and closes.
         unsafe { TcpStream::from_raw_fd(copy.into_raw_fd()) }
     }
@@ -205,7 +220,10 @@ impl Ring {
 }
 
 fn is_transient(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY | libc::EINTR))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAGAIN | libc::EBUSY | libc::EINTR)
+    )
 }
 
 /// Waits for one operation.
@@ -281,16 +299,18 @@ impl RingDisk {
 
     async fn open_at(&self, name: &str, flags: i32) -> io::Result<RingFile> {
         let path = CString::new(name)?;
-        let entry =
-            opcode::OpenAt::new(types::Fd(self.folder.as_raw_fd()), path.as_ptr())
-                .flags(flags | libc::O_RDWR | libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NOFOLLOW)
-                .mode(0o600)
-                .build();
+        let entry = opcode::OpenAt::new(types::Fd(self.folder.as_raw_fd()), path.as_ptr())
+            .flags(flags | libc::O_RDWR | libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NOFOLLOW)
+            .mode(0o600)
+            .build();
         let (result, _) = self.ring.run(entry, Held::Path(path)).await;
         let fd = result?;
         // SAFETY: the kernel has just given us this descriptor.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(RingFile { ring: self.ring.clone(), fd: Rc::new(fd) })
+        Ok(RingFile {
+            ring: self.ring.clone(),
+            fd: Rc::new(fd),
+        })
     }
 
     async fn sync_fd(ring: &Rc<Ring>, fd: RawFd, flags: types::FsyncFlags) -> io::Result<()> {
@@ -302,7 +322,12 @@ impl RingDisk {
         let entry = opcode::Fallocate::new(types::Fd(file.fd.as_raw_fd()), size).build();
         self.ring.run(entry, Held::Nothing).await.0?;
         Self::sync_fd(&self.ring, file.fd.as_raw_fd(), types::FsyncFlags::empty()).await?;
-        Self::sync_fd(&self.ring, self.folder.as_raw_fd(), types::FsyncFlags::empty()).await
+        Self::sync_fd(
+            &self.ring,
+            self.folder.as_raw_fd(),
+            types::FsyncFlags::empty(),
+        )
+        .await
     }
 }
 
@@ -317,7 +342,10 @@ impl Disk for RingDisk {
                 let entry = entry?;
                 // A name that is not UTF-8 is none of ours.
                 if let Ok(name) = entry.file_name().into_string() {
-                    entries.push(FileEntry { name, size: entry.metadata()?.len() });
+                    entries.push(FileEntry {
+                        name,
+                        size: entry.metadata()?.len(),
+                    });
                 }
             }
             Ok(entries)
@@ -398,7 +426,9 @@ impl DiskFile for RingFile {
             .offset(offset + total as u64)
             .build();
             let (result, held) = self.ring.run(entry, Held::Buffer(buffer)).await;
-            let Held::Buffer(returned) = held else { unreachable!("an operation keeps its kind") };
+            let Held::Buffer(returned) = held else {
+                unreachable!("an operation keeps its kind")
+            };
             buffer = returned;
             match result {
                 Ok(0) => break,
@@ -463,7 +493,14 @@ mod tests {
     fn on_executor<T: Send + 'static, F: Future<Output = T> + 'static>(
         body: impl FnOnce() -> F + Send + 'static,
     ) -> T {
-        rt::CoreBuilder { index: 0, cpu: None }.spawn(body).expect("executor").join().expect("ran")
+        rt::CoreBuilder {
+            index: 0,
+            cpu: None,
+        }
+        .spawn(body)
+        .expect("executor")
+        .join()
+        .expect("ran")
     }
 
     fn filled(pool: &Pool, length: usize, seed: u8) -> Frozen {
@@ -486,7 +523,9 @@ mod tests {
             // Longer than one request, and not a whole number of pages.
             let record = filled(&pool, 3 * REQUEST_BYTES_MAX + 777, 9);
             let length = record.record().len();
-            file.write(8192, record.clone(), 0..length).await.expect("written");
+            file.write(8192, record.clone(), 0..length)
+                .await
+                .expect("written");
             file.sync().await.expect("synced");
             let buffer = pool.try_take(4 << 20).expect("budget");
             let (count, mut buffer) = file.read(8192, buffer, 0..length).await;
@@ -518,9 +557,18 @@ mod tests {
             let disk = RingDisk::open_folder(&path).expect("ring");
             disk.create("a", PAGE as u64).await.expect("created");
             let again = disk.create("a", PAGE as u64).await.map(drop);
-            assert_eq!(again.expect_err("exists").kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(
+                again.expect_err("exists").kind(),
+                io::ErrorKind::AlreadyExists
+            );
             let entries = disk.list().await.expect("listed");
-            assert_eq!(entries, [FileEntry { name: "a".into(), size: PAGE as u64 }]);
+            assert_eq!(
+                entries,
+                [FileEntry {
+                    name: "a".into(),
+                    size: PAGE as u64
+                }]
+            );
             assert!(disk.free_bytes().await.expect("statvfs") > 0);
             disk.remove("a").await.expect("removed");
             assert!(disk.open("a").await.is_err());

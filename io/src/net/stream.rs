@@ -42,7 +42,13 @@ impl Socket {
     pub(super) fn new(inner: TcpStream) -> io::Result<Socket> {
         inner.set_nodelay(true).map_err(io::Error::from)?;
         let fd = inner.as_raw_fd();
-        Ok(Socket { inner, fd, buffer: Vec::new(), start: 0, end: 0 })
+        Ok(Socket {
+            inner,
+            fd,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+        })
     }
 
     /// The other end's address.
@@ -60,7 +66,11 @@ impl Socket {
         // SAFETY: `message` describes `pieces`, which live across the call; `fd` is open because
         // `inner` owns it.
         let sent = unsafe { libc::sendmsg(self.fd, &raw const message, flags) };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(sent as usize)
+        }
     }
 }
 

@@ -67,7 +67,11 @@ impl SimDisk {
             files: RefCell::default(),
             runtime: RefCell::default(),
             faults: RefCell::default(),
-            capacity_bytes: Cell::new(if capacity_bytes == 0 { u64::MAX } else { capacity_bytes }),
+            capacity_bytes: Cell::new(if capacity_bytes == 0 {
+                u64::MAX
+            } else {
+                capacity_bytes
+            }),
             operations: Cell::new(0),
             used_bytes_max: Cell::new(0),
         }))
@@ -80,13 +84,23 @@ impl SimDisk {
 
     /// Makes the next `times` operations of a kind fail with `errno`.
     pub fn fail_next(&self, operation: DiskOperation, errno: i32, times: u32) {
-        let fault = ScriptedFault { operation, errno, skips: 0, times };
+        let fault = ScriptedFault {
+            operation,
+            errno,
+            skips: 0,
+            times,
+        };
         self.0.faults.borrow_mut().push(fault);
     }
 
     /// Makes one operation of a kind fail with `errno`, after `skips` that do not.
     pub fn fail_after(&self, operation: DiskOperation, errno: i32, skips: u32) {
-        let fault = ScriptedFault { operation, errno, skips, times: 1 };
+        let fault = ScriptedFault {
+            operation,
+            errno,
+            skips,
+            times: 1,
+        };
         self.0.faults.borrow_mut().push(fault);
     }
 
@@ -127,7 +141,10 @@ impl SimDisk {
 
     /// Puts a file there as somebody else would.
     pub fn put_file(&self, name: &str, content: Vec<u8>) {
-        self.0.files.borrow_mut().insert(name.into(), Rc::new(RefCell::new(content)));
+        self.0
+            .files
+            .borrow_mut()
+            .insert(name.into(), Rc::new(RefCell::new(content)));
     }
 
     /// Names of all files, sorted.
@@ -145,7 +162,12 @@ impl SimDisk {
 
     /// Bytes of all files.
     pub fn used_bytes(&self) -> u64 {
-        self.0.files.borrow().values().map(|content| content.borrow().len() as u64).sum()
+        self.0
+            .files
+            .borrow()
+            .values()
+            .map(|content| content.borrow().len() as u64)
+            .sum()
     }
 
     /// The most bytes that all files ever had together.
@@ -206,7 +228,10 @@ impl Disk for SimDisk {
     async fn open(&self, name: &str) -> io::Result<SimFile> {
         let content = self.0.files.borrow().get(name).cloned();
         let content = content.ok_or_else(|| Self::not_found(name))?;
-        Ok(SimFile { folder: self.clone(), content })
+        Ok(SimFile {
+            folder: self.clone(),
+            content,
+        })
     }
 
     async fn create(&self, name: &str, size: u64) -> io::Result<SimFile> {
@@ -218,9 +243,17 @@ impl Disk for SimDisk {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let content: Content = Rc::new(RefCell::new(vec![0; size as usize]));
-        self.0.files.borrow_mut().insert(name.into(), content.clone());
-        self.0.used_bytes_max.set(self.0.used_bytes_max.get().max(self.used_bytes()));
-        Ok(SimFile { folder: self.clone(), content })
+        self.0
+            .files
+            .borrow_mut()
+            .insert(name.into(), content.clone());
+        self.0
+            .used_bytes_max
+            .set(self.0.used_bytes_max.get().max(self.used_bytes()));
+        Ok(SimFile {
+            folder: self.clone(),
+            content,
+        })
     }
 
     async fn remove(&self, name: &str) -> io::Result<()> {

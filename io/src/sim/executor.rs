@@ -83,7 +83,10 @@ impl SimExecutor {
             *place.borrow_mut() = Some(future.await);
         });
         while result.borrow().is_none() {
-            assert!(self.step(), "deadlock: no task is ready and no timer is set");
+            assert!(
+                self.step(),
+                "deadlock: no task is ready and no timer is set"
+            );
         }
         result.take().expect("checked above")
     }
@@ -101,8 +104,15 @@ impl SimExecutor {
         let Some(mut task) = self.tasks.remove(&id) else {
             return true;
         };
-        let waker = Waker::from(Arc::new(TaskWaker { id, ready: self.shared.ready.clone() }));
-        if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        let waker = Waker::from(Arc::new(TaskWaker {
+            id,
+            ready: self.shared.ready.clone(),
+        }));
+        if task
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+        {
             self.tasks.insert(id, task);
         }
         true
@@ -158,13 +168,19 @@ impl Runtime for SimRuntime {
         let due_ns = shared.now_ns.get() + duration.as_nanos() as u64;
         let timer = shared.next_timer.get();
         shared.next_timer.set(timer + 1);
-        let guard = TimerGuard { shared, key: (due_ns, timer) };
+        let guard = TimerGuard {
+            shared,
+            key: (due_ns, timer),
+        };
         poll_fn(move |cx| {
             let shared = &guard.shared;
             if shared.now_ns.get() >= due_ns {
                 return Poll::Ready(());
             }
-            shared.timers.borrow_mut().insert(guard.key, cx.waker().clone());
+            shared
+                .timers
+                .borrow_mut()
+                .insert(guard.key, cx.waker().clone());
             Poll::Pending
         })
     }

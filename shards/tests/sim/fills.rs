@@ -29,14 +29,15 @@ fn a_storm_of_readers_fetches_each_block_once() {
         let volume = machine.checked();
         machine.store.insert("k", content(1, 60_000));
         let mut world = machine.start(seed, 4);
-        let (nodes, inside, runtime) =
-            (world.nodes.clone(), volume.clone(), world.runtime.clone());
+        let (nodes, inside, runtime) = (world.nodes.clone(), volume.clone(), world.runtime.clone());
         world.run(async move {
             let reads = (0..40_usize).map(|n| {
                 let (node, volume, runtime) =
                     (nodes[n % 4].clone(), inside.clone(), runtime.clone());
                 async move {
-                    runtime.sleep(Duration::from_micros(runtime.random() % 2000)).await;
+                    runtime
+                        .sleep(Duration::from_micros(runtime.random() % 2000))
+                        .await;
                     client::read(&node, &volume, "k", Some(RangeSpec::All)).await
                 }
             });
@@ -46,7 +47,10 @@ fn a_storm_of_readers_fetches_each_block_once() {
         });
         let gets = machine.wan.gets_of_key("k");
         assert_eq!(gets.len(), 4, "blocks");
-        assert!(gets.values().all(|count| *count == 1), "seed {seed}: {gets:?}");
+        assert!(
+            gets.values().all(|count| *count == 1),
+            "seed {seed}: {gets:?}"
+        );
         world.rest(SETTLE);
         world.check_rest();
     }
@@ -83,7 +87,10 @@ fn a_failed_fill_is_an_error_and_leaves_nothing() {
         world.rest(SETTLE);
         world.check_rest();
         let id = home(&volume, "k");
-        assert!(world.shard_of(&id).find(id.hash()).is_none(), "{fault:?} was cached");
+        assert!(
+            world.shard_of(&id).find(id.hash()).is_none(),
+            "{fault:?} was cached"
+        );
         assert!(get(&mut world, &volume, "k").expect("healed").bytes == content(1, 10_000));
     }
 }
@@ -93,7 +100,11 @@ fn an_empty_object_that_is_replaced_while_it_is_looked_at_is_read_all_the_same()
     let machine = Machine::new(Geometry::SMALL);
     let volume = machine.checked();
     machine.store.insert("k", content(1, 0));
-    machine.store.script(Verb::Head, Some("k"), Fault::Delay(Duration::from_millis(50)));
+    machine.store.script(
+        Verb::Head,
+        Some("k"),
+        Fault::Delay(Duration::from_millis(50)),
+    );
     let mut world = machine.start(1, 1);
     let (runtime, store) = (world.runtime.clone(), machine.store.clone());
     world.runtime.spawn(async move {
@@ -105,7 +116,11 @@ fn an_empty_object_that_is_replaced_while_it_is_looked_at_is_read_all_the_same()
 
 #[test]
 fn a_full_or_failing_disk_is_read_through_and_heals() {
-    for operation in [DiskOperation::Write, DiskOperation::Create, DiskOperation::Sync] {
+    for operation in [
+        DiskOperation::Write,
+        DiskOperation::Create,
+        DiskOperation::Sync,
+    ] {
         for errno in [EIO, ENOSPC] {
             let machine = Machine::new(Geometry::SMALL);
             let volume = machine.immutable();
@@ -125,7 +140,10 @@ fn a_full_or_failing_disk_is_read_through_and_heals() {
             for number in 0..4 {
                 let id = home(&volume, "l").sibling(number);
                 let found = world.shard_of(&id).find(id.hash());
-                assert!(found.is_some(), "{operation:?} {errno}: block {number} is cached again");
+                assert!(
+                    found.is_some(),
+                    "{operation:?} {errno}: block {number} is cached again"
+                );
             }
         }
     }
@@ -180,7 +198,10 @@ fn crowd(geometry: Geometry, seed: u64) {
         world.check_rest();
         for node in &world.nodes {
             let counters = node.core.snapshot().counters;
-            assert_eq!(counters["damaged_records"], 0, "seed {seed}: a reused segment was read");
+            assert_eq!(
+                counters["damaged_records"], 0,
+                "seed {seed}: a reused segment was read"
+            );
         }
     }
 }

@@ -17,7 +17,13 @@ fn get(world: &mut World, volume: &Arc<Volume>) -> Result<Answer, Refusal> {
 }
 
 fn cut_the_line(machine: &Machine) {
-    machine.store.set_chances(FaultChances { unreachable: 1000, ..FaultChances::default() }, 1);
+    machine.store.set_chances(
+        FaultChances {
+            unreachable: 1000,
+            ..FaultChances::default()
+        },
+        1,
+    );
 }
 
 #[test]
@@ -26,18 +32,30 @@ fn an_unchanged_copy_is_confirmed_and_a_changed_one_replaced() {
     let volume = machine.checked();
     machine.store.insert("k", content(1, 40_000));
     let mut world = machine.start(1, 2);
-    assert_eq!(get(&mut world, &volume).expect("there").outcome, Outcome::Miss);
+    assert_eq!(
+        get(&mut world, &volume).expect("there").outcome,
+        Outcome::Miss
+    );
     let again = get(&mut world, &volume).expect("there").outcome;
-    assert!(matches!(again, Outcome::HitRam | Outcome::HitDisk), "young: {again:?}");
+    assert!(
+        matches!(again, Outcome::HitRam | Outcome::HitDisk),
+        "young: {again:?}"
+    );
     world.rest(TTL);
-    assert_eq!(get(&mut world, &volume).expect("there").outcome, Outcome::Revalidated);
+    assert_eq!(
+        get(&mut world, &volume).expect("there").outcome,
+        Outcome::Revalidated
+    );
     machine.store.insert("k", content(2, 30_000));
     world.rest(TTL);
     assert!(get(&mut world, &volume).expect("there").bytes == content(2, 30_000));
     machine.store.remove("k");
     world.rest(TTL);
     let gone = get(&mut world, &volume);
-    assert!(matches!(gone, Err(Refusal::Error(ReadError::NotFound))), "{gone:?}");
+    assert!(
+        matches!(gone, Err(Refusal::Error(ReadError::NotFound))),
+        "{gone:?}"
+    );
 }
 
 #[test]
@@ -66,7 +84,11 @@ fn the_grace_of_an_unchecked_copy_is_short_even_soon_after_a_start() {
     world.rest(Duration::from_secs(1));
     world.stop();
     let mut world = machine.start(2, 1);
-    machine.store.script(Verb::Get, Some("k"), Fault::Fail(StoreErrorKind::Unreachable));
+    machine.store.script(
+        Verb::Get,
+        Some("k"),
+        Fault::Fail(StoreErrorKind::Unreachable),
+    );
     assert!(get(&mut world, &volume).expect("stale").bytes == content(1, 10_000));
     machine.store.insert("k", content(2, 10_000));
     world.rest(Duration::from_secs(10));
@@ -85,7 +107,11 @@ fn a_time_to_live_of_zero_checks_every_read_and_serves_it() {
         let before = machine.store.requests(Verb::Get, "k");
         let answer = get(&mut world, &volume).expect("confirmed");
         assert_eq!(answer.outcome, Outcome::Revalidated);
-        assert_eq!(machine.store.requests(Verb::Get, "k"), before + 1, "one check");
+        assert_eq!(
+            machine.store.requests(Verb::Get, "k"),
+            before + 1,
+            "one check"
+        );
     }
     world.rest(Duration::from_secs(5));
     cut_the_line(&machine);
@@ -105,7 +131,11 @@ fn a_block_of_a_version_that_is_gone_is_refused() {
         .meta;
     machine.store.insert("k", content(2, 40_000));
     let (node, inside) = (world.nodes[0].clone(), volume.clone());
-    let request = BlockRequest { id: home(&inside, "k").sibling(1), meta, range: 0..100 };
+    let request = BlockRequest {
+        id: home(&inside, "k").sibling(1),
+        meta,
+        range: 0..100,
+    };
     let answer = world.run(async move { node.router.read_block(request).await.map(drop) });
     assert!(matches!(answer, Err(ReadError::Changed)), "{answer:?}");
     // A reader over HTTP then forgets the object and starts over.

@@ -10,7 +10,9 @@ const SEEDS_DEFAULT: u64 = 300;
 
 fn from_environment(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number")),
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} must be a whole number")),
         Err(_) => default,
     }
 }

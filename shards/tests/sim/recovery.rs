@@ -21,7 +21,11 @@ use std::time::Duration;
 const EIO: i32 = 5;
 
 /// One shard of small segments.
-const ONE_SHARD: Geometry = Geometry { shards: 1, ram_bytes: 0, ..Geometry::SMALL };
+const ONE_SHARD: Geometry = Geometry {
+    shards: 1,
+    ram_bytes: 0,
+    ..Geometry::SMALL
+};
 
 fn name(n: u64) -> String {
     format!("k{n}")
@@ -74,7 +78,10 @@ fn recovered(
     let (disk, hashes) = (disk.clone(), hashes.to_vec());
     executor.block_on(async move {
         let (shard, report) = open_shard(&runtime, &disk, &Pool::new(4 << 20), layout).await;
-        (hashes.iter().map(|hash| shard.find(*hash)).collect(), report)
+        (
+            hashes.iter().map(|hash| shard.find(*hash)).collect(),
+            report,
+        )
     })
 }
 
@@ -88,7 +95,10 @@ fn records_behind_a_torn_one_are_found() {
     }
     let torn = find(&world, &volume, 2).expect("cached");
     drop(world);
-    machine.disk.flip_bit(&segment_name(0, torn.segment), torn.page as usize * PAGE + 700);
+    machine.disk.flip_bit(
+        &segment_name(0, torn.segment),
+        torn.page as usize * PAGE + 700,
+    );
     let world = machine.start(2, 1);
     for n in 0..6 {
         assert_eq!(find(&world, &volume, n).is_some(), n != 2, "block {n}");
@@ -103,10 +113,16 @@ fn a_payload_that_was_torn_is_fetched_again() {
     put(&mut world, &volume, 0, 0);
     let torn = find(&world, &volume, 0).expect("cached");
     drop(world);
-    machine.disk.flip_bit(&segment_name(0, torn.segment), (torn.page as usize + 2) * PAGE + 9);
+    machine.disk.flip_bit(
+        &segment_name(0, torn.segment),
+        (torn.page as usize + 2) * PAGE + 9,
+    );
     let mut world = machine.start(2, 1);
     assert!(get(&mut world, &volume, 0).as_deref() == Some(&content(0, 10_000)[..]));
-    assert_eq!(world.nodes[0].core.snapshot().counters["damaged_records"], 1);
+    assert_eq!(
+        world.nodes[0].core.snapshot().counters["damaged_records"],
+        1
+    );
 }
 
 #[test]
@@ -128,7 +144,10 @@ fn every_crash_point_leaves_whole_blocks_or_none() {
         let mut world = machine.start(seed + 1, 1);
         for n in 0..8_u64 {
             let location = before[n as usize];
-            assert!(location.is_none() || location == find(&world, &volume, n), "seed {seed}: {n}");
+            assert!(
+                location.is_none() || location == find(&world, &volume, n),
+                "seed {seed}: {n}"
+            );
             let stored = machine.store.object(&name(n)).map(|bytes| bytes.to_vec());
             assert!(get(&mut world, &volume, n) == stored, "seed {seed}: {n}");
         }
@@ -197,12 +216,19 @@ fn a_segment_whose_header_is_damaged_keeps_its_records_and_its_place_in_time() {
         }
         delete(&mut world, &volume, 0);
         let segment = find(&world, &volume, 1).expect("cached").segment;
-        if sealed { world.stop() } else { drop(world) }
+        if sealed {
+            world.stop()
+        } else {
+            drop(world)
+        }
         machine.disk.flip_bit(&segment_name(0, segment), 100);
         let mut world = machine.start(2, 1);
         assert!(get(&mut world, &volume, 0).is_none());
         for n in 1..6 {
-            assert!(find(&world, &volume, n).is_some(), "sealed {sealed}: block {n}");
+            assert!(
+                find(&world, &volume, n).is_some(),
+                "sealed {sealed}: block {n}"
+            );
         }
         // New versions must outrank the old ones, wherever they are written.
         for n in 1..6 {
@@ -212,7 +238,10 @@ fn a_segment_whose_header_is_damaged_keeps_its_records_and_its_place_in_time() {
         let mut world = machine.start(3, 1);
         for n in 1..6 {
             let expected = content(100 + n, 10_000);
-            assert!(get(&mut world, &volume, n).as_deref() == Some(&expected[..]), "block {n}");
+            assert!(
+                get(&mut world, &volume, n).as_deref() == Some(&expected[..]),
+                "block {n}"
+            );
         }
     }
 }
@@ -232,9 +261,15 @@ fn a_passing_read_error_during_a_start_hides_no_record() {
         machine.disk.fail_after(DiskOperation::Read, EIO, skipped);
         let mut world = machine.start(2, 1);
         machine.disk.heal();
-        assert!(get(&mut world, &volume, 0).is_none(), "after {skipped} reads");
+        assert!(
+            get(&mut world, &volume, 0).is_none(),
+            "after {skipped} reads"
+        );
         for n in 1..4 {
-            assert!(find(&world, &volume, n).is_some(), "after {skipped} reads: block {n}");
+            assert!(
+                find(&world, &volume, n).is_some(),
+                "after {skipped} reads: block {n}"
+            );
         }
     }
 }
@@ -280,7 +315,9 @@ fn a_folder_formatted_for_the_least_quota_works_and_stays_within_it() {
                 folder: superblock.folder,
                 shard: 0,
                 segment_bytes: superblock.segment_bytes,
-                segments_max: superblock.segments_per_shard(quota_bytes).expect("large enough"),
+                segments_max: superblock
+                    .segments_per_shard(quota_bytes)
+                    .expect("large enough"),
             };
             let (shard, _) = open_shard(&runtime, &folder, &pool, layout).await;
             let shard = Rc::new(shard);

@@ -47,7 +47,9 @@ fn bytes_of(world: &mut World, volume: &Arc<Volume>, key: &'static str) -> Optio
 }
 
 async fn started_put(node: Rc<Node>, volume: Arc<Volume>, key: &'static str, bytes: Bytes) {
-    client::put(&node, &volume, key, &bytes, false).await.expect("a put without faults");
+    client::put(&node, &volume, key, &bytes, false)
+        .await
+        .expect("a put without faults");
 }
 
 /// Restarts as after kill -9.
@@ -70,21 +72,32 @@ fn a_delete_outlives_a_crash_on_an_immutable_volume() {
 
 #[test]
 fn a_delete_of_a_block_that_could_not_be_read_outlives_a_restart() {
-    let machine = Machine::new(Geometry { ram_bytes: 0, ..Geometry::SMALL });
+    let machine = Machine::new(Geometry {
+        ram_bytes: 0,
+        ..Geometry::SMALL
+    });
     let volume = machine.immutable();
     let mut world = machine.start(1, 1);
     put(&mut world, &volume, "k", &content(1, 10_000));
     // The record leaves the index because of a passing fault, not the disk. Its refetch fails.
     machine.disk.fail_next(DiskOperation::Read, EIO, 1);
-    machine.store.script(Verb::Get, Some("k"), Fault::Fail(StoreErrorKind::Internal));
+    machine
+        .store
+        .script(Verb::Get, Some("k"), Fault::Fail(StoreErrorKind::Internal));
     let (node, inside) = (world.nodes[0].clone(), volume.clone());
-    let failed = world
-        .run(async move { client::read(&node, &inside, "k", Some(RangeSpec::All)).await });
-    assert!(failed.is_err(), "neither disk nor store gave it: {failed:?}");
+    let failed =
+        world.run(async move { client::read(&node, &inside, "k", Some(RangeSpec::All)).await });
+    assert!(
+        failed.is_err(),
+        "neither disk nor store gave it: {failed:?}"
+    );
     delete(&mut world, &volume, "k");
     world.stop();
     let mut world = machine.start(2, 1);
-    assert!(get(&mut world, &volume, "k").is_none(), "deleted stays deleted");
+    assert!(
+        get(&mut world, &volume, "k").is_none(),
+        "deleted stays deleted"
+    );
 }
 
 #[test]
@@ -96,7 +109,10 @@ fn a_tombstone_that_meets_a_passing_fault_is_written_all_the_same() {
     machine.disk.fail_next(DiskOperation::Write, EIO, 1);
     delete(&mut world, &volume, "k");
     let mut world = crash(&machine, world, 2);
-    assert!(get(&mut world, &volume, "k").is_none(), "deleted stays deleted");
+    assert!(
+        get(&mut world, &volume, "k").is_none(),
+        "deleted stays deleted"
+    );
 }
 
 #[test]
@@ -126,11 +142,18 @@ fn an_overwrite_that_is_not_cached_still_buries_the_old_version() {
         .expect("a put without faults");
     let mut world = crash(&machine, world, 2);
     // The store does not answer, so whatever copy there is would stand in.
-    machine.store.script(Verb::Get, Some("k"), Fault::Fail(StoreErrorKind::Unreachable));
+    machine.store.script(
+        Verb::Get,
+        Some("k"),
+        Fault::Fail(StoreErrorKind::Unreachable),
+    );
     let (node, inside) = (world.nodes[0].clone(), volume.clone());
-    let answer = world
-        .run(async move { client::read(&node, &inside, "k", Some(RangeSpec::All)).await });
-    assert!(answer.is_err(), "the replaced version was served: {answer:?}");
+    let answer =
+        world.run(async move { client::read(&node, &inside, "k", Some(RangeSpec::All)).await });
+    assert!(
+        answer.is_err(),
+        "the replaced version was served: {answer:?}"
+    );
     assert!(bytes_of(&mut world, &volume, "k").as_deref() == Some(&bytes[..]));
 }
 
@@ -143,11 +166,18 @@ fn an_overwrite_whose_record_cannot_be_written_buries_the_old_version() {
     machine.disk.fail_next(DiskOperation::Write, EIO, 1);
     put(&mut world, &volume, "k", &content(2, 10_000));
     let mut world = crash(&machine, world, 2);
-    machine.store.script(Verb::Get, Some("k"), Fault::Fail(StoreErrorKind::Unreachable));
+    machine.store.script(
+        Verb::Get,
+        Some("k"),
+        Fault::Fail(StoreErrorKind::Unreachable),
+    );
     let (node, inside) = (world.nodes[0].clone(), volume.clone());
-    let answer = world
-        .run(async move { client::read(&node, &inside, "k", Some(RangeSpec::All)).await });
-    assert!(answer.is_err(), "the replaced version was served: {answer:?}");
+    let answer =
+        world.run(async move { client::read(&node, &inside, "k", Some(RangeSpec::All)).await });
+    assert!(
+        answer.is_err(),
+        "the replaced version was served: {answer:?}"
+    );
 }
 
 #[test]
@@ -165,7 +195,11 @@ fn two_puts_of_one_key_leave_what_the_store_took_last() {
             });
             futures::future::join_all(puts).await;
         });
-        assert_eq!(machine.store.puts_in_flight_max("k"), 1, "writers take turns");
+        assert_eq!(
+            machine.store.puts_in_flight_max("k"),
+            1,
+            "writers take turns"
+        );
         let stored = machine.store.object("k").expect("written");
         assert!(bytes_of(&mut world, &volume, "k").as_deref() == Some(&stored[..]));
         let mut world = crash(&machine, world, seed + 1);
@@ -180,13 +214,18 @@ fn a_put_during_a_fill_keeps_the_old_bytes_out_of_the_cache() {
         let volume = machine.immutable();
         machine.store.insert("k", content(1, 12_000));
         let mut world = machine.start(seed, 2);
-        let (reader, writer, runtime) =
-            (world.nodes[0].clone(), world.nodes[1].clone(), world.runtime.clone());
+        let (reader, writer, runtime) = (
+            world.nodes[0].clone(),
+            world.nodes[1].clone(),
+            world.runtime.clone(),
+        );
         let inside = volume.clone();
         world.run(async move {
             let read = client::read(&reader, &inside, "k", Some(RangeSpec::All));
             let write = async {
-                runtime.sleep(Duration::from_micros(runtime.random() % 1200)).await;
+                runtime
+                    .sleep(Duration::from_micros(runtime.random() % 1200))
+                    .await;
                 started_put(writer.clone(), inside.clone(), "k", content(2, 12_000)).await;
             };
             let (answer, ()) = futures::join!(read, write);
@@ -214,12 +253,17 @@ fn after_an_unknown_outcome_the_store_decides() {
                 match verb {
                     Verb::Put => {
                         let bytes = content(2, 5000);
-                        client::put(&node, &inside, "k", &bytes, false).await.map(drop)
+                        client::put(&node, &inside, "k", &bytes, false)
+                            .await
+                            .map(drop)
                     }
                     _ => client::delete(&node, &inside, "k").await,
                 }
             });
-            assert!(matches!(result, Err(WriteError::Store(_))), "an unknown outcome is an error");
+            assert!(
+                matches!(result, Err(WriteError::Store(_))),
+                "an unknown outcome is an error"
+            );
             let mut world = crash(&machine, world, 2);
             let stored = machine.store.object("k").map(|bytes| bytes.to_vec());
             assert!(bytes_of(&mut world, &volume, "k") == stored);
@@ -238,19 +282,27 @@ fn a_tombstone_of_a_slow_reader_does_not_take_a_newer_block_out() {
         put(&mut world, &volume, "k", &content(1, 5000));
         world.rest(Duration::from_secs(1));
         machine.store.remove("k");
-        let (reader, writer, runtime) =
-            (world.nodes[0].clone(), world.nodes[1].clone(), world.runtime.clone());
+        let (reader, writer, runtime) = (
+            world.nodes[0].clone(),
+            world.nodes[1].clone(),
+            world.runtime.clone(),
+        );
         let inside = volume.clone();
         world.run(async move {
             let read = client::read(&reader, &inside, "k", Some(RangeSpec::All));
             let write = async {
-                runtime.sleep(Duration::from_micros(runtime.random() % 60)).await;
+                runtime
+                    .sleep(Duration::from_micros(runtime.random() % 60))
+                    .await;
                 started_put(writer.clone(), inside.clone(), "k", content(2, 5000)).await;
             };
             let _ = futures::join!(read, write);
         });
         world.rest(SETTLE);
         let shard = world.shard_of(&home(&volume, "k"));
-        assert!(shard.find(home(&volume, "k").hash()).is_some(), "seed {seed}: the put is cached");
+        assert!(
+            shard.find(home(&volume, "k").hash()).is_some(),
+            "seed {seed}: the put is cached"
+        );
     }
 }

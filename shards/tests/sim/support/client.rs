@@ -28,9 +28,18 @@ pub struct Answer {
 
 impl std::fmt::Debug for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Answer { meta, outcome, span, bytes } = self;
+        let Answer {
+            meta,
+            outcome,
+            span,
+            bytes,
+        } = self;
         let count = bytes.len();
-        write!(f, "{outcome:?}: {count} bytes of {span:?} of {} ({})", meta.etag, meta.size)
+        write!(
+            f,
+            "{outcome:?}: {count} bytes of {span:?} of {} ({})",
+            meta.etag, meta.size
+        )
     }
 }
 
@@ -52,9 +61,23 @@ pub async fn read(
 ) -> Result<Answer, Refusal> {
     let home = home(volume, key);
     for _ in 0..CHANGED_RETRIES_MAX {
-        let opened = node.router.open(home.clone(), wanted).await.map_err(Refusal::Error)?;
-        let Opened { meta, outcome, span, first } = opened;
-        let mut answer = Answer { meta: meta.clone(), outcome, span, bytes: Vec::new() };
+        let opened = node
+            .router
+            .open(home.clone(), wanted)
+            .await
+            .map_err(Refusal::Error)?;
+        let Opened {
+            meta,
+            outcome,
+            span,
+            first,
+        } = opened;
+        let mut answer = Answer {
+            meta: meta.clone(),
+            outcome,
+            span,
+            bytes: Vec::new(),
+        };
         if span.is_empty() {
             return Ok(answer);
         }
@@ -67,8 +90,11 @@ pub async fn read(
                 Some(body) => Ok(body),
                 None => {
                     let range = part_of_block(span, number, volume.block_bytes);
-                    let request =
-                        BlockRequest { id: home.sibling(number), meta: meta.clone(), range };
+                    let request = BlockRequest {
+                        id: home.sibling(number),
+                        meta: meta.clone(),
+                        range,
+                    };
                     node.router.read_block(request).await.map(|(body, _)| body)
                 }
             };
@@ -111,7 +137,9 @@ async fn collect(body: BlockBody, bytes: &mut Vec<u8>) -> bool {
     };
     let mut position = range.start;
     while position < range.end {
-        let Ok(filled) = watch.wait_for(position + 1).await else { return false };
+        let Ok(filled) = watch.wait_for(position + 1).await else {
+            return false;
+        };
         let end = filled.min(range.end);
         if end <= position {
             return false;
@@ -130,7 +158,11 @@ pub async fn payload(node: &Node, bytes: &[u8]) -> BlockPayload {
     buffer.append(bytes);
     buffer.finish();
     let (crc64nvme, chunk_crcs) = checksums.finish();
-    BlockPayload { buffer, crc64nvme, chunk_crcs }
+    BlockPayload {
+        buffer,
+        crc64nvme,
+        chunk_crcs,
+    }
 }
 
 /// Writes an object: whole if it fits a block, else streamed and then inserted block by block.
@@ -171,7 +203,9 @@ pub async fn put(
     let meta = written?;
     for (number, block) in bytes.chunks(block_bytes).enumerate() {
         let payload = payload(node, block).await;
-        node.router.insert(id.sibling(number as u64), meta.clone(), payload).await;
+        node.router
+            .insert(id.sibling(number as u64), meta.clone(), payload)
+            .await;
     }
     Ok(meta)
 }

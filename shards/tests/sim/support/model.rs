@@ -50,11 +50,19 @@ impl Model {
     pub fn begin_write(&mut self, key: &str, bytes: Option<&Bytes>) -> usize {
         let etag = bytes.map(|bytes| content_tag(bytes));
         if let (Some(etag), Some(bytes)) = (&etag, bytes) {
-            self.contents.insert((key.to_owned(), etag.clone()), bytes.clone());
+            self.contents
+                .insert((key.to_owned(), etag.clone()), bytes.clone());
         }
         let began = self.tick();
         let key = key.to_owned();
-        let write = Write { key, etag, began, ended: None, certain: false, external: false };
+        let write = Write {
+            key,
+            etag,
+            began,
+            ended: None,
+            certain: false,
+            external: false,
+        };
         self.writes.push(write);
         self.writes.len() - 1
     }
@@ -108,7 +116,11 @@ impl Model {
     /// A read that began at `began` was told that `key` holds the version `etag`, or nothing.
     pub fn check_version(&mut self, key: &str, began: u64, etag: Option<&str>) {
         let now = self.tick();
-        let of_key: Vec<&Write> = self.writes.iter().filter(|write| write.key == key).collect();
+        let of_key: Vec<&Write> = self
+            .writes
+            .iter()
+            .filter(|write| write.key == key)
+            .collect();
         let replaced = |when: u64| {
             !self.lossy
                 && of_key.iter().any(|other| {
@@ -124,7 +136,10 @@ impl Model {
             // Before everything, no key held anything.
             candidates.push(0);
         }
-        assert!(!candidates.is_empty(), "{key}: version {etag:?} was never written");
+        assert!(
+            !candidates.is_empty(),
+            "{key}: version {etag:?} was never written"
+        );
         assert!(
             candidates.iter().any(|ended| !replaced(*ended)),
             "{key}: a read begun at {began} was given {etag:?}, which had been replaced"

@@ -42,7 +42,12 @@ impl Wan {
             Box::pin(async move { runtime.sleep(pause).await })
         }));
         let pause_us_max = Rc::new(Cell::new(300));
-        Wan { memory, clock, pause_us_max, gets: Rc::default() }
+        Wan {
+            memory,
+            clock,
+            pause_us_max,
+            gets: Rc::default(),
+        }
     }
 
     pub fn memory(&self) -> &MemoryStore {
@@ -76,22 +81,30 @@ impl Store for Wan {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         Box::pin(async move {
             let start = request.span.map_or(0, |span| span.start);
-            *self.gets.borrow_mut().entry((request.key.clone(), start)).or_default() += 1;
+            *self
+                .gets
+                .borrow_mut()
+                .entry((request.key.clone(), start))
+                .or_default() += 1;
             self.pause().await;
             let reply = self.memory.get(request).await;
             self.pause().await;
             let GetReply { meta, span, body } = reply?;
             let line = self.clone();
-            let body = body.flat_map(|piece| futures::stream::iter(split(piece))).then(
-                move |piece| {
+            let body = body
+                .flat_map(|piece| futures::stream::iter(split(piece)))
+                .then(move |piece| {
                     let line = line.clone();
                     async move {
                         line.pause().await;
                         piece
                     }
-                },
-            );
-            Ok(GetReply { meta, span, body: body.boxed_local() })
+                });
+            Ok(GetReply {
+                meta,
+                span,
+                body: body.boxed_local(),
+            })
         })
     }
 

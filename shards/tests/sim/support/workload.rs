@@ -9,8 +9,8 @@ use super::world::{Geometry, Machine, Node, SETTLE, World, home};
 use bytes::Bytes;
 use forebay_io::local::Event;
 use forebay_io::runtime::Runtime;
-use forebay_io::sim::{DiskOperation, SimRuntime};
 use forebay_io::sim::store::FaultChances;
+use forebay_io::sim::{DiskOperation, SimRuntime};
 use forebay_shards::key::Volume;
 use forebay_shards::messages::{ReadError, WriteError};
 use forebay_shards::range::RangeSpec;
@@ -69,13 +69,37 @@ pub fn content(version: u64, length: u64) -> Bytes {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Put { immutable: bool, key: String, version: u64, length: u64 },
-    Delete { immutable: bool, key: String },
-    Get { immutable: bool, key: String, spec: RangeSpec },
-    Head { immutable: bool, key: String },
-    Invalidate { immutable: bool, key: String },
-    ExternalPut { key: String, version: u64, length: u64 },
-    ExternalDelete { key: String },
+    Put {
+        immutable: bool,
+        key: String,
+        version: u64,
+        length: u64,
+    },
+    Delete {
+        immutable: bool,
+        key: String,
+    },
+    Get {
+        immutable: bool,
+        key: String,
+        spec: RangeSpec,
+    },
+    Head {
+        immutable: bool,
+        key: String,
+    },
+    Invalidate {
+        immutable: bool,
+        key: String,
+    },
+    ExternalPut {
+        key: String,
+        version: u64,
+        length: u64,
+    },
+    ExternalDelete {
+        key: String,
+    },
 }
 
 /// What one seed has in store.
@@ -108,17 +132,26 @@ struct Run {
 /// Runs one seed and returns its event log. Panics when a promise is broken.
 pub fn run(seed: u64) -> Vec<String> {
     let mut dice = Dice::new(seed);
-    let mut geometry = if dice.one_in(12) { Geometry::LARGE } else { Geometry::SMALL };
+    let mut geometry = if dice.one_in(12) {
+        Geometry::LARGE
+    } else {
+        Geometry::SMALL
+    };
     if dice.one_in(4) {
         // Room for a few blocks only.
         let block = geometry.block_bytes as usize;
         geometry.ram_bytes = 2 * block;
         geometry.pool_bytes = 10 * block;
     }
-    let faults =
-        Faults { store: dice.one_in(3), disk: dice.one_in(4), flips: dice.one_in(6) };
+    let faults = Faults {
+        store: dice.one_in(3),
+        disk: dice.one_in(4),
+        flips: dice.one_in(6),
+    };
     let machine = Machine::new(geometry);
-    machine.wan.set_pause_us_max([30, 300, 3000][dice.below(3) as usize]);
+    machine
+        .wan
+        .set_pause_us_max([30, 300, 3000][dice.below(3) as usize]);
     let shared = Rc::new(Shared {
         model: RefCell::default(),
         log: RefCell::default(),
@@ -127,7 +160,14 @@ pub fn run(seed: u64) -> Vec<String> {
         immutable: machine.immutable(),
         machine,
     });
-    let mut run = Run { dice, seed, faults, shared, versions: 0, crashed: false };
+    let mut run = Run {
+        dice,
+        seed,
+        faults,
+        shared,
+        versions: 0,
+        crashed: false,
+    };
     let mut sealed = None;
     for life in 0..LIVES {
         sealed = run.live(life, sealed);
@@ -152,14 +192,20 @@ impl Run {
     fn start(&mut self, life: u64, sealed: Option<Index>) -> World {
         let cores = 1 + self.dice.below(4) as u32;
         self.note(format!("life {life} on {cores} cores"));
-        let world = self.shared.machine.start(self.seed.wrapping_mul(31) + life, cores);
+        let world = self
+            .shared
+            .machine
+            .start(self.seed.wrapping_mul(31) + life, cores);
         if let Some(before) = sealed {
             let after = self.index(&world);
             for (before, after) in before.iter().zip(&after) {
                 // A block may only come back if it was known that its record had stayed behind.
                 let expected = before.location == after.location
                     || (before.location.is_none() && before.may_hold);
-                assert!(expected, "before the stop {before:?}, after the start {after:?}");
+                assert!(
+                    expected,
+                    "before the stop {before:?}, after the start {after:?}"
+                );
             }
         }
         world
@@ -178,7 +224,10 @@ impl Run {
                 lost_reply: 60,
                 ..FaultChances::default()
             };
-            self.shared.machine.store.set_chances(chances, self.dice.next());
+            self.shared
+                .machine
+                .store
+                .set_chances(chances, self.dice.next());
         }
         let crash_at = self.dice.below(BATCHES + 1);
         for batch in 0..BATCHES {
@@ -196,7 +245,10 @@ impl Run {
                 return None;
             }
             let machine = &self.shared.machine;
-            assert!(machine.disk.used_bytes_max() <= machine.geometry.quota_bytes(), "quota");
+            assert!(
+                machine.disk.used_bytes_max() <= machine.geometry.quota_bytes(),
+                "quota"
+            );
         }
         world.rest(SETTLE);
         world.check_rest();
@@ -219,7 +271,11 @@ impl Run {
         for key in 0..KEYS {
             for immutable in [true, false] {
                 let key = key_name(immutable, key);
-                ops.push(Op::Get { immutable, key, spec: RangeSpec::All });
+                ops.push(Op::Get {
+                    immutable,
+                    key,
+                    spec: RangeSpec::All,
+                });
             }
         }
         for op in ops.clone() {
@@ -227,11 +283,19 @@ impl Run {
             self.perform(&mut world, vec![op], false);
         }
         for op in &ops {
-            let Op::Get { immutable: false, key, .. } = op else { continue };
+            let Op::Get {
+                immutable: false,
+                key,
+                ..
+            } = op
+            else {
+                continue;
+            };
             let (node, volume) = (world.nodes[0].clone(), self.shared.checked.clone());
             let name = key.clone();
-            let got = world
-                .run(async move { client::read(&node, &volume, &name, Some(RangeSpec::All)).await });
+            let got = world.run(async move {
+                client::read(&node, &volume, &name, Some(RangeSpec::All)).await
+            });
             let stored = self.shared.machine.store.object(key);
             match (got, stored) {
                 (Ok(answer), Some(bytes)) => assert!(answer.bytes == bytes, "{key} after healing"),
@@ -259,7 +323,12 @@ impl Run {
                     let (shard, hash) = (world.shard_of(&id), id.hash());
                     let (location, may_hold) = (shard.find(hash), shard.may_hold(hash));
                     let key = key_name(immutable, key);
-                    found.push(Known { key, number, location, may_hold });
+                    found.push(Known {
+                        key,
+                        number,
+                        location,
+                        may_hold,
+                    });
                 }
             }
         }
@@ -273,14 +342,21 @@ impl Run {
         }
         for node in &world.nodes {
             let counters = node.core.snapshot().counters;
-            assert!(self.crashed || counters["damaged_records"] == 0, "a good record was refused");
+            assert!(
+                self.crashed || counters["damaged_records"] == 0,
+                "a good record was refused"
+            );
             assert_eq!(counters["read_failures"], 0);
         }
     }
 
     fn break_disk(&mut self) {
-        let operations =
-            [DiskOperation::Read, DiskOperation::Write, DiskOperation::Sync, DiskOperation::Create];
+        let operations = [
+            DiskOperation::Read,
+            DiskOperation::Write,
+            DiskOperation::Sync,
+            DiskOperation::Create,
+        ];
         let operation = operations[self.dice.below(4) as usize];
         let errno = if self.dice.one_in(2) { EIO } else { ENOSPC };
         let times = 1 + self.dice.below(4) as u32;
@@ -312,7 +388,9 @@ impl Run {
     }
 
     fn choose_ops(&mut self) -> Vec<Op> {
-        (0..3 + self.dice.below(9)).map(|_| self.choose_op()).collect()
+        (0..3 + self.dice.below(9))
+            .map(|_| self.choose_op())
+            .collect()
     }
 
     fn choose_op(&mut self) -> Op {
@@ -321,18 +399,35 @@ impl Run {
         match self.dice.below(20) {
             0..5 => {
                 let (version, length) = self.new_version();
-                Op::Put { immutable, key, version, length }
+                Op::Put {
+                    immutable,
+                    key,
+                    version,
+                    length,
+                }
             }
             5..7 => Op::Delete { immutable, key },
-            7..15 => Op::Get { immutable, key, spec: self.range() },
+            7..15 => Op::Get {
+                immutable,
+                key,
+                spec: self.range(),
+            },
             15 => Op::Head { immutable, key },
             16 => Op::Invalidate { immutable, key },
             17 | 18 if !immutable => {
                 let (version, length) = self.new_version();
-                Op::ExternalPut { key, version, length }
+                Op::ExternalPut {
+                    key,
+                    version,
+                    length,
+                }
             }
             19 if !immutable => Op::ExternalDelete { key },
-            _ => Op::Get { immutable, key, spec: RangeSpec::All },
+            _ => Op::Get {
+                immutable,
+                key,
+                spec: RangeSpec::All,
+            },
         }
     }
 
@@ -392,13 +487,22 @@ fn key_name(immutable: bool, key: u64) -> String {
 
 impl Shared {
     fn volume(&self, immutable: bool) -> &Arc<Volume> {
-        if immutable { &self.immutable } else { &self.checked }
+        if immutable {
+            &self.immutable
+        } else {
+            &self.checked
+        }
     }
 
     async fn carry_out(&self, node: &Node, op: Op, runtime: &SimRuntime) {
         let name = format!("{op:?}");
         let result = match op {
-            Op::Put { immutable, key, version, length } => {
+            Op::Put {
+                immutable,
+                key,
+                version,
+                length,
+            } => {
                 let bytes = content(version, length);
                 let write = self.model.borrow_mut().begin_write(&key, Some(&bytes));
                 let volume = self.volume(immutable);
@@ -410,13 +514,23 @@ impl Shared {
                 let deleted = client::delete(node, self.volume(immutable), &key).await;
                 self.end_write(write, &deleted)
             }
-            Op::Get { immutable, key, spec } => self.get(node, immutable, &key, Some(spec)).await,
+            Op::Get {
+                immutable,
+                key,
+                spec,
+            } => self.get(node, immutable, &key, Some(spec)).await,
             Op::Head { immutable, key } => self.get(node, immutable, &key, None).await,
             Op::Invalidate { immutable, key } => {
-                node.router.invalidate(home(self.volume(immutable), &key)).await;
+                node.router
+                    .invalidate(home(self.volume(immutable), &key))
+                    .await;
                 String::new()
             }
-            Op::ExternalPut { key, version, length } => {
+            Op::ExternalPut {
+                key,
+                version,
+                length,
+            } => {
                 let bytes = content(version, length);
                 self.model.borrow_mut().external_write(&key, Some(&bytes));
                 self.machine.store.insert(&key, bytes).etag
@@ -428,7 +542,9 @@ impl Shared {
             }
         };
         let (now, operations) = (runtime.now().0, self.machine.disk.operations());
-        self.log.borrow_mut().push(format!("{now} {operations} {name} -> {result}"));
+        self.log
+            .borrow_mut()
+            .push(format!("{now} {operations} {name} -> {result}"));
     }
 
     fn end_write(&self, write: usize, result: &Result<(), WriteError>) -> String {
@@ -456,7 +572,11 @@ impl Shared {
             model.check_version(key, began, Some(etag));
             let start = answer.span.start;
             model.check_bytes(key, etag, start, answer.meta.size, &answer.bytes);
-            format!("{:?} {} bytes of {etag}", answer.outcome, answer.bytes.len())
+            format!(
+                "{:?} {} bytes of {etag}",
+                answer.outcome,
+                answer.bytes.len()
+            )
         };
         match read {
             Ok(answer) => {
@@ -472,8 +592,12 @@ impl Shared {
                 "nothing".into()
             }
             Err(Refusal::Error(error)) => {
-                let expected = matches!(error, ReadError::Changed | ReadError::NotSatisfiable { .. });
-                assert!(expected || self.errors_allowed, "{key}: {error} without a fault");
+                let expected =
+                    matches!(error, ReadError::Changed | ReadError::NotSatisfiable { .. });
+                assert!(
+                    expected || self.errors_allowed,
+                    "{key}: {error} without a fault"
+                );
                 error.to_string()
             }
         }

@@ -112,7 +112,12 @@ impl Machine {
     pub fn new(geometry: Geometry) -> Machine {
         let wan = Wan::new();
         let store = wan.memory().clone();
-        Machine { disk: SimDisk::new(0), store, wan, geometry }
+        Machine {
+            disk: SimDisk::new(0),
+            store,
+            wan,
+            geometry,
+        }
     }
 
     /// The volumes: one whose copies are checked, one whose keys are written once. Both are in
@@ -153,8 +158,8 @@ impl Machine {
             for (index, port) in ports.into_iter().enumerate() {
                 let topology = Topology::new(geometry.shards, cores);
                 let pool = Pool::new(geometry.pool_bytes);
-                let numbers = (0..geometry.shards)
-                    .filter(|shard| topology.core_of_shard(*shard) == index);
+                let numbers =
+                    (0..geometry.shards).filter(|shard| topology.core_of_shard(*shard) == index);
                 let mut shards = HashMap::new();
                 let mut recovery = RecoveryReport::default();
                 for number in numbers {
@@ -163,11 +168,17 @@ impl Machine {
                     recovery.add(&report);
                     shards.insert(number, Rc::new(shard));
                 }
-                nodes.push(connect(&inside, &wan, index, topology, geometry, pool, shards, recovery, port));
+                nodes.push(connect(
+                    &inside, &wan, index, topology, geometry, pool, shards, recovery, port,
+                ));
             }
             nodes
         });
-        World { executor, runtime, nodes }
+        World {
+            executor,
+            runtime,
+            nodes,
+        }
     }
 }
 
@@ -186,7 +197,9 @@ pub async fn open_shard(
         .collect();
     // A scan reads a mebibyte at once, more than the tight pools of some tests have in all.
     let scans = Pool::new(SCAN_POOL_BYTES);
-    let (found, report) = recover(disk, &scans, &layout, &numbers).await.expect("files open");
+    let (found, report) = recover(disk, &scans, &layout, &numbers)
+        .await
+        .expect("files open");
     let shard = Shard::new(runtime.clone(), disk.clone(), pool.clone(), layout, found);
     shard.shrink().await.expect("files can be removed");
     (shard, report)
@@ -207,7 +220,10 @@ fn connect(
     use forebay_io::runtime::Runtime;
     let (uplink_port, companion) = uplink::pair();
     let store: Rc<dyn Store> = Rc::new(wan.clone());
-    let limits = UplinkLimits { fetches_max: 8, uploads_max: 4 };
+    let limits = UplinkLimits {
+        fetches_max: 8,
+        uploads_max: 4,
+    };
     runtime.spawn(uplink::serve(companion, limits, vec![store]));
     let core = Core::new(CoreParts {
         index,
@@ -220,7 +236,12 @@ fn connect(
         ram_bytes: geometry.ram_bytes,
     });
     let router = Rc::new(router::join(core.clone(), port));
-    Rc::new(Node { core, router, pool, shards })
+    Rc::new(Node {
+        core,
+        router,
+        pool,
+        shards,
+    })
 }
 
 impl World {
@@ -264,11 +285,18 @@ impl World {
             in_ram += snapshot.ram_bytes;
         }
         // A put's payload stays in the pool of the core that took it, so only the sums agree.
-        assert_eq!(pinned, in_ram, "buffers held at rest by something else than the RAM tiers");
+        assert_eq!(
+            pinned, in_ram,
+            "buffers held at rest by something else than the RAM tiers"
+        );
     }
 }
 
 /// Block 0 of an object.
 pub fn home(volume: &Arc<Volume>, key: &str) -> BlockId {
-    BlockId { volume: volume.clone(), key: key.into(), number: 0 }
+    BlockId {
+        volume: volume.clone(),
+        key: key.into(),
+        number: 0,
+    }
 }
