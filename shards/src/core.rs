@@ -17,7 +17,7 @@ use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::recover::RecoveryReport;
 use crate::shard::{BlockMap, ReadFailure, Shard};
 use crate::stats::{CoreSnapshot, CoreStats};
-use forebay_io::buffer::{BufferWriter, Pool, View};
+use forebay_io::buffer::{BufferWriter, PAGE, Pool, View};
 use forebay_io::disk::Disk;
 use forebay_io::local::Turns;
 use forebay_io::runtime::{MonoTime, Runtime, timeout};
@@ -75,6 +75,8 @@ struct Head {
     store_identity: u64,
     /// When the store last vouched for it, in this run of the program.
     validated: Option<MonoTime>,
+    /// Until when it is served unchecked, because the store did not answer.
+    excused_until: Option<MonoTime>,
 }
 
 /// A core's part of the cache.
@@ -85,6 +87,16 @@ pub struct Core<R: Runtime, D: Disk> {
     pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
+}
+
+/// What has happened to one open so far.
+#[derive(Default)]
+struct Story {
+    /// How the answer will have come about, if not from what was cached.
+    outcome: Option<Outcome>,
+    /// Whether the store was asked for this open: its answer, or its silence, holds for this one
+    /// however short the time to live is.
+    asked: bool,
 }
 
 /// What a home knows of an object.
@@ -145,6 +157,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         })
     }
 
+    /// Makes the RAM tier give way to a buffer of so many bytes that is about to be taken.
+    fn make_room(&self, bytes: usize) {
+        let pool = &self.parts.pool;
+        // A buffer may be almost twice as large as what it is for.
+        let needed = PAGE + bytes.max(PAGE).next_power_of_two();
+        let free = pool.budget_bytes().saturating_sub(pool.used_bytes());
+        self.ram.borrow_mut().shed(needed.saturating_sub(free));
+    }
+
     /// Describes the object whose block 0 is `id` and gives block 0's part of `wanted`.
     pub async fn open(
         self: &Rc<Self>,
@@ -153,14 +174,18 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<Opened, ReadError> {
         assert_eq!(id.number, 0, "objects are opened at their home");
         let hash = id.hash();
-        let mut story = None;
+        let mut story = Story::default();
         for _ in 0..OPEN_ROUNDS_MAX {
             let (flight, own) = match self.flight(hash) {
                 Some(flight) => (flight, false),
                 None => {
-                    let plan = match self.known(&id, hash).await {
+                    let known = match self.known(&id, hash).await {
+                        Known::Stale(meta) if story.asked => Known::Fresh(meta),
+                        known => known,
+                    };
+                    let plan = match known {
                         Known::Fresh(meta) => {
-                            match self.serve(&id, hash, meta, wanted, story).await {
+                            match self.serve(&id, hash, meta, wanted, story.outcome).await {
                                 Some(answer) => return answer,
                                 None => Plan::fill(id.clone()),
                             }
@@ -176,8 +201,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 }
             };
             match self.land(&flight, own, &mut story).await? {
-                Some((meta, watch)) => {
-                    let outcome = joined(own, &watch);
+                Some((meta, watch, outcome)) => {
                     return answer(&id, meta, wanted, outcome, |range| BlockBody::Filling {
                         watch,
                         range,
@@ -195,23 +219,27 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         &self,
         flight: &Flight,
         own: bool,
-        story: &mut Option<Outcome>,
-    ) -> Result<Option<(Arc<ObjectMeta>, forebay_io::buffer::Watch)>, ReadError> {
-        if !own && !flight.has_arrived() {
+        story: &mut Story,
+    ) -> Result<Option<(Arc<ObjectMeta>, Watch, Outcome)>, ReadError> {
+        let outcome = match own {
+            true => Outcome::Miss,
+            // After the last byte, while the record is being written: served from memory.
+            false if flight.has_arrived() => Outcome::HitRam,
+            false => Outcome::Coalesced,
+        };
+        if outcome == Outcome::Coalesced {
             self.stats.coalesced.add(1);
         }
-        match flight.landing().await {
-            Landing::Body(meta, watch) => Ok(Some((meta, watch))),
+        let landing = flight.landing().await;
+        story.asked = true;
+        match landing {
+            Landing::Body(meta, watch) => Ok(Some((meta, watch, outcome))),
             Landing::Described => {
-                *story = Some(if own {
-                    Outcome::Miss
-                } else {
-                    Outcome::Coalesced
-                });
+                story.outcome = Some(outcome);
                 Ok(None)
             }
             Landing::Confirmed => {
-                *story = Some(Outcome::Revalidated);
+                story.outcome = Some(Outcome::Revalidated);
                 Ok(None)
             }
             Landing::Unchecked => Ok(None),
@@ -272,9 +300,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 }
             }
         };
-        match self.land(&flight, own, &mut None).await {
-            Ok(Some((found, watch))) if found.etag == meta.etag && found.size == meta.size => {
-                let outcome = joined(own, &watch);
+        match self.land(&flight, own, &mut Story::default()).await {
+            Ok(Some((found, watch, outcome)))
+                if found.etag == meta.etag && found.size == meta.size =>
+            {
                 Ok((BlockBody::Filling { watch, range }, outcome))
             }
             Ok(_) => Err(ReadError::Changed),
@@ -301,9 +330,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let location = shard.find(hash)?;
         let expected = block_span(id.number, id.volume.block_bytes, meta.size);
         if u64::from(location.payload_length) != expected.len() {
-            shard.forget(hash);
+            shard.forget_if_at(hash, location);
             return None;
         }
+        self.make_room(location.payload_length as usize);
         match shard.read(hash, location, range).await {
             Ok(found) if is_version(&found.header, id, meta) => {
                 self.stats.records_read.add(1);
@@ -320,7 +350,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 Some((found.wanted, Outcome::HitDisk))
             }
             Ok(_) => {
-                shard.forget(hash);
+                shard.forget_if_at(hash, location);
                 None
             }
             Err(failure) => {
@@ -332,6 +362,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     fn note_failure(&self, id: &BlockId, failure: &ReadFailure) {
         match failure {
+            ReadFailure::Gone => return,
             ReadFailure::Damaged(_) => self.stats.damaged_records.add(1),
             ReadFailure::Disk(_) => self.stats.read_failures.add(1),
         }
@@ -356,9 +387,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let fresh = match id.volume.freshness {
             Freshness::Immutable => true,
-            Freshness::RevalidateAfter(limit) => head
-                .validated
-                .is_some_and(|when| self.parts.runtime.now().since(when) < limit),
+            Freshness::RevalidateAfter(limit) => {
+                let now = self.parts.runtime.now();
+                head.validated.is_some_and(|when| now.since(when) < limit)
+                    || head.excused_until.is_some_and(|end| now < end)
+            }
         };
         if fresh {
             Known::Fresh(head.meta)
@@ -376,6 +409,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     store_identity: header.store_identity,
                     validated: self.validated_before(header.validated_at),
                     meta: Arc::new(header.meta),
+                    excused_until: None,
                 };
                 if shard.find(hash) == Some(location) {
                     self.heads.borrow_mut().put(hash, head.clone());
@@ -383,7 +417,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 Some(head)
             }
             Ok(_) => {
-                shard.forget(hash);
+                shard.forget_if_at(hash, location);
                 None
             }
             Err(failure) => {
@@ -411,14 +445,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub(crate) fn learn(&self, id: &BlockId, hash: BlockHash, meta: Arc<ObjectMeta>) {
         let validated = Some(self.parts.runtime.now());
         let store_identity = id.volume.store_identity;
-        self.heads.borrow_mut().put(
-            hash,
-            Head {
-                meta,
-                store_identity,
-                validated,
-            },
-        );
+        let head = Head {
+            meta,
+            store_identity,
+            validated,
+            excused_until: None,
+        };
+        self.heads.borrow_mut().put(hash, head);
     }
 
     /// Whether `meta` is what the home takes for the current version.
@@ -437,20 +470,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// The store did not answer: the copy is served a little longer.
-    pub(crate) fn excuse(&self, id: &BlockId, hash: BlockHash) {
-        let Freshness::RevalidateAfter(limit) = id.volume.freshness else {
-            return;
-        };
+    pub(crate) fn excuse(&self, hash: BlockHash) {
         self.stats.stale_served.add(1);
-        let mut heads = self.heads.borrow_mut();
-        if let Some(head) = heads.get_mut(&hash) {
-            let now = self.parts.runtime.now();
-            let credit = limit.saturating_sub(STALE_GRACE).as_nanos() as u64;
-            head.validated = Some(MonoTime(now.0.saturating_sub(credit)));
+        if let Some(head) = self.heads.borrow_mut().get_mut(&hash) {
+            head.excused_until = Some(self.parts.runtime.now().plus(STALE_GRACE));
         }
     }
 
-    /// Forgets an object: what is in RAM, in the index and remembered of it.
+    /// Forgets an object: what is in RAM, in the index and remembered of it. Returns whether a
+    /// record of it may still be found at the next start.
     pub(crate) fn forget(&self, hash: BlockHash) -> bool {
         self.ram.borrow_mut().remove(hash);
         self.heads.borrow_mut().pop(&hash);
@@ -479,6 +507,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             buffer_bytes: parts.pool.used_bytes() as u64,
             buffer_budget_bytes: parts.pool.budget_bytes() as u64,
             flights: self.flights.borrow().len() as u64,
+            turns: self.turns.len() as u64,
             uplink_backlog: (fetches as u64, uploads as u64),
             counters: self.stats.values(),
             store_requests: parts.uplink.stats().requests.borrow().clone(),
@@ -489,11 +518,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Seals every shard's open segment, so that the next start reads footers only.
     pub async fn seal(&self) {
-        let seals = self
-            .parts
-            .shards
-            .values()
-            .map(|shard| shard.log().seal_open());
+        // By number: the map's own order differs from run to run, which the simulator may not.
+        let mut shards: Vec<_> = self.parts.shards.iter().collect();
+        shards.sort_by_key(|(number, _)| **number);
+        let seals = shards.iter().map(|(_, shard)| shard.log().seal_open());
         futures::future::join_all(seals).await;
     }
 }
@@ -510,16 +538,6 @@ fn names(header: &RecordHeader, id: &BlockId) -> bool {
 /// Whether a record is of this version of this block.
 fn is_version(header: &RecordHeader, id: &BlockId, meta: &ObjectMeta) -> bool {
     names(header, id) && header.meta.etag == meta.etag && header.meta.size == meta.size
-}
-
-/// How a reader of a flight's block was served. One that comes after the last byte, while the
-/// record is being written, is served from memory and waits for nothing.
-fn joined(own: bool, watch: &forebay_io::buffer::Watch) -> Outcome {
-    match own {
-        true => Outcome::Miss,
-        false if watch.is_finished() => Outcome::HitRam,
-        false => Outcome::Coalesced,
-    }
 }
 
 /// The answer to an open whose block 0 is `body`.

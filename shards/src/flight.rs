@@ -250,16 +250,16 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             }
             StoreErrorKind::NotFound if plan.id.number == 0 => {
                 if !flight.superseded.get() && self.forget(hash) {
-                    self.bury(hash, &plan.id).await;
+                    self.bury(hash, &plan.id, || !flight.superseded.get()).await;
                 }
                 flight.land(Landing::Failed(ReadError::NotFound));
             }
             StoreErrorKind::PreconditionFailed => flight.land(Landing::Failed(ReadError::Changed)),
             StoreErrorKind::RangeNotSatisfiable if plan.id.number == 0 => {
-                self.receive_empty(hash, plan, error, flight).await;
+                self.receive_empty(hash, plan, flight).await;
             }
             kind if plan.checking && kind.is_retryable() => {
-                self.excuse(&plan.id, hash);
+                self.excuse(hash);
                 flight.land(Landing::Unchecked);
             }
             _ => flight.land(Landing::Failed(store_failed(error))),
@@ -268,13 +268,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// The store says that the object's first byte does not exist: it is empty, which only its
     /// description can prove.
-    async fn receive_empty(
-        &self,
-        hash: BlockHash,
-        plan: &Plan,
-        error: StoreError,
-        flight: &Flight,
-    ) {
+    async fn receive_empty(&self, hash: BlockHash, plan: &Plan, flight: &Flight) {
         let number = plan.id.volume.store_number;
         let meta = match self
             .parts
@@ -283,7 +277,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             .await
         {
             Ok(meta) if meta.size == 0 => Arc::new(meta),
-            Ok(_) => return flight.land(Landing::Failed(store_failed(error))),
+            // It has been replaced since: its readers look again.
+            Ok(meta) => {
+                if !flight.superseded.get() {
+                    self.learn(&plan.id, hash, Arc::new(meta));
+                }
+                return flight.land(Landing::Described);
+            }
             Err(error) => return flight.land(Landing::Failed(store_failed(error))),
         };
         let Ok(mut buffer) = self.take_buffer(0).await else {
@@ -371,15 +371,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.ram.borrow_mut().insert(hash, block);
         let bytes = header.record_bytes();
         let shard = self.shard(hash);
-        match shard.append(header, payload.buffer, wanted).await {
+        // Only block 0 tells which version is current; others are asked for by version.
+        let buries = id.number == 0 && shard.may_hold(hash);
+        match shard.append(header, payload.buffer, &wanted).await {
             Ok(()) => {
                 self.stats.records_written.add(1);
                 self.stats.record_bytes_written.add(bytes);
             }
             Err(AppendFailure::Superseded) => {}
             Err(failure) => {
-                // An older record of the key must not be found in its place.
-                shard.forget(hash);
                 self.stats.write_failures.add(1);
                 log::warn!(
                     "{}/{} block {}: not cached: {failure}",
@@ -387,6 +387,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     id.key,
                     id.number
                 );
+                // An older record of the key must not be found in its place, now or later.
+                if wanted() {
+                    shard.forget(hash);
+                    if buries {
+                        self.bury(hash, id, wanted).await;
+                    }
+                }
             }
         }
     }

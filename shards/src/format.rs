@@ -386,6 +386,19 @@ impl RecordHeader {
         })
     }
 
+    /// The life that a record's header page at `place` belongs to; `place.incarnation` is not
+    /// looked at. For segments whose own header is damaged.
+    pub fn incarnation_of(page: &[u8], place: &Place) -> Option<u64> {
+        let found = open_page(page, RECORD_MAGIC).ok()?;
+        let incarnation = found.incarnation;
+        (found
+            == Place {
+                incarnation,
+                ..*place
+            })
+        .then_some(incarnation)
+    }
+
     /// Whether `payload`, which starts at chunk `first_chunk`, matches its checksums. It ends at
     /// a chunk's end or at the payload's.
     pub fn verify_chunks(&self, first_chunk: usize, payload: &[u8]) -> bool {

@@ -164,6 +164,8 @@ pub type OnReclaim = Box<dyn Fn(u32, &[FooterEntry])>;
 pub struct SegmentLog<R: Runtime, D: Disk> {
     runtime: R,
     disk: D,
+    /// For headers and footers only. Not the core's pool: whoever waits for a place in the log
+    /// holds buffers of that one, and would wait for ever if the log waited for them.
     pool: Pool,
     layout: ShardLayout,
     open: RefCell<Option<Rc<Segment<D::File>>>>,
@@ -197,7 +199,6 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
     pub fn new(
         runtime: R,
         disk: D,
-        pool: Pool,
         layout: ShardLayout,
         found: RecoveredSegments<D::File>,
         on_reclaim: OnReclaim,
@@ -207,7 +208,7 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         SegmentLog {
             runtime,
             disk,
-            pool,
+            pool: Pool::new(pages_pool_bytes(&layout)),
             layout,
             open: RefCell::default(),
             created: Cell::new((found.sealed.len() + found.free.len()) as u32),
@@ -397,6 +398,8 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
             .ok_or_else(|| io::Error::new(io::ErrorKind::StorageFull, "no segment to reclaim"))?;
         (self.on_reclaim)(segment.number, &segment.entries.borrow());
         segment.wait_until(|segment| segment.users.get() == 0).await;
+        // Records that were still being written have come into the index since.
+        (self.on_reclaim)(segment.number, &segment.entries.borrow());
         self.reclaimed.set(self.reclaimed.get() + 1);
         Ok(segment)
     }
@@ -433,6 +436,14 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         }
         Ok(deleted)
     }
+}
+
+/// Memory for the headers and footers of one log: two footers of a segment full of tombstones, the
+/// smallest records there are. A third that is due at the same time waits for them.
+fn pages_pool_bytes(layout: &ShardLayout) -> usize {
+    let entries_max = layout.segment_bytes as usize / PAGE;
+    let footer_bytes_max = format::footer_bytes(entries_max) as usize;
+    2 * (PAGE + footer_bytes_max.next_power_of_two())
 }
 
 /// Whether an error means that the file system or the quota of the user is full.

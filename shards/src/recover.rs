@@ -14,11 +14,17 @@ use forebay_io::buffer::{PAGE, Pool, View, page_align};
 use forebay_io::disk::{Disk, DiskFile};
 use std::collections::hash_map::Entry;
 use std::io;
-use std::ops::Range;
 use std::rc::Rc;
 
 /// Bytes read at once while scanning a segment without a footer.
 const SCAN_BYTES: usize = 1 << 20;
+
+/// Times that a read is tried. More would make a start on a dying disk endless.
+const READ_ATTEMPTS_MAX: usize = 2;
+
+/// Pages of a segment that are tried one by one when larger reads fail. Beyond it the disk is
+/// dying rather than scratched, and [`SCAN_BYTES`] are given up at a time.
+const UNREADABLE_PAGES_MAX: u32 = 16;
 
 /// How a shard was recovered, for the log and the metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,8 +150,14 @@ async fn read_life<F: DiskFile>(
     layout: &ShardLayout,
     report: &mut RecoveryReport,
 ) -> Option<Life> {
-    let first = read_pages(file, pool, 0, PAGE).await?;
-    place.incarnation = decode_segment_header(&first, &place).ok()?;
+    place.incarnation = match read_pages(file, pool, 0, PAGE).await {
+        Some(first) if first.iter().all(|byte| *byte == 0) => return None,
+        Some(first) => match decode_segment_header(&first, &place) {
+            Ok(incarnation) => incarnation,
+            Err(_) => newest_incarnation(file, pool, place, layout).await?,
+        },
+        None => newest_incarnation(file, pool, place, layout).await?,
+    };
     let entries = match read_footer(file, pool, place, layout).await {
         Some(entries) => {
             report.footers += 1;
@@ -160,6 +172,25 @@ async fn read_life<F: DiskFile>(
         incarnation: place.incarnation,
         entries,
     })
+}
+
+/// The life of a segment whose header page is damaged, told by its records. To give it up would
+/// lose its tombstones, and hand its incarnation and its sequences out a second time.
+async fn newest_incarnation<F: DiskFile>(
+    file: &F,
+    pool: &Pool,
+    place: Place,
+    layout: &ShardLayout,
+) -> Option<u64> {
+    let mut newest = None;
+    let mut window = Window::new(PAGE as u64);
+    while let Some((offset, page)) = window.next(file, pool, layout.segment_bytes).await {
+        newest = newest.max(RecordHeader::incarnation_of(
+            page,
+            &Place { offset, ..place },
+        ));
+    }
+    newest
 }
 
 async fn read_footer<F: DiskFile>(
@@ -181,22 +212,28 @@ async fn read_footer<F: DiskFile>(
     entries.iter().all(inside).then_some(entries)
 }
 
+/// Reads whole pages; once more if the disk refuses, for a passing error must not hide records.
 async fn read_pages<F: DiskFile>(
     file: &F,
     pool: &Pool,
     offset: u64,
     length: usize,
 ) -> Option<View> {
-    let buffer = pool.take(length).await;
-    let (count, mut buffer) = file
-        .read(offset, buffer, PAGE..PAGE + page_align(length))
-        .await;
-    if count.ok()? < length {
-        return None;
+    for _ in 0..READ_ATTEMPTS_MAX {
+        let buffer = pool.take(length).await;
+        let (count, mut buffer) = file
+            .read(offset, buffer, PAGE..PAGE + page_align(length))
+            .await;
+        match count {
+            Err(_) => continue,
+            Ok(count) if count < length => return None,
+            Ok(_) => {}
+        }
+        buffer.advance(length);
+        buffer.finish();
+        return Some(buffer.watch().view_all());
     }
-    buffer.advance(length);
-    buffer.finish();
-    Some(buffer.watch().view_all())
+    None
 }
 
 /// Looks for records page by page. A page that is not the head of a record of this life is
@@ -208,31 +245,19 @@ async fn scan<F: DiskFile>(
     layout: &ShardLayout,
 ) -> Vec<FooterEntry> {
     let mut entries = Vec::new();
-    let mut window = Window {
-        start: 0,
-        bytes: View::empty(),
-    };
-    let mut offset = PAGE as u64;
-    while offset < layout.segment_bytes {
-        let Some(range) = window.page(file, pool, offset, layout.segment_bytes).await else {
-            // Unreadable: step over what one read would have covered.
-            offset += SCAN_BYTES as u64;
+    let mut window = Window::new(PAGE as u64);
+    while let Some((offset, page)) = window.next(file, pool, layout.segment_bytes).await {
+        let Ok(header) = found_record(page, &Place { offset, ..place }, layout) else {
             continue;
         };
-        let here = Place { offset, ..place };
-        offset += match found_record(&window.bytes[range], &here, layout) {
-            Ok(header) => {
-                entries.push(FooterEntry {
-                    hash: header.hash,
-                    sequence: header.sequence,
-                    page: (offset / PAGE as u64) as u32,
-                    payload_length: header.payload_length,
-                    kind: header.kind,
-                });
-                header.record_bytes()
-            }
-            Err(_) => PAGE as u64,
-        };
+        entries.push(FooterEntry {
+            hash: header.hash,
+            sequence: header.sequence,
+            page: (offset / PAGE as u64) as u32,
+            payload_length: header.payload_length,
+            kind: header.kind,
+        });
+        window.jump(offset + header.record_bytes());
     }
     entries
 }
@@ -245,29 +270,75 @@ fn found_record(page: &[u8], place: &Place, layout: &ShardLayout) -> Result<Reco
     Ok(header)
 }
 
-/// The part of a segment that a scan holds in memory.
+/// Goes through a segment page by page and holds the part around it in memory.
 struct Window {
+    /// The page to be looked at next.
+    next: u64,
+    /// Where `bytes` are from.
     start: u64,
     bytes: View,
+    /// Reads that failed.
+    unreadable: u32,
 }
 
 impl Window {
-    /// Makes sure that the page at `offset` is in the window; its place there.
-    async fn page<F: DiskFile>(
+    fn new(next: u64) -> Self {
+        Window {
+            next,
+            start: 0,
+            bytes: View::empty(),
+            unreadable: 0,
+        }
+    }
+
+    /// Goes on at another page.
+    fn jump(&mut self, next: u64) {
+        self.next = next;
+    }
+
+    /// The next readable page and its offset; `None` at the end.
+    async fn next<F: DiskFile>(
+        &mut self,
+        file: &F,
+        pool: &Pool,
+        segment_bytes: u64,
+    ) -> Option<(u64, &[u8])> {
+        while self.next < segment_bytes {
+            let offset = self.next;
+            if self.holds(offset) || self.load(file, pool, offset, segment_bytes).await {
+                self.next = offset + PAGE as u64;
+                let at = (offset - self.start) as usize;
+                return Some((offset, &self.bytes[at..at + PAGE]));
+            }
+            self.unreadable += 1;
+            let few = self.unreadable <= UNREADABLE_PAGES_MAX;
+            self.next = offset + if few { PAGE as u64 } else { SCAN_BYTES as u64 };
+        }
+        None
+    }
+
+    fn holds(&self, offset: u64) -> bool {
+        let end = self.start + self.bytes.len() as u64;
+        offset >= self.start && offset + PAGE as u64 <= end
+    }
+
+    /// Reads what follows `offset`, or its page alone if something behind it cannot be read.
+    async fn load<F: DiskFile>(
         &mut self,
         file: &F,
         pool: &Pool,
         offset: u64,
         segment_bytes: u64,
-    ) -> Option<Range<usize>> {
-        let end = self.start + self.bytes.len() as u64;
-        if offset < self.start || offset + PAGE as u64 > end {
-            let length = (segment_bytes - offset).min(SCAN_BYTES as u64) as usize;
-            self.bytes = View::empty();
-            self.bytes = read_pages(file, pool, offset, length).await?;
-            self.start = offset;
+    ) -> bool {
+        self.bytes = View::empty();
+        self.start = offset;
+        for length in [SCAN_BYTES, PAGE] {
+            let length = (segment_bytes - offset).min(length as u64) as usize;
+            if let Some(bytes) = read_pages(file, pool, offset, length).await {
+                self.bytes = bytes;
+                return true;
+            }
         }
-        let at = (offset - self.start) as usize;
-        Some(at..at + PAGE)
+        false
     }
 }

@@ -64,9 +64,12 @@ pub struct FoundRecord {
     pub whole: Option<View>,
 }
 
-/// Why a record could not be read. The block has left the index.
+/// Why a record could not be read. The block has left the index, or is elsewhere by now.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadFailure {
+    /// It left the index, or was replaced, before the read began.
+    #[error("the record was replaced or reclaimed meanwhile")]
+    Gone,
     /// The bytes are not what was written there.
     #[error("damaged record: {0}")]
     Damaged(#[from] NotOurs),
@@ -91,6 +94,10 @@ pub enum AppendFailure {
 
 struct Inner<D: Disk> {
     index: RefCell<BlockMap<Location>>,
+    /// Blocks that may have a record on disk which the index does not name, or no longer: the
+    /// next start would find it. By the segment of that record; forgotten when the segment goes
+    /// or a newer record outranks it.
+    leftovers: RefCell<BlockMap<u32>>,
     segments: RefCell<HashMap<u32, Rc<Segment<D::File>>>>,
 }
 
@@ -127,6 +134,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             .collect();
         let inner: Rc<Inner<D>> = Rc::new(Inner {
             index: RefCell::new(found.index),
+            leftovers: RefCell::default(),
             segments: RefCell::new(segments),
         });
         let reclaimed = inner.clone();
@@ -140,17 +148,14 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
                     index.remove(&hash);
                 }
             }
+            reclaimed
+                .leftovers
+                .borrow_mut()
+                .retain(|_, at| *at != segment);
         });
         Shard {
             inner,
-            log: SegmentLog::new(
-                runtime,
-                disk,
-                pool.clone(),
-                layout,
-                found.segments,
-                on_reclaim,
-            ),
+            log: SegmentLog::new(runtime, disk, layout, found.segments, on_reclaim),
             pool,
             next_sequence: Cell::new(found.next_sequence),
         }
@@ -186,16 +191,31 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         self.inner.index.borrow().get(&hash).copied()
     }
 
-    /// Takes a block out of the index. Its record stays on disk until its segment goes or a
-    /// tombstone outranks it.
-    pub fn forget(&self, hash: BlockHash) -> bool {
-        self.inner.index.borrow_mut().remove(&hash).is_some()
+    /// Whether a record of the block may be on disk, found by the index or by the next start.
+    pub fn may_hold(&self, hash: BlockHash) -> bool {
+        self.find(hash).is_some() || self.inner.leftovers.borrow().contains_key(&hash)
     }
 
-    fn forget_if_at(&self, hash: BlockHash, location: Location) {
+    /// Takes a block out of the index. Its record stays on disk until its segment goes or a
+    /// tombstone outranks it; returns whether there may be one.
+    pub fn forget(&self, hash: BlockHash) -> bool {
+        if let Some(location) = self.find(hash) {
+            self.forget_if_at(hash, location);
+        }
+        self.may_hold(hash)
+    }
+
+    /// Takes a block out of the index unless it is elsewhere by now.
+    pub fn forget_if_at(&self, hash: BlockHash, location: Location) {
         let mut index = self.inner.index.borrow_mut();
         if index.get(&hash) == Some(&location) {
             index.remove(&hash);
+            // One that is noted already is of a later record, which was not published.
+            self.inner
+                .leftovers
+                .borrow_mut()
+                .entry(hash)
+                .or_insert(location.segment);
         }
     }
 
@@ -256,7 +276,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let start = wanted.start / CHUNK_BYTES * CHUNK_BYTES;
         let end = wanted.end.next_multiple_of(CHUNK_BYTES).min(payload_length);
         let head = self.load(hash, location, 0..0, false);
-        let (head, chunks) = futures::join!(head, self.load_chunks(location, start..end));
+        let (head, chunks) = futures::join!(head, self.load_chunks(hash, location, start..end));
         let (header, chunks) = (head?.0, chunks?);
         if !header.verify_chunks(start / CHUNK_BYTES, &chunks) {
             return Err(NotOurs::Checksum.into());
@@ -269,7 +289,16 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         })
     }
 
-    fn use_segment(&self, location: Location) -> Result<SegmentUse<D::File>, ReadFailure> {
+    /// Keeps a block's segment while it is read. Taken after the buffer: who holds a segment must
+    /// not wait for memory, because those who hold the memory may wait for the segment.
+    fn use_segment(
+        &self,
+        hash: BlockHash,
+        location: Location,
+    ) -> Result<SegmentUse<D::File>, ReadFailure> {
+        if self.find(hash) != Some(location) {
+            return Err(ReadFailure::Gone);
+        }
         let segments = self.inner.segments.borrow();
         let segment = segments.get(&location.segment).ok_or(NotOurs::Place)?;
         Ok(segment.using(false))
@@ -283,9 +312,9 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         payload: Range<usize>,
         verify: bool,
     ) -> Result<(RecordHeader, View), ReadFailure> {
-        let used = self.use_segment(location)?;
-        let place = self.log.record_place(used.segment(), location.page);
         let buffer = self.pool.take(payload.len()).await;
+        let used = self.use_segment(hash, location)?;
+        let place = self.log.record_place(used.segment(), location.page);
         let length = PAGE + page_align(payload.len());
         let (count, mut buffer) = used
             .segment()
@@ -312,12 +341,13 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
 
     async fn load_chunks(
         &self,
+        hash: BlockHash,
         location: Location,
         range: Range<usize>,
     ) -> Result<View, ReadFailure> {
-        let used = self.use_segment(location)?;
-        let place = self.log.record_place(used.segment(), location.page);
         let buffer = self.pool.take(range.len()).await;
+        let used = self.use_segment(hash, location)?;
+        let place = self.log.record_place(used.segment(), location.page);
         let offset = place.offset + (PAGE + range.start) as u64;
         let target = PAGE..PAGE + page_align(range.len());
         let (count, mut buffer) = used
@@ -359,8 +389,12 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             .write(place.offset, record, 0..bytes as usize)
             .await
         {
-            // Nothing after a failed write is trusted to this segment.
+            // Nothing after a failed write is trusted to this segment. All of it may be there.
             self.log.retire(segment);
+            self.inner
+                .leftovers
+                .borrow_mut()
+                .insert(header.hash, segment.number);
             return Err(e.into());
         }
         let page = (place.offset / PAGE as u64) as u32;
@@ -371,9 +405,12 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             payload_length: header.payload_length,
             kind: header.kind,
         });
+        let mut leftovers = self.inner.leftovers.borrow_mut();
         if !wanted() {
+            leftovers.insert(header.hash, segment.number);
             return Err(AppendFailure::Superseded);
         }
+        leftovers.remove(&header.hash);
         let mut index = self.inner.index.borrow_mut();
         match header.kind {
             RecordKind::Block => {

@@ -79,6 +79,8 @@ pub struct CoreSnapshot {
     pub buffer_budget_bytes: u64,
     /// Fetches in flight.
     pub flights: u64,
+    /// Blocks that a writer holds the turn of, or waits for.
+    pub turns: u64,
     /// Orders waiting for the companion thread: fetches and uploads.
     pub uplink_backlog: (u64, u64),
     /// Counters by name of their field in [`CoreStats`].

@@ -16,6 +16,10 @@ use forebay_io::uplink::{Upload, UploadBody};
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// Attempts at a tombstone. Each failed write moves on to another segment, so a fault of one place
+/// on the disk is overcome; a disk that takes nothing three times running takes nothing.
+const TOMBSTONE_ATTEMPTS_MAX: u32 = 3;
+
 impl<R: Runtime, D: Disk> Core<R, D> {
     /// Writes an object to its store and, if it came whole, into the cache.
     pub async fn put(self: &Rc<Self>, object: PutObject) -> Result<Arc<ObjectMeta>, WriteError> {
@@ -58,11 +62,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             last_modified,
             headers,
         });
-        self.supersede(hash);
-        self.forget(hash);
+        let in_flight = self.supersede(hash);
+        let cached = self.forget(hash);
         self.learn(&id, hash, meta.clone());
-        if let Some(payload) = payload {
-            self.store_block(hash, &id, &meta, payload, || true).await;
+        match payload {
+            Some(payload) => self.store_block(hash, &id, &meta, payload, || true).await,
+            // No record of the new version outranks the old one, and nobody promises an insert.
+            None if in_flight || cached => self.bury(hash, &id, || true).await,
+            None => {}
         }
         Ok(meta)
     }
@@ -114,12 +121,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let in_flight = self.supersede(hash);
         let cached = self.forget(hash);
         if in_flight || cached {
-            self.bury(hash, id).await;
+            self.bury(hash, id, || true).await;
         }
     }
 
-    /// Writes a tombstone, so that no record of the key is found after a restart.
-    pub(crate) async fn bury(&self, hash: BlockHash, id: &BlockId) {
+    /// Writes a tombstone, so that no record of the key is found after a restart. `wanted` turns
+    /// false when something newer comes, which then outranks the old record itself.
+    pub(crate) async fn bury(&self, hash: BlockHash, id: &BlockId, wanted: impl Fn() -> bool) {
         let tombstone = RecordHeader {
             kind: RecordKind::Tombstone,
             sequence: 0,
@@ -135,20 +143,29 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             validated_at: self.parts.runtime.unix_seconds(),
             meta: ObjectMeta::default(),
         };
-        let bytes = tombstone.record_bytes();
-        let Ok(buffer) = self.take_buffer(0).await else {
-            log::warn!("{}/{}: no memory for a tombstone", id.volume.name, id.key);
-            return;
-        };
-        match self.shard(hash).append(tombstone, buffer, || true).await {
-            Ok(()) => {
-                self.stats.records_written.add(1);
-                self.stats.record_bytes_written.add(bytes);
-            }
-            Err(AppendFailure::Superseded) => {}
-            Err(failure) => {
-                self.stats.write_failures.add(1);
-                log::warn!("{}/{}: no tombstone: {failure}", id.volume.name, id.key);
+        for attempt in 1..=TOMBSTONE_ATTEMPTS_MAX {
+            let Ok(buffer) = self.take_buffer(0).await else {
+                log::warn!("{}/{}: no memory for a tombstone", id.volume.name, id.key);
+                return;
+            };
+            match self
+                .shard(hash)
+                .append(tombstone.clone(), buffer, &wanted)
+                .await
+            {
+                Ok(()) => {
+                    self.stats.records_written.add(1);
+                    self.stats
+                        .record_bytes_written
+                        .add(tombstone.record_bytes());
+                    return;
+                }
+                Err(AppendFailure::Superseded) => return,
+                Err(failure) => {
+                    self.stats.write_failures.add(1);
+                    let (volume, key) = (&id.volume.name, &id.key);
+                    log::warn!("{volume}/{key}: no tombstone at attempt {attempt}: {failure}");
+                }
             }
         }
     }

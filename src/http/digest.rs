@@ -100,7 +100,11 @@ impl BodyChecks {
 
     fn add_header(&mut self, name: &str, value: &str) -> Result<(), ErrorReply> {
         let (hasher, expected, mismatch) = if name == "content-md5" {
-            (Hasher::Md5(Box::new(Md5::new())), decode(value, 16), "BadDigest")
+            (
+                Hasher::Md5(Box::new(Md5::new())),
+                decode(value, 16),
+                "BadDigest",
+            )
         } else if name == "x-amz-content-sha256" {
             if value == "UNSIGNED-PAYLOAD" || value.starts_with("STREAMING-") {
                 return Ok(());

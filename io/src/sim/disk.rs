@@ -30,13 +30,23 @@ pub enum DiskOperation {
     Create,
 }
 
+/// An operation that fails with an errno.
+struct ScriptedFault {
+    operation: DiskOperation,
+    errno: i32,
+    /// Operations of the kind that are still let through first.
+    skips: u32,
+    /// Failures left.
+    times: u32,
+}
+
 struct Folder {
     files: RefCell<BTreeMap<String, Content>>,
     runtime: RefCell<Option<SimRuntime>>,
-    /// Fails the operation with the errno, this many times.
-    faults: RefCell<Vec<(DiskOperation, i32, u32)>>,
+    faults: RefCell<Vec<ScriptedFault>>,
     capacity_bytes: Cell<u64>,
     operations: Cell<u64>,
+    used_bytes_max: Cell<u64>,
 }
 
 /// A simulated folder. Clones are the same folder.
@@ -63,6 +73,7 @@ impl SimDisk {
                 capacity_bytes
             }),
             operations: Cell::new(0),
+            used_bytes_max: Cell::new(0),
         }))
     }
 
@@ -73,7 +84,46 @@ impl SimDisk {
 
     /// Makes the next `times` operations of a kind fail with `errno`.
     pub fn fail_next(&self, operation: DiskOperation, errno: i32, times: u32) {
-        self.0.faults.borrow_mut().push((operation, errno, times));
+        let fault = ScriptedFault {
+            operation,
+            errno,
+            skips: 0,
+            times,
+        };
+        self.0.faults.borrow_mut().push(fault);
+    }
+
+    /// Makes one operation of a kind fail with `errno`, after `skips` that do not.
+    pub fn fail_after(&self, operation: DiskOperation, errno: i32, skips: u32) {
+        let fault = ScriptedFault {
+            operation,
+            errno,
+            skips,
+            times: 1,
+        };
+        self.0.faults.borrow_mut().push(fault);
+    }
+
+    /// Forgets all faults that have not struck yet.
+    pub fn heal(&self) {
+        self.0.faults.borrow_mut().clear();
+    }
+
+    /// Another folder with the same files and no faults.
+    pub fn duplicate(&self) -> SimDisk {
+        let twin = SimDisk::new(0);
+        for (name, content) in self.0.files.borrow().iter() {
+            twin.put_file(name, content.borrow().clone());
+        }
+        twin
+    }
+
+    /// The whole content of a file.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    pub fn content(&self, name: &str) -> Vec<u8> {
+        self.0.files.borrow()[name].borrow().clone()
     }
 
     /// Changes the capacity.
@@ -120,6 +170,11 @@ impl SimDisk {
             .sum()
     }
 
+    /// The most bytes that all files ever had together.
+    pub fn used_bytes_max(&self) -> u64 {
+        self.0.used_bytes_max.get()
+    }
+
     /// Reads, writes, syncs and creations begun so far.
     pub fn operations(&self) -> u64 {
         self.0.operations.get()
@@ -129,12 +184,17 @@ impl SimDisk {
         self.0.operations.set(self.0.operations.get() + 1);
         self.pause().await;
         let mut faults = self.0.faults.borrow_mut();
-        let Some(at) = faults.iter().position(|(kind, _, _)| *kind == operation) else {
+        let Some(at) = faults.iter().position(|fault| fault.operation == operation) else {
             return Ok(());
         };
-        let errno = faults[at].1;
-        faults[at].2 -= 1;
-        if faults[at].2 == 0 {
+        let fault = &mut faults[at];
+        if fault.skips > 0 {
+            fault.skips -= 1;
+            return Ok(());
+        }
+        let errno = fault.errno;
+        fault.times -= 1;
+        if fault.times == 0 {
             faults.remove(at);
         }
         Err(io::Error::from_raw_os_error(errno))
@@ -187,6 +247,9 @@ impl Disk for SimDisk {
             .files
             .borrow_mut()
             .insert(name.into(), content.clone());
+        self.0
+            .used_bytes_max
+            .set(self.0.used_bytes_max.get().max(self.used_bytes()));
         Ok(SimFile {
             folder: self.clone(),
             content,

@@ -171,6 +171,11 @@ impl MemoryStore {
         self.commit(key, bytes.into(), Vec::new())
     }
 
+    /// Removes an object behind everybody's back: no fault, no count.
+    pub fn remove(&self, key: &str) {
+        self.inside.borrow_mut().objects.remove(key);
+    }
+
     /// The bytes of an object, past every fault and count.
     pub fn object(&self, key: &str) -> Option<Bytes> {
         let inside = self.inside.borrow();
@@ -498,8 +503,9 @@ async fn collect(body: PutBody) -> StoreResult<Bytes> {
     Ok(all.freeze())
 }
 
-/// A tag that equal bytes share: two FNV-1a runs from different starts. Not for adversaries.
-fn content_tag(bytes: &[u8]) -> String {
+/// The tag that this store gives `bytes`, which only equal bytes share: two FNV-1a runs from
+/// different starts. Not for adversaries.
+pub fn content_tag(bytes: &[u8]) -> String {
     let (mut low, mut high) = (0xcbf2_9ce4_8422_2325_u64, 0x6c62_272e_07bb_0142_u64);
     for byte in bytes {
         low = (low ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);

@@ -1,0 +1,143 @@
+//! When a copy is checked, and what happens when the store does not answer or has another version.
+
+use crate::support::client::{self, Answer, Refusal};
+use crate::support::workload::content;
+use crate::support::world::{Geometry, Machine, TTL, World, home};
+use forebay_io::sim::store::{Fault, FaultChances, Verb};
+use forebay_io::store::StoreErrorKind;
+use forebay_shards::key::{Freshness, Volume};
+use forebay_shards::messages::{BlockRequest, Outcome, ReadError};
+use forebay_shards::range::RangeSpec;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn get(world: &mut World, volume: &Arc<Volume>) -> Result<Answer, Refusal> {
+    let (node, volume) = (world.nodes[0].clone(), volume.clone());
+    world.run(async move { client::read(&node, &volume, "k", Some(RangeSpec::All)).await })
+}
+
+fn cut_the_line(machine: &Machine) {
+    machine.store.set_chances(
+        FaultChances {
+            unreachable: 1000,
+            ..FaultChances::default()
+        },
+        1,
+    );
+}
+
+#[test]
+fn an_unchanged_copy_is_confirmed_and_a_changed_one_replaced() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.checked();
+    machine.store.insert("k", content(1, 40_000));
+    let mut world = machine.start(1, 2);
+    assert_eq!(
+        get(&mut world, &volume).expect("there").outcome,
+        Outcome::Miss
+    );
+    let again = get(&mut world, &volume).expect("there").outcome;
+    assert!(
+        matches!(again, Outcome::HitRam | Outcome::HitDisk),
+        "young: {again:?}"
+    );
+    world.rest(TTL);
+    assert_eq!(
+        get(&mut world, &volume).expect("there").outcome,
+        Outcome::Revalidated
+    );
+    machine.store.insert("k", content(2, 30_000));
+    world.rest(TTL);
+    assert!(get(&mut world, &volume).expect("there").bytes == content(2, 30_000));
+    machine.store.remove("k");
+    world.rest(TTL);
+    let gone = get(&mut world, &volume);
+    assert!(
+        matches!(gone, Err(Refusal::Error(ReadError::NotFound))),
+        "{gone:?}"
+    );
+}
+
+#[test]
+fn a_copy_stands_in_while_the_store_is_down_and_not_much_longer() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.checked();
+    machine.store.insert("k", content(1, 10_000));
+    let mut world = machine.start(1, 1);
+    get(&mut world, &volume).expect("there");
+    cut_the_line(&machine);
+    world.rest(Duration::from_secs(5));
+    assert!(get(&mut world, &volume).expect("stale").bytes == content(1, 10_000));
+    machine.store.insert("k", content(2, 10_000));
+    machine.store.heal();
+    world.rest(Duration::from_secs(2));
+    assert!(get(&mut world, &volume).expect("healed").bytes == content(2, 10_000));
+}
+
+#[test]
+fn the_grace_of_an_unchecked_copy_is_short_even_soon_after_a_start() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.volume(Freshness::RevalidateAfter(Duration::from_secs(3600)));
+    machine.store.insert("k", content(1, 10_000));
+    let mut world = machine.start(1, 1);
+    get(&mut world, &volume).expect("there");
+    world.rest(Duration::from_secs(1));
+    world.stop();
+    let mut world = machine.start(2, 1);
+    machine.store.script(
+        Verb::Get,
+        Some("k"),
+        Fault::Fail(StoreErrorKind::Unreachable),
+    );
+    assert!(get(&mut world, &volume).expect("stale").bytes == content(1, 10_000));
+    machine.store.insert("k", content(2, 10_000));
+    world.rest(Duration::from_secs(10));
+    assert!(get(&mut world, &volume).expect("healed").bytes == content(2, 10_000));
+}
+
+#[test]
+fn a_time_to_live_of_zero_checks_every_read_and_serves_it() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.volume(Freshness::RevalidateAfter(Duration::ZERO));
+    machine.store.insert("k", content(1, 10_000));
+    let mut world = machine.start(1, 1);
+    get(&mut world, &volume).expect("there");
+    for _ in 0..3 {
+        world.rest(Duration::from_secs(1));
+        let before = machine.store.requests(Verb::Get, "k");
+        let answer = get(&mut world, &volume).expect("confirmed");
+        assert_eq!(answer.outcome, Outcome::Revalidated);
+        assert_eq!(
+            machine.store.requests(Verb::Get, "k"),
+            before + 1,
+            "one check"
+        );
+    }
+    world.rest(Duration::from_secs(5));
+    cut_the_line(&machine);
+    assert!(get(&mut world, &volume).expect("stale").bytes == content(1, 10_000));
+}
+
+#[test]
+fn a_block_of_a_version_that_is_gone_is_refused() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.immutable();
+    machine.store.insert("k", content(1, 40_000));
+    let mut world = machine.start(1, 2);
+    let (node, inside) = (world.nodes[0].clone(), volume.clone());
+    let meta = world
+        .run(async move { client::read(&node, &inside, "k", None).await })
+        .expect("described")
+        .meta;
+    machine.store.insert("k", content(2, 40_000));
+    let (node, inside) = (world.nodes[0].clone(), volume.clone());
+    let request = BlockRequest {
+        id: home(&inside, "k").sibling(1),
+        meta,
+        range: 0..100,
+    };
+    let answer = world.run(async move { node.router.read_block(request).await.map(drop) });
+    assert!(matches!(answer, Err(ReadError::Changed)), "{answer:?}");
+    // A reader over HTTP then forgets the object and starts over.
+    assert!(get(&mut world, &volume).expect("the new one").bytes == content(2, 40_000));
+}

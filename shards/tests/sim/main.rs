@@ -1,0 +1,11 @@
+//! Whole shards, their cores, the mesh between them and their uplinks in a seeded simulation.
+//!
+//! Nothing here touches the kernel: the folder, the store and the clock are simulated twins, and
+//! one thread runs everything, so a seed is a complete report of a failure.
+
+mod fills;
+mod freshness;
+mod random;
+mod recovery;
+mod support;
+mod writes;

@@ -1,0 +1,150 @@
+//! A store behind a slow line: every request and every piece of a body takes virtual time.
+//!
+//! It wraps the store in memory and adds what a network adds: time before a request is carried
+//! out, time before its answer arrives, pieces that trickle. It outlives runs of the program.
+
+use bytes::Bytes;
+use forebay_io::runtime::Runtime;
+use forebay_io::sim::SimRuntime;
+use forebay_io::sim::store::MemoryStore;
+use forebay_io::store::{
+    GetReply, GetRequest, ObjectMeta, PutReply, PutRequest, Store, StoreResult,
+};
+use futures::future::LocalBoxFuture;
+use futures::stream::StreamExt;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Bytes of a body that arrive at once: smaller than a page, so that nothing is aligned by luck.
+const PIECE_BYTES: usize = 3000;
+
+type Clock = Rc<RefCell<Option<SimRuntime>>>;
+
+/// The store and the line to it. Clones share both.
+#[derive(Clone)]
+pub struct Wan {
+    memory: MemoryStore,
+    clock: Clock,
+    /// Longest pause before and after each step.
+    pause_us_max: Rc<Cell<u64>>,
+    /// GETs by key and first byte.
+    gets: Rc<RefCell<BTreeMap<(String, u64), u64>>>,
+}
+
+impl Wan {
+    pub fn new() -> Wan {
+        let clock = Clock::default();
+        let sleeper = clock.clone();
+        let memory = MemoryStore::new(Rc::new(move |pause| {
+            let runtime = sleeper.borrow().clone().expect("attached to a run");
+            Box::pin(async move { runtime.sleep(pause).await })
+        }));
+        let pause_us_max = Rc::new(Cell::new(300));
+        Wan {
+            memory,
+            clock,
+            pause_us_max,
+            gets: Rc::default(),
+        }
+    }
+
+    pub fn memory(&self) -> &MemoryStore {
+        &self.memory
+    }
+
+    /// Lives by this run's clock from now on.
+    pub fn attach(&self, runtime: SimRuntime) {
+        *self.clock.borrow_mut() = Some(runtime);
+    }
+
+    pub fn set_pause_us_max(&self, pause_us_max: u64) {
+        self.pause_us_max.set(pause_us_max);
+    }
+
+    /// GETs of `key` by the first byte that they asked for.
+    pub fn gets_of_key(&self, key: &str) -> BTreeMap<u64, u64> {
+        let gets = self.gets.borrow();
+        let of_key = gets.iter().filter(|((name, _), _)| name == key);
+        of_key.map(|((_, start), count)| (*start, *count)).collect()
+    }
+
+    async fn pause(&self) {
+        let runtime = self.clock.borrow().clone().expect("attached to a run");
+        let pause_us = runtime.random() % (self.pause_us_max.get() + 1);
+        runtime.sleep(Duration::from_micros(pause_us)).await;
+    }
+}
+
+impl Store for Wan {
+    fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
+        Box::pin(async move {
+            let start = request.span.map_or(0, |span| span.start);
+            *self
+                .gets
+                .borrow_mut()
+                .entry((request.key.clone(), start))
+                .or_default() += 1;
+            self.pause().await;
+            let reply = self.memory.get(request).await;
+            self.pause().await;
+            let GetReply { meta, span, body } = reply?;
+            let line = self.clone();
+            let body = body
+                .flat_map(|piece| futures::stream::iter(split(piece)))
+                .then(move |piece| {
+                    let line = line.clone();
+                    async move {
+                        line.pause().await;
+                        piece
+                    }
+                });
+            Ok(GetReply {
+                meta,
+                span,
+                body: body.boxed_local(),
+            })
+        })
+    }
+
+    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>> {
+        Box::pin(async move {
+            self.pause().await;
+            let reply = self.memory.head(key).await;
+            self.pause().await;
+            reply
+        })
+    }
+
+    fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
+        Box::pin(async move {
+            self.pause().await;
+            let reply = self.memory.put(request).await;
+            self.pause().await;
+            reply
+        })
+    }
+
+    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
+        Box::pin(async move {
+            self.pause().await;
+            let reply = self.memory.delete(key).await;
+            self.pause().await;
+            reply
+        })
+    }
+}
+
+fn split(piece: StoreResult<Bytes>) -> Vec<StoreResult<Bytes>> {
+    match piece {
+        Err(error) => vec![Err(error)],
+        Ok(mut bytes) => {
+            let mut pieces = Vec::new();
+            while !bytes.is_empty() {
+                pieces.push(Ok(bytes.split_to(PIECE_BYTES.min(bytes.len()))));
+            }
+            pieces
+        }
+    }
+}

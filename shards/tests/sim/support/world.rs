@@ -1,0 +1,302 @@
+//! Whole cores over a simulated folder and store, and their crashes.
+//!
+//! A [`Machine`] is what survives a crash: the folder and the store. A [`World`] is one run of the
+//! program on it; dropping it is a crash. Segments and blocks are small here, because shards are
+//! laid out directly and not through the superblock, whose least segment is 16 MiB.
+
+use super::wan::Wan;
+use forebay_io::buffer::Pool;
+use forebay_io::disk::Disk;
+use forebay_io::queue;
+use forebay_io::sim::store::MemoryStore;
+use forebay_io::sim::{SimDisk, SimExecutor, SimRuntime};
+use forebay_io::store::Store;
+use forebay_io::uplink::{self, UplinkLimits};
+use forebay_shards::core::{Core, CoreParts};
+use forebay_shards::key::{BlockId, Freshness, Topology, Volume};
+use forebay_shards::log::{ShardLayout, parse_segment_name};
+use forebay_shards::recover::{RecoveryReport, recover};
+use forebay_shards::router::{self, MESH_CAPACITY, Router};
+use forebay_shards::shard::Shard;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The folder's identity in all tests.
+pub const FOLDER: [u8; 16] = *b"simulated folder";
+
+/// How long a copy on the revalidated volume is good.
+pub const TTL: Duration = Duration::from_millis(40);
+
+/// Longer than any grace after which the store must be asked again, and than any fill.
+pub const SETTLE: Duration = Duration::from_secs(30);
+
+/// Room for what recovery reads.
+const SCAN_POOL_BYTES: usize = 4 << 20;
+
+pub type SimCore = Core<SimRuntime, SimDisk>;
+pub type SimRouter = Router<SimRuntime, SimDisk>;
+pub type SimShard = Shard<SimRuntime, SimDisk>;
+
+/// Sizes of everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Geometry {
+    pub shards: u32,
+    pub segments_max: u32,
+    pub segment_bytes: u64,
+    pub block_bytes: u64,
+    pub pool_bytes: usize,
+    pub ram_bytes: usize,
+}
+
+impl Geometry {
+    /// Blocks of four pages in segments of a dozen blocks: reclaim happens all the time.
+    pub const SMALL: Geometry = Geometry {
+        shards: 4,
+        segments_max: 3,
+        segment_bytes: 256 << 10,
+        block_bytes: 16 << 10,
+        pool_bytes: 2 << 20,
+        ram_bytes: 128 << 10,
+    };
+
+    /// Blocks of four checksummed chunks, so that range reads read parts of records.
+    pub const LARGE: Geometry = Geometry {
+        shards: 2,
+        segments_max: 3,
+        segment_bytes: 2 << 20,
+        block_bytes: 256 << 10,
+        pool_bytes: 16 << 20,
+        ram_bytes: 600 << 10,
+    };
+
+    pub fn quota_bytes(&self) -> u64 {
+        u64::from(self.shards) * u64::from(self.segments_max) * self.segment_bytes
+    }
+
+    pub fn layout(&self, shard: u32) -> ShardLayout {
+        ShardLayout {
+            folder: FOLDER,
+            shard,
+            segment_bytes: self.segment_bytes,
+            segments_max: self.segments_max,
+        }
+    }
+}
+
+/// What a crash leaves standing.
+pub struct Machine {
+    pub disk: SimDisk,
+    pub store: MemoryStore,
+    pub wan: Wan,
+    pub geometry: Geometry,
+}
+
+/// One core of a run.
+pub struct Node {
+    pub core: Rc<SimCore>,
+    pub router: Rc<SimRouter>,
+    pub pool: Pool,
+    pub shards: HashMap<u32, Rc<SimShard>>,
+}
+
+/// One run of the program.
+pub struct World {
+    pub executor: SimExecutor,
+    pub runtime: SimRuntime,
+    pub nodes: Vec<Rc<Node>>,
+}
+
+impl Machine {
+    pub fn new(geometry: Geometry) -> Machine {
+        let wan = Wan::new();
+        let store = wan.memory().clone();
+        Machine {
+            disk: SimDisk::new(0),
+            store,
+            wan,
+            geometry,
+        }
+    }
+
+    /// The volumes: one whose copies are checked, one whose keys are written once. Both are in
+    /// the one store, so keys of different volumes must differ.
+    pub fn volume(&self, freshness: Freshness) -> Arc<Volume> {
+        let name = match freshness {
+            Freshness::Immutable => "immutable",
+            Freshness::RevalidateAfter(_) => "checked",
+        };
+        Arc::new(Volume {
+            name: name.into(),
+            store_number: 0,
+            store_identity: 7,
+            block_bytes: self.geometry.block_bytes,
+            freshness,
+        })
+    }
+
+    pub fn checked(&self) -> Arc<Volume> {
+        self.volume(Freshness::RevalidateAfter(TTL))
+    }
+
+    pub fn immutable(&self) -> Arc<Volume> {
+        self.volume(Freshness::Immutable)
+    }
+
+    /// Starts `cores` cores: recovers the shards and connects everything.
+    pub fn start(&self, seed: u64, cores: u32) -> World {
+        let mut executor = SimExecutor::new(seed);
+        let runtime = executor.runtime();
+        self.disk.attach(runtime.clone());
+        self.wan.attach(runtime.clone());
+        let (disk, wan, geometry) = (self.disk.clone(), self.wan.clone(), self.geometry);
+        let inside = runtime.clone();
+        let nodes = executor.block_on(async move {
+            let mut nodes = Vec::new();
+            let ports = queue::mesh(cores as usize, MESH_CAPACITY);
+            for (index, port) in ports.into_iter().enumerate() {
+                let topology = Topology::new(geometry.shards, cores);
+                let pool = Pool::new(geometry.pool_bytes);
+                let numbers =
+                    (0..geometry.shards).filter(|shard| topology.core_of_shard(*shard) == index);
+                let mut shards = HashMap::new();
+                let mut recovery = RecoveryReport::default();
+                for number in numbers {
+                    let (shard, report) =
+                        open_shard(&inside, &disk, &pool, geometry.layout(number)).await;
+                    recovery.add(&report);
+                    shards.insert(number, Rc::new(shard));
+                }
+                nodes.push(connect(
+                    &inside, &wan, index, topology, geometry, pool, shards, recovery, port,
+                ));
+            }
+            nodes
+        });
+        World {
+            executor,
+            runtime,
+            nodes,
+        }
+    }
+}
+
+/// Recovers one shard and fits it to its quota.
+pub async fn open_shard(
+    runtime: &SimRuntime,
+    disk: &SimDisk,
+    pool: &Pool,
+    layout: ShardLayout,
+) -> (SimShard, RecoveryReport) {
+    let entries = disk.list().await.expect("a simulated folder can be listed");
+    let numbers: Vec<u32> = entries
+        .iter()
+        .filter_map(|entry| parse_segment_name(&entry.name))
+        .filter_map(|(shard, segment)| (shard == layout.shard).then_some(segment))
+        .collect();
+    // A scan reads a mebibyte at once, more than the tight pools of some tests have in all.
+    let scans = Pool::new(SCAN_POOL_BYTES);
+    let (found, report) = recover(disk, &scans, &layout, &numbers)
+        .await
+        .expect("files open");
+    let shard = Shard::new(runtime.clone(), disk.clone(), pool.clone(), layout, found);
+    shard.shrink().await.expect("files can be removed");
+    (shard, report)
+}
+
+#[allow(clippy::too_many_arguments, reason = "the parts of a core, named once")]
+fn connect(
+    runtime: &SimRuntime,
+    wan: &Wan,
+    index: usize,
+    topology: Topology,
+    geometry: Geometry,
+    pool: Pool,
+    shards: HashMap<u32, Rc<SimShard>>,
+    recovery: RecoveryReport,
+    port: queue::MeshPort<forebay_shards::messages::Message>,
+) -> Rc<Node> {
+    use forebay_io::runtime::Runtime;
+    let (uplink_port, companion) = uplink::pair();
+    let store: Rc<dyn Store> = Rc::new(wan.clone());
+    let limits = UplinkLimits {
+        fetches_max: 8,
+        uploads_max: 4,
+    };
+    runtime.spawn(uplink::serve(companion, limits, vec![store]));
+    let core = Core::new(CoreParts {
+        index,
+        topology,
+        runtime: runtime.clone(),
+        pool: pool.clone(),
+        uplink: uplink_port.attach(runtime.clone()),
+        shards: shards.clone(),
+        recovery,
+        ram_bytes: geometry.ram_bytes,
+    });
+    let router = Rc::new(router::join(core.clone(), port));
+    Rc::new(Node {
+        core,
+        router,
+        pool,
+        shards,
+    })
+}
+
+impl World {
+    /// Runs `future` to its end, and everything else meanwhile.
+    pub fn run<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
+        self.executor.block_on(future)
+    }
+
+    /// Lets so much virtual time pass.
+    pub fn rest(&mut self, duration: Duration) {
+        use forebay_io::runtime::Runtime;
+        let sleep = self.runtime.sleep(duration);
+        self.executor.block_on(sleep);
+    }
+
+    /// The shard that holds a block.
+    pub fn shard_of(&self, id: &BlockId) -> Rc<SimShard> {
+        let topology = self.nodes[0].router.topology();
+        let node = &self.nodes[topology.core_of(id.hash())];
+        node.shards[&topology.shard_of(id.hash())].clone()
+    }
+
+    /// An orderly stop: seals every segment, then ends.
+    pub fn stop(mut self) {
+        for node in self.nodes.clone() {
+            self.run(async move { node.core.seal().await });
+        }
+    }
+
+    /// What must hold when nothing is asked of the cores and all fills have ended.
+    pub fn check_rest(&self) {
+        let mut pinned = 0;
+        let mut in_ram = 0;
+        for node in &self.nodes {
+            let snapshot = node.core.snapshot();
+            assert_eq!(snapshot.flights, 0, "fills in flight at rest");
+            assert_eq!(snapshot.turns, 0, "turns held at rest");
+            assert_eq!(snapshot.uplink_backlog, (0, 0), "orders waiting at rest");
+            assert!(snapshot.disk_used_bytes <= snapshot.disk_quota_bytes);
+            pinned += node.pool.used_bytes() as u64;
+            in_ram += snapshot.ram_bytes;
+        }
+        // A put's payload stays in the pool of the core that took it, so only the sums agree.
+        assert_eq!(
+            pinned, in_ram,
+            "buffers held at rest by something else than the RAM tiers"
+        );
+    }
+}
+
+/// Block 0 of an object.
+pub fn home(volume: &Arc<Volume>, key: &str) -> BlockId {
+    BlockId {
+        volume: volume.clone(),
+        key: key.into(),
+        number: 0,
+    }
+}
