@@ -17,7 +17,7 @@ use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::recover::RecoveryReport;
 use crate::shard::{BlockMap, ReadFailure, Shard};
 use crate::stats::{CoreSnapshot, CoreStats};
-use forebay_io::buffer::{BufferWriter, Pool, View, Watch};
+use forebay_io::buffer::{BufferWriter, PAGE, Pool, View, Watch};
 use forebay_io::disk::Disk;
 use forebay_io::local::Turns;
 use forebay_io::runtime::{MonoTime, Runtime, timeout};
