@@ -1,4 +1,5 @@
-//! The `aws-chunked` envelope: framed bytes in, object bytes out. Pure.
+//! The `aws-chunked` envelope: framed bytes in, object bytes out. Pure. HTTP's own chunked transfer
+//! coding has the same grammar and is taken off with the same decoder.
 //!
 //! ```text
 //! hex-size[;chunk-signature=…] CRLF bytes CRLF … 0[;…] CRLF [name:value CRLF]… CRLF
@@ -25,7 +26,8 @@ pub enum Step<'a> {
     Content(&'a [u8]),
     /// A line of the trailer, name in lower case.
     Trailer(String, String),
-    /// The end of the body; nothing may follow.
+    /// The end of the body. What is left of the input does not belong to it; another step with
+    /// any input fails.
     End,
     /// All input is used up.
     NeedMore,
@@ -122,7 +124,7 @@ impl Decoder {
             State::ContentEnd => Err(Malformed("a chunk longer than its size")),
             State::Trailer { .. } if line.is_empty() => {
                 self.state = State::End;
-                Ok(None)
+                Ok(Some(Step::End))
             }
             State::Trailer { seen } if seen == TRAILERS_MAX => Err(Malformed("too many trailers")),
             State::Trailer { seen } => {
@@ -174,6 +176,7 @@ mod tests {
                 match decoder.step(&mut input)? {
                     Step::Content(bytes) => content.extend_from_slice(bytes),
                     Step::Trailer(name, value) => trailers.push((name, value)),
+                    Step::End if !input.is_empty() => {}
                     Step::End | Step::NeedMore => break,
                 }
             }

@@ -5,6 +5,7 @@
 //! deadline; and it ends a connection whose state is in doubt. It knows nothing of objects.
 
 use super::CoreContext;
+use super::aws_chunked::{Decoder, Malformed, Step};
 use super::head::{self, Framing, Head, HeadError};
 use super::limits::{
     BODY_GRACE, BODY_RATE_MIN, DRAIN_BYTES_MAX, HEAD_BYTES_MAX, HEAD_TIME_MAX, IDLE_TIME_MAX,
@@ -20,6 +21,9 @@ use std::time::Duration;
 /// Bytes asked of the stream while looking for a head.
 const HEAD_READ_BYTES: usize = 8 << 10;
 
+/// Bytes asked of the stream while taking off a chunked transfer coding.
+const CHUNKED_READ_BYTES: usize = 64 << 10;
+
 /// Why a connection ends without another answer.
 #[derive(Debug)]
 pub enum Ended {
@@ -29,6 +33,8 @@ pub enum Ended {
     TooSlow,
     /// The stream failed.
     Io(io::Error),
+    /// The body's transfer coding is broken.
+    Framing(Malformed),
 }
 
 impl From<io::Error> for Ended {
@@ -54,11 +60,15 @@ pub struct Connection {
     start: usize,
     /// Body bytes of the current request still to come.
     body_left: u64,
+    /// Takes the transfer coding off a body of unknown length; `None` once that has ended.
+    chunked: Option<Decoder>,
     /// Whether `100 Continue` is owed before the body comes.
     continue_owed: bool,
     body_received: u64,
     body_started: MonoTime,
     keep_alive: bool,
+    /// Whether a chunked body, once read to its end, may be followed by another request.
+    keep_alive_after_body: bool,
     request_id: String,
     request_started: MonoTime,
     method: &'static str,
@@ -82,10 +92,12 @@ impl Connection {
             buffer: Vec::new(),
             start: 0,
             body_left: 0,
+            chunked: None,
             continue_owed: false,
             body_received: 0,
             body_started: now,
             keep_alive: true,
+            keep_alive_after_body: false,
             request_id: String::new(),
             request_started: now,
             method: "other",
@@ -107,14 +119,10 @@ impl Connection {
         self.context.runtime.now().since(self.request_started)
     }
 
-    /// Body bytes of the current request still to come.
-    pub fn body_left(&self) -> u64 {
-        self.body_left
-    }
-
     /// Ends the connection after the current response.
     pub fn close_after(&mut self) {
         self.keep_alive = false;
+        self.keep_alive_after_body = false;
     }
 
     /// Reads the next request's head.
@@ -158,14 +166,15 @@ impl Connection {
         self.body_received = 0;
         self.body_started = self.request_started;
         self.body_left = match head.framing {
-            Framing::None => 0,
+            Framing::None | Framing::Chunked => 0,
             Framing::Length(length) => length,
-            Framing::Chunked => {
-                // Its end is not known, so nothing after it can be a request.
-                self.keep_alive = false;
-                0
-            }
         };
+        self.chunked = (head.framing == Framing::Chunked).then(Decoder::default);
+        if self.chunked.is_some() {
+            // Nothing after it can be a request until its end was seen.
+            self.keep_alive = false;
+            self.keep_alive_after_body = head.keep_alive;
+        }
         Ok(head)
     }
 
@@ -226,38 +235,87 @@ impl Connection {
 
     /// Reads the next bytes of the current request's body into `target`; 0 once it is complete.
     pub async fn read_body(&mut self, target: &mut [u8]) -> Result<usize, Ended> {
+        if self.chunked.is_some() && !target.is_empty() {
+            return self.read_chunked(target).await;
+        }
         let wanted = target
             .len()
             .min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
         if wanted == 0 {
             return Ok(0);
         }
-        if std::mem::take(&mut self.continue_owed) {
-            self.send(&[b"HTTP/1.1 100 Continue\r\n\r\n"]).await?;
-        }
+        self.send_continue().await?;
         let target = &mut target[..wanted];
         let buffered = &self.buffer[self.start..];
         let count = if buffered.is_empty() {
-            let allowed = BODY_GRACE
-                + Duration::from_millis(self.body_received.saturating_mul(1000) / BODY_RATE_MIN);
-            let passed = self.context.runtime.now().since(self.body_started);
-            let limit = allowed.saturating_sub(passed);
-            match timeout(&self.context.runtime, limit, self.stream.read(target)).await {
-                Some(result) => result?,
-                None => return Err(Ended::TooSlow),
-            }
+            self.read_stream(target).await?
         } else {
             let count = wanted.min(buffered.len());
             target[..count].copy_from_slice(&buffered[..count]);
             self.start += count;
             count
         };
-        if count == 0 {
-            return Err(Ended::Io(io::ErrorKind::UnexpectedEof.into()));
-        }
         self.body_left -= count as u64;
         self.body_received += count as u64;
         Ok(count)
+    }
+
+    /// The same for a body of unknown length, whose transfer coding is taken off here.
+    async fn read_chunked(&mut self, target: &mut [u8]) -> Result<usize, Ended> {
+        while let Some(decoder) = &mut self.chunked {
+            let end = self.buffer.len().min(self.start + target.len());
+            let mut input = &self.buffer[self.start..end];
+            let step = decoder.step(&mut input).map_err(Ended::Framing)?;
+            let used = end - input.len() - self.start;
+            self.start += used;
+            self.body_received += used as u64;
+            match step {
+                Step::Content(bytes) => {
+                    target[..bytes.len()].copy_from_slice(bytes);
+                    return Ok(bytes.len());
+                }
+                // HTTP's trailers say nothing that we use; those of S3 are inside its envelope.
+                Step::Trailer(..) => {}
+                Step::End => {
+                    self.chunked = None;
+                    self.keep_alive = self.keep_alive_after_body;
+                }
+                Step::NeedMore if self.start < self.buffer.len() => {}
+                Step::NeedMore => self.refill_chunked().await?,
+            }
+        }
+        Ok(0)
+    }
+
+    async fn refill_chunked(&mut self) -> Result<(), Ended> {
+        self.send_continue().await?;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        self.start = 0;
+        buffer.resize(CHUNKED_READ_BYTES, 0);
+        let count = self.read_stream(&mut buffer).await?;
+        buffer.truncate(count);
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    async fn send_continue(&mut self) -> Result<(), Ended> {
+        if std::mem::take(&mut self.continue_owed) {
+            self.send(&[b"HTTP/1.1 100 Continue\r\n\r\n"]).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads at least one byte of a body from the stream, at the least rate that is allowed.
+    async fn read_stream(&mut self, target: &mut [u8]) -> Result<usize, Ended> {
+        let allowed = BODY_GRACE
+            + Duration::from_millis(self.body_received.saturating_mul(1000) / BODY_RATE_MIN);
+        let passed = self.context.runtime.now().since(self.body_started);
+        let limit = allowed.saturating_sub(passed);
+        match timeout(&self.context.runtime, limit, self.stream.read(target)).await {
+            Some(Ok(0)) => Err(Ended::Io(io::ErrorKind::UnexpectedEof.into())),
+            Some(result) => Ok(result?),
+            None => Err(Ended::TooSlow),
+        }
     }
 
     /// Sends pieces in order, each part of them within a deadline that its size sets.

@@ -58,3 +58,9 @@ pub const RETRY_AFTER_SECONDS: u32 = 1;
 
 /// Times that a read starts over because the object changed under it, before it gives up.
 pub const CHANGED_RETRIES_MAX: usize = 3;
+
+/// How far the clock of whoever signed a request may be from ours, seconds: S3's own limit.
+pub const SIGNATURE_SKEW_SECONDS_MAX: i64 = 15 * 60;
+
+/// Longest life of a presigned URL, seconds: a week, as in S3.
+pub const PRESIGNED_SECONDS_MAX: i64 = 7 * 24 * 60 * 60;

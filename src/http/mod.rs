@@ -16,17 +16,19 @@ pub mod limits;
 pub mod put;
 pub mod range;
 pub mod reply;
+pub mod sigv4;
 pub mod stats;
 pub mod target;
 
 use crate::server::ServerState;
 use crate::server::volumes::{ServedVolume, VolumeTable};
-use auth::{Access, Credential};
+use auth::{Access, Credential, Identity};
 use connection::{Connection, Ended, Refused};
 use forebay_io::buffer::Pool;
 use forebay_io::disk::ring::RingDisk;
 use forebay_io::local::Event;
 use forebay_io::rt::GlommioRuntime;
+use forebay_io::runtime::Runtime;
 use forebay_shards::key::{BlockId, Volume};
 use forebay_shards::router::Router;
 use head::{Framing, Head};
@@ -127,6 +129,7 @@ pub async fn serve(mut connection: Connection) {
         }
         // Without a goodbye: a body that was cut short must not look complete.
         Ended::Io(error) => log::debug!("a connection ended: {error}"),
+        Ended::Framing(error) => log::debug!("a connection ended: {error}"),
     }
 }
 
@@ -162,14 +165,21 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
         Target::Object { volume, key } => (Some(volume), key),
     };
     let resource = format!("/{}/{key}", volume.as_deref().unwrap_or_default());
+    let now = connection.context().runtime.unix_seconds();
     let table = connection.context().volumes();
-    let served = match admit(&table, volume.as_deref(), &credential, head) {
+    let identified = {
+        let volumes = table.list().map(|volume| &volume.settings);
+        auth::identify(&credential, head, &parsed.query, volumes, now)
+    };
+    let admitted = identified.and_then(|identity| {
+        let served = admit(&table, volume.as_deref(), identity, head)?;
+        object_operation(head, &key, &parsed.query, identity)?;
+        Ok(served)
+    });
+    let served = match admitted {
         Ok(served) => served,
         Err(error) => return connection.respond_error(&error, &resource).await,
     };
-    if let Err(error) = object_operation(head, &key, &parsed.query) {
-        return connection.respond_error(&error, &resource).await;
-    }
     let object = ObjectRequest {
         volume: served.volume.clone(),
         key: key.into(),
@@ -186,17 +196,17 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
 fn admit<'a>(
     table: &'a VolumeTable,
     name: Option<&str>,
-    credential: &Credential,
+    identity: Identity<'_>,
     head: &Head,
 ) -> Result<&'a ServedVolume, ErrorReply> {
     let access = match head.method.as_str() {
         "GET" | "HEAD" => Access::Read,
         _ => Access::Write,
     };
-    let known = auth::is_known(credential, table.list().map(|volume| &volume.settings));
+    let known = auth::is_known(identity, table.list().map(|volume| &volume.settings));
     match name.and_then(|name| table.find(name)) {
         Some(served) => {
-            auth::check(credential, &served.settings, access)?;
+            auth::check(identity, &served.settings, access)?;
             Ok(served)
         }
         None if name.is_none() && known => {
@@ -208,18 +218,18 @@ fn admit<'a>(
             "NoSuchBucket",
             "there is no volume of this name",
         )),
-        None => match credential {
-            Credential::Bearer(_) => Err(ErrorReply::denied("this token is not for this volume")),
-            _ => Err(
-                ErrorReply::new(401, "AccessDenied", "a bearer token is needed")
-                    .with("www-authenticate", "Bearer"),
-            ),
-        },
+        None => Err(auth::refuse_stranger(identity)),
     }
 }
 
 /// Whether the request is one of the four operations on an object that are served.
-fn object_operation(head: &Head, key: &str, query: &[(String, String)]) -> Result<(), ErrorReply> {
+fn object_operation(
+    head: &Head,
+    key: &str,
+    query: &[(String, String)],
+    identity: Identity<'_>,
+) -> Result<(), ErrorReply> {
+    let signed = matches!(identity, Identity::Pair(_));
     let refused = match head.method.as_str() {
         "GET" | "HEAD" | "PUT" | "DELETE" => {
             if key.is_empty() {
@@ -229,13 +239,12 @@ fn object_operation(head: &Head, key: &str, query: &[(String, String)]) -> Resul
                     "the key is empty; volumes are not listed yet",
                 ))
             } else {
-                // `x-id` names the operation for the server's log, and changes nothing.
-                query
+                let other = query
                     .iter()
-                    .find(|(name, _)| name != "x-id")
-                    .map(|(name, _)| {
-                        ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
-                    })
+                    .find(|(name, value)| !changes_nothing(name, value, signed));
+                other.map(|(name, _)| {
+                    ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
+                })
             }
         }
         "POST" => Some(ErrorReply::not_implemented("POST on a volume")),
@@ -252,5 +261,18 @@ fn object_operation(head: &Head, key: &str, query: &[(String, String)]) -> Resul
         Some(reply) if head.framing == Framing::Chunked => Err(reply.closing()),
         Some(reply) => Err(reply),
         None => Ok(()),
+    }
+}
+
+/// Whether a query parameter leaves an operation on an object as it is.
+fn changes_nothing(name: &str, value: &str, signed: bool) -> bool {
+    match name {
+        // Names the operation for the server's log.
+        "x-id" => true,
+        // Asks for checksums in the answer, which may be left out.
+        "x-amz-checksum-mode" => signed,
+        // Some SDKs put into a presigned URL what it means anyway.
+        "X-Amz-Content-Sha256" => signed && value == "UNSIGNED-PAYLOAD",
+        _ => signed && sigv4::QUERY_PARAMETERS.contains(&name),
     }
 }

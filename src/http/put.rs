@@ -86,7 +86,10 @@ enum BodyError {
 
 impl From<Ended> for BodyError {
     fn from(ended: Ended) -> Self {
-        BodyError::Ended(ended)
+        match ended {
+            Ended::Framing(error) => error.into(),
+            ended => BodyError::Ended(ended),
+        }
     }
 }
 
@@ -105,16 +108,21 @@ impl From<Malformed> for BodyError {
 impl Body {
     /// What the head says of the body.
     fn of(head: &Head) -> Result<Body, ErrorReply> {
-        let Framing::Length(framed) = head.framing else {
-            let message = "a PUT needs a Content-Length";
-            return Err(ErrorReply::new(411, "MissingContentLength", message).closing());
-        };
         let payload = head.header("x-amz-content-sha256").unwrap_or_default();
         if payload.starts_with("STREAMING-") && payload != "STREAMING-UNSIGNED-PAYLOAD-TRAILER" {
             return Err(ErrorReply::not_implemented("a body with signed chunks"));
         }
         let enveloped = !payload.is_empty() && payload.starts_with("STREAMING-")
             || head.values("content-encoding").any(has_aws_chunked);
+        let framed = match head.framing {
+            Framing::Length(framed) => framed,
+            // The envelope says the object's length, so nothing else has to.
+            Framing::Chunked if enveloped => 0,
+            Framing::Chunked | Framing::None => {
+                let message = "a PUT needs a Content-Length";
+                return Err(ErrorReply::new(411, "MissingContentLength", message).closing());
+            }
+        };
         let length = if enveloped {
             let text = head
                 .header("x-amz-decoded-content-length")
@@ -190,7 +198,7 @@ impl Envelope {
         self.start = 0;
         self.end = connection.read_body(&mut self.scratch).await?;
         if self.end == 0 {
-            return Err(Malformed("fewer bytes than x-amz-decoded-content-length").into());
+            return Err(Malformed("no end").into());
         }
         Ok(())
     }
@@ -233,11 +241,16 @@ impl Envelope {
                     return Err(Malformed("more bytes than x-amz-decoded-content-length").into());
                 }
                 Step::Trailer(name, value) => checks.trailer(&name, &value)?,
-                Step::End if connection.body_left() == 0 => return Ok(()),
-                Step::End | Step::NeedMore if connection.body_left() > 0 => {
-                    self.refill(connection).await?;
+                // The next step says that something follows.
+                Step::End if self.start < self.end => {}
+                Step::End => {
+                    // The body around the envelope must end with it.
+                    return match connection.read_body(&mut self.scratch).await? {
+                        0 => Ok(()),
+                        _ => Err(Malformed("bytes after its end").into()),
+                    };
                 }
-                Step::End | Step::NeedMore => return Err(Malformed("no end").into()),
+                Step::NeedMore => self.refill(connection).await?,
             }
         }
     }

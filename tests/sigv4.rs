@@ -1,0 +1,603 @@
+//! AWS signatures: requests signed by others than the server are taken, and all others are not.
+//!
+//! The signer below is written from Amazon's description and shares nothing with the server; the
+//! presigned URLs are made by rusty-s3.
+
+mod common;
+
+use aws_lc_rs::{digest, hmac};
+use common::proxy::OTHER_VOLUME;
+use common::{Answer, OPERATOR, Proxy, READ_WRITE, Setup, VOLUME, assert_same_bytes, pattern};
+use rusty_s3::S3Action;
+use rusty_s3::actions::{DeleteObject, GetObject, HeadObject, PutObject};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const HOST: &str = "localhost";
+const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
+const TRAILER: &str = "STREAMING-UNSIGNED-PAYLOAD-TRAILER";
+
+/// A key pair, and what signing with it looks like.
+#[derive(Clone, Copy)]
+struct Pair {
+    access: &'static str,
+    secret: &'static str,
+}
+
+const WRITER: Pair = Pair {
+    access: "FBWRITER",
+    secret: "writer-secret-0123456789abcdef",
+};
+const READER: Pair = Pair {
+    access: "FBREADER",
+    secret: "reader-secret-0123456789abcdef",
+};
+/// Opens [`OTHER_VOLUME`] only.
+const STRANGER: Pair = Pair {
+    access: "FBSTRANGER",
+    secret: "stranger-secret-0123456789abcdef",
+};
+
+/// A proxy whose volumes have those pairs beside their tokens.
+fn start() -> Proxy {
+    let mut proxy = Setup::default().prepare();
+    let key = |pair: Pair, permission: &str| {
+        let Pair { access, secret } = pair;
+        format!(
+            "\n[[volume.key]]\naccess_key = \"{access}\"\nsecret_key = \"{secret}\"\npermission = \"{permission}\"\n"
+        )
+    };
+    let text = std::fs::read_to_string(proxy.config_file()).expect("settings");
+    let border = format!("\n[[volume]]\nname = \"{OTHER_VOLUME}\"\n");
+    let (first, second) = text.split_once(&border).expect("two volumes");
+    let keys = key(WRITER, "rw") + &key(READER, "r");
+    let text = format!("{first}{keys}{border}{second}{}", key(STRANGER, "rw"));
+    std::fs::write(proxy.config_file(), text).expect("settings");
+    proxy.start();
+    proxy
+}
+
+fn now() -> i64 {
+    let passed = SystemTime::now().duration_since(UNIX_EPOCH);
+    i64::try_from(passed.expect("after 1970").as_secs()).expect("fits")
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex::encode(digest::digest(&digest::SHA256, bytes))
+}
+
+fn hmac_of(key: &[u8], text: &str) -> Vec<u8> {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+    hmac::sign(&key, text.as_bytes()).as_ref().to_vec()
+}
+
+/// What is to be signed. The target's query must be in canonical form.
+struct Signing<'a> {
+    method: &'a str,
+    target: &'a str,
+    /// Signed too, names in lower case.
+    headers: &'a [(&'a str, &'a str)],
+    payload: &'a str,
+    at: i64,
+}
+
+impl Pair {
+    /// Request headers with a signature among them.
+    fn sign(self, request: &Signing<'_>) -> Vec<(String, String)> {
+        let time = jiff::Timestamp::from_second(request.at).expect("a time");
+        let time = time.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let day = &time[..8];
+        let mut headers: Vec<(&str, &str)> = request.headers.to_vec();
+        headers.extend([
+            ("host", HOST),
+            ("x-amz-content-sha256", request.payload),
+            ("x-amz-date", &time),
+        ]);
+        headers.sort_unstable();
+        let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
+        let names = names.join(";");
+        let lines: String = headers.iter().map(|(n, v)| format!("{n}:{v}\n")).collect();
+        let (path, query) = request
+            .target
+            .split_once('?')
+            .unwrap_or((request.target, ""));
+        let canonical = format!(
+            "{}\n{path}\n{query}\n{lines}\n{names}\n{}",
+            request.method, request.payload
+        );
+        let scope = format!("{day}/nowhere-1/s3/aws4_request");
+        let text = format!(
+            "AWS4-HMAC-SHA256\n{time}\n{scope}\n{}",
+            sha256(canonical.as_bytes())
+        );
+        let mut key = format!("AWS4{}", self.secret).into_bytes();
+        for part in [day, "nowhere-1", "s3", "aws4_request"] {
+            key = hmac_of(&key, part);
+        }
+        let signature = hex::encode(hmac_of(&key, &text));
+        let authorization = format!(
+            "AWS4-HMAC-SHA256 Credential={}/{scope}, SignedHeaders={names}, Signature={signature}",
+            self.access
+        );
+        let mut all: Vec<(String, String)> = headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
+        all.push(("authorization".to_owned(), authorization));
+        all
+    }
+
+    /// Headers of a request that is signed now, its body by its hash.
+    fn headers(self, method: &str, target: &str, body: &[u8]) -> Vec<(String, String)> {
+        self.sign(&Signing {
+            method,
+            target,
+            headers: &[],
+            payload: &sha256(body),
+            at: now(),
+        })
+    }
+
+    fn send(self, proxy: &Proxy, method: &str, target: &str, body: &[u8]) -> Answer {
+        let headers = self.headers(method, target, body);
+        send(proxy, method, target, &headers, body)
+    }
+
+    fn presign<'a, A: S3Action<'a>>(self, action: A, at: i64, seconds: u64) -> String {
+        let at = jiff::Timestamp::from_second(at).expect("a time");
+        let url = action.sign_with_time(Duration::from_secs(seconds), &at);
+        format!("{}?{}", url.path(), url.query().expect("a query"))
+    }
+
+    fn credentials(self) -> rusty_s3::Credentials {
+        rusty_s3::Credentials::new(self.access, self.secret)
+    }
+}
+
+fn borrowed(headers: &[(String, String)]) -> Vec<(&str, &str)> {
+    headers
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.as_str()))
+        .collect()
+}
+
+fn send(
+    proxy: &Proxy,
+    method: &str,
+    target: &str,
+    headers: &[(String, String)],
+    body: &[u8],
+) -> Answer {
+    proxy.request(method, target, &borrowed(headers), body)
+}
+
+/// A request whose signature is in its query.
+fn send_presigned(proxy: &Proxy, method: &str, target: &str, body: &[u8]) -> Answer {
+    let headers = [("Authorization", "")];
+    proxy.request(method, target, &headers, body)
+}
+
+fn bucket(name: &'static str) -> rusty_s3::Bucket {
+    let endpoint = format!("http://{HOST}").parse().expect("a URL");
+    rusty_s3::Bucket::new(endpoint, rusty_s3::UrlStyle::Path, name, "eu-1").expect("a bucket")
+}
+
+/// Status and error code, which `HEAD` has no body for.
+fn verdict(answer: &Answer, method: &str) -> (u16, String) {
+    let code = (answer.status >= 400 && method != "HEAD").then(|| answer.error_code());
+    (answer.status, code.unwrap_or_default())
+}
+
+fn assert_code(answer: &Answer, status: u16, code: &str, what: &str) {
+    let found = verdict(answer, "GET");
+    assert_eq!(
+        (found.0, found.1.as_str()),
+        (status, code),
+        "{what}: {}",
+        answer.text()
+    );
+}
+
+#[test]
+fn signed_headers_open_what_their_pair_may() {
+    let proxy = start();
+    let body = pattern(3, 2_500_000);
+    let target = format!("/{VOLUME}/a%20b/%D1%8E%2Bc");
+    assert_eq!(WRITER.send(&proxy, "PUT", &target, &body).status, 200);
+    for pair in [WRITER, READER] {
+        let read = pair.send(&proxy, "GET", &target, b"");
+        assert_eq!(read.status, 200);
+        assert_same_bytes(&read.body, &body, "signed GET");
+        assert!(read.cache().starts_with("hit-"), "{}", read.cache());
+        assert_eq!(pair.send(&proxy, "HEAD", &target, b"").status, 200);
+    }
+    // A range is served whether it is signed or not.
+    let ranged = READER.sign(&Signing {
+        method: "GET",
+        target: &target,
+        headers: &[("range", "bytes=1000-1999")],
+        payload: UNSIGNED,
+        at: now(),
+    });
+    let part = send(&proxy, "GET", &target, &ranged, b"");
+    assert_eq!(
+        (part.status, part.body.as_slice()),
+        (206, &body[1000..2000])
+    );
+    let mut unsigned = READER.headers("GET", &target, b"");
+    unsigned.push(("range".to_owned(), "bytes=-10".to_owned()));
+    let part = send(&proxy, "GET", &target, &unsigned, b"");
+    assert_eq!(
+        (part.status, part.body.as_slice()),
+        (206, &body[2_499_990..])
+    );
+    for (method, body) in [("PUT", &b"other"[..]), ("DELETE", b"")] {
+        let answer = READER.send(&proxy, method, &target, body);
+        assert_code(&answer, 403, "AccessDenied", "a reader writes");
+    }
+    assert_eq!(WRITER.send(&proxy, "DELETE", &target, b"").status, 204);
+    assert_eq!(READER.send(&proxy, "GET", &target, b"").status, 404);
+}
+
+#[test]
+fn presigned_urls_open_what_they_name() {
+    let proxy = start();
+    let (bucket, writer) = (bucket(VOLUME), WRITER.credentials());
+    for (number, key) in ["plain", "a b/ü+(c)~'!*", "x//y/", "100%/=&?#;:@$,"]
+        .iter()
+        .enumerate()
+    {
+        let body = pattern(number as u64, 3000);
+        let put = WRITER.presign(PutObject::new(&bucket, Some(&writer), key), now(), 60);
+        assert_eq!(
+            send_presigned(&proxy, "PUT", &put, &body).status,
+            200,
+            "{key}"
+        );
+        let get = WRITER.presign(GetObject::new(&bucket, Some(&writer), key), now(), 604_800);
+        let read = send_presigned(&proxy, "GET", &get, b"");
+        assert_eq!(read.status, 200, "{key}");
+        assert_eq!(read.body, body, "{key}");
+        // HTTP libraries under a client may spell the path in their own way.
+        let bare = get
+            .replacen("%28c%29", "(c)", 1)
+            .replacen("%27%21%2A", "'!*", 1);
+        assert_eq!(
+            send_presigned(&proxy, "GET", &bare, b"").body,
+            body,
+            "{key}"
+        );
+        let head = WRITER.presign(HeadObject::new(&bucket, Some(&writer), key), now(), 60);
+        assert_eq!(
+            send_presigned(&proxy, "HEAD", &head, b"").status,
+            200,
+            "{key}"
+        );
+        for method in ["PUT", "DELETE", "HEAD"] {
+            let status = send_presigned(&proxy, method, &get, b"").status;
+            assert_eq!(status, 403, "{method} of {key} with a URL for GET");
+        }
+        let delete = WRITER.presign(DeleteObject::new(&bucket, Some(&writer), key), now(), 60);
+        assert_eq!(
+            send_presigned(&proxy, "DELETE", &delete, b"").status,
+            204,
+            "{key}"
+        );
+        assert_eq!(
+            send_presigned(&proxy, "GET", &get, b"").status,
+            404,
+            "{key}"
+        );
+    }
+}
+
+#[test]
+fn presigned_urls_end_and_carry_nothing_else() {
+    let proxy = start();
+    proxy.put("dated", b"body");
+    let (bucket, reader) = (bucket(VOLUME), READER.credentials());
+    let get = |at: i64, seconds: u64| {
+        READER.presign(GetObject::new(&bucket, Some(&reader), "dated"), at, seconds)
+    };
+    let expired = send_presigned(&proxy, "GET", &get(now() - 61, 60), b"");
+    assert_code(&expired, 403, "AccessDenied", "expired");
+    assert!(
+        expired.text().contains("Request has expired"),
+        "{}",
+        expired.text()
+    );
+    let early = send_presigned(&proxy, "GET", &get(now() + 1000, 3600), b"");
+    assert_code(&early, 403, "AccessDenied", "not yet");
+    for (more, status, code) in [
+        ("&x-id=GetObject", 403, "SignatureDoesNotMatch"),
+        (
+            "&X-Amz-Expires=604800",
+            400,
+            "AuthorizationQueryParametersError",
+        ),
+        ("&X-Amz-Security-Token=x", 400, "InvalidToken"),
+    ] {
+        let answer = send_presigned(&proxy, "GET", &(get(now(), 60) + more), b"");
+        assert_code(&answer, status, code, more);
+    }
+    // A good signature of a query that asks for more than is served.
+    let mut action = GetObject::new(&bucket, Some(&reader), "dated");
+    action
+        .query_mut()
+        .insert("response-content-type", "text/html");
+    let more = READER.presign(action, now(), 60);
+    assert_code(
+        &send_presigned(&proxy, "GET", &more, b""),
+        501,
+        "NotImplemented",
+        "more",
+    );
+    let mut action = GetObject::new(&bucket, Some(&reader), "dated");
+    action.query_mut().insert("x-id", "GetObject");
+    action.query_mut().insert("x-amz-checksum-mode", "ENABLED");
+    action.query_mut().insert("X-Amz-Content-Sha256", UNSIGNED);
+    let hints = READER.presign(action, now(), 60);
+    assert_eq!(send_presigned(&proxy, "GET", &hints, b"").body, b"body");
+    let both = proxy.request("GET", &get(now(), 60), &[], b"");
+    assert_code(&both, 400, "InvalidArgument", "a token and a signature");
+}
+
+#[test]
+fn refusals_come_before_the_body_and_tell_no_keys_apart() {
+    let proxy = start();
+    proxy.put("guarded", &pattern(5, 1000));
+    assert_eq!(proxy.get("guarded").status, 200);
+    let stored = proxy.stored_file_count();
+    let wrong = Pair {
+        secret: "writer-secret-0123456789abcdeX",
+        ..WRITER
+    };
+    let unknown = Pair {
+        access: "FBNOBODY",
+        ..WRITER
+    };
+    let at = |pair: Pair, method: &str, target: &str, at: i64| {
+        let payload = UNSIGNED;
+        pair.sign(&Signing {
+            method,
+            target,
+            headers: &[],
+            payload,
+            at,
+        })
+    };
+    for (what, pair, shift, code) in [
+        ("wrong secret", wrong, 0, "SignatureDoesNotMatch"),
+        ("unknown access key", unknown, 0, "InvalidAccessKeyId"),
+        ("another volume's key", STRANGER, 0, "AccessDenied"),
+        ("too old", WRITER, -960, "RequestTimeTooSkewed"),
+        ("from the future", WRITER, 960, "RequestTimeTooSkewed"),
+    ] {
+        for key in ["guarded", "missing"] {
+            for method in ["GET", "HEAD", "PUT", "DELETE"] {
+                let target = format!("/{VOLUME}/{key}");
+                let mut headers = at(pair, method, &target, now() + shift);
+                // No byte of the body is sent: the answer must come all the same.
+                if method == "PUT" {
+                    headers.push(("content-length".to_owned(), "100000000".to_owned()));
+                }
+                let answer = send(&proxy, method, &target, &headers, b"");
+                let expected = if method == "HEAD" { "" } else { code };
+                let found = verdict(&answer, method);
+                assert_eq!(
+                    (found.0, found.1.as_str()),
+                    (403, expected),
+                    "{what}: {method} {key}"
+                );
+            }
+        }
+    }
+    let replayed = WRITER.headers("GET", &format!("/{VOLUME}/guarded"), b"");
+    for (method, target) in [
+        ("GET", format!("/{VOLUME}/other")),
+        ("GET", format!("/{OTHER_VOLUME}/guarded")),
+        ("GET", "/nothing/guarded".to_owned()),
+        ("DELETE", format!("/{VOLUME}/guarded")),
+    ] {
+        let answer = send(&proxy, method, &target, &replayed, b"");
+        assert_code(&answer, 403, "SignatureDoesNotMatch", &target);
+    }
+    let answer = WRITER.send(&proxy, "GET", "/nothing/guarded", b"");
+    assert_code(
+        &answer,
+        404,
+        "NoSuchBucket",
+        "a known key may learn of volumes",
+    );
+    for path in ["metrics", "status"] {
+        let answer = WRITER.send(&proxy, "GET", &format!("/-/{path}"), b"");
+        assert_code(&answer, 403, "AccessDenied", path);
+    }
+    assert_eq!(
+        proxy.operator("GET", "/-/status").status,
+        200,
+        "{OPERATOR} still opens it"
+    );
+    assert_eq!(proxy.get("guarded").status, 200);
+    assert_eq!(
+        proxy.stored_file_count(),
+        stored,
+        "something reached the store"
+    );
+}
+
+#[test]
+fn the_body_must_be_the_one_that_was_signed() {
+    let proxy = start();
+    let target = format!("/{VOLUME}/signed");
+    let headers = WRITER.headers("PUT", &target, b"this body");
+    let answer = send(&proxy, "PUT", &target, &headers, b"that body");
+    assert_code(&answer, 400, "XAmzContentSHA256Mismatch", "another body");
+    let mut headers = WRITER.headers("PUT", &target, b"this body");
+    headers.push(("x-amz-meta-late".to_owned(), "1".to_owned()));
+    let answer = send(&proxy, "PUT", &target, &headers, b"this body");
+    assert_code(&answer, 403, "AccessDenied", "an unsigned x-amz- header");
+    for payload in [
+        "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
+        "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER",
+    ] {
+        let headers = WRITER.sign(&Signing {
+            method: "PUT",
+            target: &target,
+            headers: &[("x-amz-decoded-content-length", "5")],
+            payload,
+            at: now(),
+        });
+        let answer = send(&proxy, "PUT", &target, &headers, b"5\r\nhello\r\n0\r\n\r\n");
+        assert_code(&answer, 501, "NotImplemented", payload);
+    }
+    assert_eq!(proxy.get("signed").status, 404);
+    assert_eq!(proxy.stored_file_count(), 0);
+}
+
+/// A signed PUT as SDKs send it: an envelope with a checksum behind it.
+fn trailer_headers(target: &str, decoded: usize) -> Vec<(String, String)> {
+    WRITER.sign(&Signing {
+        method: "PUT",
+        target,
+        headers: &[
+            ("content-encoding", "aws-chunked"),
+            ("x-amz-decoded-content-length", &decoded.to_string()),
+            ("x-amz-trailer", "x-amz-checksum-crc32"),
+        ],
+        payload: TRAILER,
+        at: now(),
+    })
+}
+
+fn chunked(body: &[u8], chunk_bytes: usize, trailer: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for chunk in body.chunks(chunk_bytes) {
+        bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        bytes.extend_from_slice(chunk);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(format!("0\r\n{trailer}\r\n").as_bytes());
+    bytes
+}
+
+fn crc32_line(body: &[u8]) -> String {
+    use base64::Engine;
+    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32IsoHdlc, body) as u32;
+    let text = base64::engine::general_purpose::STANDARD.encode(crc.to_be_bytes());
+    format!("x-amz-checksum-crc32:{text}\r\n")
+}
+
+#[test]
+fn envelopes_come_with_a_length_or_in_chunks() {
+    let proxy = start();
+    // Below and above a block; in one connection, so that none leaves a byte behind.
+    let mut client = proxy.client();
+    for (number, length) in [0, 5, 100_000, 2_500_000].into_iter().enumerate() {
+        let body = pattern(number as u64, length);
+        let envelope = chunked(&body, 70_001, &crc32_line(&body));
+        for outer in [None, Some(1), Some(333), Some(1 << 20)] {
+            if outer == Some(1) && length > 5 {
+                continue;
+            }
+            let target = format!("/{VOLUME}/envelope-{number}-{}", outer.unwrap_or_default());
+            let mut headers = trailer_headers(&target, length);
+            let sent = match outer {
+                None => envelope.clone(),
+                Some(chunk_bytes) => {
+                    headers.push(("transfer-encoding".to_owned(), "chunked".to_owned()));
+                    headers.push(("content-length".to_owned(), String::new()));
+                    chunked(&envelope, chunk_bytes, "x-ignored: yes\r\n")
+                }
+            };
+            let answer = client.request("PUT", &target, &borrowed(&headers), &sent);
+            assert_eq!(
+                answer.status,
+                200,
+                "{length} in {outer:?}: {}",
+                answer.text()
+            );
+            let read = client.request("GET", &target, &[], b"");
+            assert_same_bytes(&read.body, &body, "enveloped PUT");
+            assert_eq!(read.header("content-encoding"), None);
+        }
+    }
+}
+
+#[test]
+fn broken_envelopes_store_nothing() {
+    let proxy = start();
+    let body = pattern(8, 1000);
+    let (good, line) = (chunked(&body, 400, &crc32_line(&body)), crc32_line(&body));
+    let outer = |envelope: &[u8]| chunked(envelope, 100, "");
+    let mut flipped = body.clone();
+    flipped[500] ^= 1;
+    let mut odd_size = outer(&good);
+    odd_size[..2].copy_from_slice(b"zz");
+    let more = [good.as_slice(), b"more"].concat();
+    for (what, sent, status, code) in [
+        (
+            "flipped bit",
+            outer(&chunked(&flipped, 400, &line)),
+            400,
+            "BadDigest",
+        ),
+        (
+            "no trailer",
+            outer(&chunked(&body, 400, "")),
+            400,
+            "MalformedTrailerError",
+        ),
+        (
+            "too short",
+            outer(&chunked(&body[1..], 400, &line)),
+            400,
+            "InvalidRequest",
+        ),
+        (
+            "too long",
+            outer(&chunked(&[&body[..], b"x"].concat(), 400, &line)),
+            400,
+            "InvalidRequest",
+        ),
+        (
+            "cut off",
+            outer(&good[..good.len() - 2]),
+            400,
+            "InvalidRequest",
+        ),
+        (
+            "bytes after the envelope",
+            outer(&more),
+            400,
+            "InvalidRequest",
+        ),
+        ("an odd chunk size", odd_size, 400, "InvalidRequest"),
+    ] {
+        let target = format!("/{VOLUME}/broken");
+        let mut headers = trailer_headers(&target, body.len());
+        headers.push(("transfer-encoding".to_owned(), "chunked".to_owned()));
+        headers.push(("content-length".to_owned(), String::new()));
+        let mut client = proxy.client();
+        let answer = client.request("PUT", &target, &borrowed(&headers), &sent);
+        assert_code(&answer, status, code, what);
+        assert_eq!(proxy.get("broken").status, 404, "{what}");
+    }
+    assert_eq!(proxy.stored_file_count(), 0);
+    let answer = proxy.request(
+        "PUT",
+        &format!("/{VOLUME}/broken"),
+        &[
+            ("Authorization", &format!("Bearer {READ_WRITE}")),
+            ("Transfer-Encoding", "chunked"),
+            ("Content-Length", ""),
+        ],
+        &chunked(b"hello", 5, ""),
+    );
+    assert_code(
+        &answer,
+        411,
+        "MissingContentLength",
+        "chunks without an envelope",
+    );
+    proxy.assert_serves();
+}
