@@ -176,10 +176,13 @@ pub struct SegmentLog<R: Runtime, D: Disk> {
     next_incarnation: Cell<u64>,
     /// Held while the open segment changes.
     rotation: Permits,
-    /// Blocks of reclaimed segments go here: `(segment, entries)`.
-    on_reclaim: Box<dyn Fn(u32, &[FooterEntry])>,
+    /// Blocks of reclaimed segments go here.
+    on_reclaim: OnReclaim,
     reclaimed: Cell<u64>,
 }
+
+/// Told of a segment that is reclaimed, and of the records in it.
+pub type OnReclaim = Box<dyn Fn(u32, &[FooterEntry])>;
 
 /// What recovery hands to the log.
 pub struct RecoveredSegments<F> {
@@ -198,7 +201,7 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         disk: D,
         layout: ShardLayout,
         found: RecoveredSegments<D::File>,
-        on_reclaim: Box<dyn Fn(u32, &[FooterEntry])>,
+        on_reclaim: OnReclaim,
     ) -> Self {
         let all = found.sealed.iter().chain(&found.free);
         let next_number = all.map(|segment| segment.number + 1).max().unwrap_or(0);
