@@ -122,7 +122,11 @@ struct Append<D: Disk> {
 impl<D: Disk> Append<D> {
     fn begin(inner: &Rc<Inner<D>>, hash: BlockHash, sequence: u64) -> Self {
         inner.appends.borrow_mut().entry(hash).or_default().writers += 1;
-        Append { inner: inner.clone(), hash, sequence }
+        Append {
+            inner: inner.clone(),
+            hash,
+            sequence,
+        }
     }
 
     fn is_outranked(&self) -> bool {
@@ -138,7 +142,9 @@ impl<D: Disk> Append<D> {
 impl<D: Disk> Drop for Append<D> {
     fn drop(&mut self) {
         let mut appends = self.inner.appends.borrow_mut();
-        let of_block = appends.get_mut(&self.hash).expect("present while a record is written");
+        let of_block = appends
+            .get_mut(&self.hash)
+            .expect("present while a record is written");
         of_block.writers -= 1;
         if of_block.writers == 0 {
             appends.remove(&self.hash);
@@ -456,7 +462,10 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             return Err(AppendFailure::Superseded);
         }
         if !wanted() {
-            self.inner.leftovers.borrow_mut().insert(header.hash, segment.number);
+            self.inner
+                .leftovers
+                .borrow_mut()
+                .insert(header.hash, segment.number);
             return Err(AppendFailure::Superseded);
         }
         append.publish();
@@ -471,7 +480,14 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         match header.kind {
             RecordKind::Block => {
                 let payload_length = header.payload_length;
-                index.insert(header.hash, Location { segment, page, payload_length });
+                index.insert(
+                    header.hash,
+                    Location {
+                        segment,
+                        page,
+                        payload_length,
+                    },
+                );
             }
             RecordKind::Tombstone => {
                 index.remove(&header.hash);

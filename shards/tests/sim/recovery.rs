@@ -319,7 +319,10 @@ fn record_header(block: &BlockId, payload: &BlockPayload) -> RecordHeader {
         payload_length: size as u32,
         payload_crc64: payload.crc64nvme,
         chunk_crcs: payload.chunk_crcs.clone(),
-        meta: ObjectMeta { size, ..ObjectMeta::default() },
+        meta: ObjectMeta {
+            size,
+            ..ObjectMeta::default()
+        },
     }
 }
 
