@@ -101,7 +101,7 @@ const RAM_BLOCKS: Metric = Metric("forebay_ram_blocks", Kind::Gauge, "Blocks in 
 const BUFFERS: Metric = Metric(
     "forebay_buffer_used_bytes",
     Kind::Gauge,
-    "Bytes of block buffers in use, RAM tier included.",
+    "Bytes of block buffers in use by all cores, RAM tiers included.",
 );
 const BUFFER_BUDGET: Metric = Metric(
     "forebay_buffer_budget_bytes",
@@ -312,6 +312,7 @@ pub fn render(cores: &[CoreSnapshot], http: &[HttpStats], uptime: Duration) -> S
     let mut page = Page(String::with_capacity(32 << 10));
     render_http(&mut page, http);
     render_engine(&mut page, cores);
+    render_buffers(&mut page, cores);
     render_stores(&mut page, cores);
     page.begin(&UPTIME);
     let _ = writeln!(page.0, "{} {}", UPTIME.0, uptime.as_secs());
@@ -392,11 +393,21 @@ fn render_engine(page: &mut Page, cores: &[CoreSnapshot]) {
         (&RECLAIMED, |c| c.segments_reclaimed),
         (&RAM_BYTES, |c| c.ram_bytes),
         (&RAM_BLOCKS, |c| c.ram_blocks),
-        (&BUFFERS, |c| c.buffer_bytes),
-        (&BUFFER_BUDGET, |c| c.buffer_budget_bytes),
         (&FLIGHTS, |c| c.flights),
     ] {
         page.per_core(metric, cores, |core| (core.core, pick(core)));
+    }
+}
+
+/// All cores share one pool: any of them tells its state.
+fn render_buffers(page: &mut Page, cores: &[CoreSnapshot]) {
+    let Some(core) = cores.first() else { return };
+    for (metric, value) in [
+        (&BUFFERS, core.buffer_bytes),
+        (&BUFFER_BUDGET, core.buffer_budget_bytes),
+    ] {
+        page.begin(metric);
+        let _ = writeln!(page.0, "{} {value}", metric.0);
     }
 }
 

@@ -38,7 +38,8 @@ pub const fn page_align(bytes: usize) -> usize {
     bytes.next_multiple_of(PAGE)
 }
 
-/// A core's source of buffers, with a budget in bytes that it never exceeds.
+/// The source of block buffers, with a budget in bytes that it never exceeds. Clones are the same
+/// pool; all cores share one, without a lock.
 #[derive(Clone)]
 pub struct Pool(Arc<PoolShared>);
 

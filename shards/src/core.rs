@@ -139,7 +139,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// A block buffer, waited for within reason.
-    pub(crate) async fn take_buffer(&self, bytes: usize) -> Result<BufferWriter, ReadError> {
+    ///
+    /// # Errors
+    /// [`ReadError::Overloaded`] when none came free in time.
+    pub async fn take_buffer(&self, bytes: usize) -> Result<BufferWriter, ReadError> {
         if let Some(buffer) = self.parts.pool.try_take(bytes) {
             return Ok(buffer);
         }

@@ -179,7 +179,7 @@ pub struct SegmentLog<R: Runtime, D: Disk> {
     next_incarnation: Cell<u64>,
     /// Held while the open segment changes.
     rotation: Permits,
-    /// Blocks of reclaimed segments go here: `(segment, entries)`.
+    /// Blocks of reclaimed segments go here.
     on_reclaim: OnReclaim,
     reclaimed: Cell<u64>,
 }

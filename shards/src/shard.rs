@@ -98,7 +98,58 @@ struct Inner<D: Disk> {
     /// next start would find it. By the segment of that record; forgotten when the segment goes
     /// or a newer record outranks it.
     leftovers: RefCell<BlockMap<u32>>,
+    /// Blocks of which records are being written.
+    appends: RefCell<BlockMap<Appends>>,
     segments: RefCell<HashMap<u32, Rc<Segment<D::File>>>>,
+}
+
+/// The records of one block that are being written at the same time.
+#[derive(Default)]
+struct Appends {
+    writers: usize,
+    /// The highest sequence that was published since the first of them began.
+    published: u64,
+}
+
+/// One record on its way to the disk. Writes end in any order, but the highest sequence of a
+/// block wins in the index as it will at the next start.
+struct Append<D: Disk> {
+    inner: Rc<Inner<D>>,
+    hash: BlockHash,
+    sequence: u64,
+}
+
+impl<D: Disk> Append<D> {
+    fn begin(inner: &Rc<Inner<D>>, hash: BlockHash, sequence: u64) -> Self {
+        inner.appends.borrow_mut().entry(hash).or_default().writers += 1;
+        Append {
+            inner: inner.clone(),
+            hash,
+            sequence,
+        }
+    }
+
+    fn is_outranked(&self) -> bool {
+        self.inner.appends.borrow()[&self.hash].published > self.sequence
+    }
+
+    fn publish(&self) {
+        let mut appends = self.inner.appends.borrow_mut();
+        appends.entry(self.hash).or_default().published = self.sequence;
+    }
+}
+
+impl<D: Disk> Drop for Append<D> {
+    fn drop(&mut self) {
+        let mut appends = self.inner.appends.borrow_mut();
+        let of_block = appends
+            .get_mut(&self.hash)
+            .expect("present while a record is written");
+        of_block.writers -= 1;
+        if of_block.writers == 0 {
+            appends.remove(&self.hash);
+        }
+    }
 }
 
 /// One virtual shard.
@@ -135,6 +186,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let inner: Rc<Inner<D>> = Rc::new(Inner {
             index: RefCell::new(found.index),
             leftovers: RefCell::default(),
+            appends: RefCell::default(),
             segments: RefCell::new(segments),
         });
         let reclaimed = inner.clone();
@@ -381,6 +433,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         header.sequence = self.next_sequence.get();
         self.next_sequence.set(header.sequence + 1);
         header.encode(body.headroom_mut(), &place)?;
+        let append = Append::begin(&self.inner, header.hash, header.sequence);
         let record = body.freeze();
         let segment = used.segment();
         self.adopt(&used);
@@ -405,28 +458,41 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             payload_length: header.payload_length,
             kind: header.kind,
         });
-        let mut leftovers = self.inner.leftovers.borrow_mut();
-        if !wanted() {
-            leftovers.insert(header.hash, segment.number);
+        if append.is_outranked() {
             return Err(AppendFailure::Superseded);
         }
-        leftovers.remove(&header.hash);
+        if !wanted() {
+            self.inner
+                .leftovers
+                .borrow_mut()
+                .insert(header.hash, segment.number);
+            return Err(AppendFailure::Superseded);
+        }
+        append.publish();
+        self.publish(&header, segment.number, page);
+        Ok(())
+    }
+
+    /// Makes the index say what a record says that is completely written.
+    fn publish(&self, header: &RecordHeader, segment: u32, page: u32) {
+        self.inner.leftovers.borrow_mut().remove(&header.hash);
         let mut index = self.inner.index.borrow_mut();
         match header.kind {
             RecordKind::Block => {
                 let payload_length = header.payload_length;
-                let location = Location {
-                    segment: segment.number,
-                    page,
-                    payload_length,
-                };
-                index.insert(header.hash, location);
+                index.insert(
+                    header.hash,
+                    Location {
+                        segment,
+                        page,
+                        payload_length,
+                    },
+                );
             }
             RecordKind::Tombstone => {
                 index.remove(&header.hash);
             }
         }
-        Ok(())
     }
 
     /// Makes a segment known to readers; new ones come into being inside the log.

@@ -123,8 +123,7 @@ async fn status(connection: &Connection) -> String {
                 "blocks": core.blocks,
                 "disk_used_bytes": core.disk_used_bytes,
                 "ram_bytes": core.ram_bytes,
-                "buffer_bytes": core.buffer_bytes,
-                "fetches_in_flight": core.flights,
+                    "fetches_in_flight": core.flights,
                 "counters": core.counters,
             })
         })
@@ -143,6 +142,10 @@ async fn status(connection: &Connection) -> String {
             "segment_quota_bytes": sum(|c| c.disk_quota_bytes),
             "blocks": sum(|c| c.blocks),
             "segments_reclaimed": sum(|c| c.segments_reclaimed),
+        },
+        "buffers": {
+            "used_bytes": snapshots.first().map_or(0, |core| core.buffer_bytes),
+            "budget_bytes": snapshots.first().map_or(0, |core| core.buffer_budget_bytes),
         },
         "ram": { "used_bytes": sum(|c| c.ram_bytes), "blocks": sum(|c| c.ram_blocks) },
         "recovery": {

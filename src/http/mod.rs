@@ -24,7 +24,6 @@ use crate::server::ServerState;
 use crate::server::volumes::{ServedVolume, VolumeTable};
 use auth::{Access, Credential, Identity};
 use connection::{Connection, Ended, Refused};
-use forebay_io::buffer::Pool;
 use forebay_io::disk::ring::RingDisk;
 use forebay_io::local::Event;
 use forebay_io::rt::GlommioRuntime;
@@ -47,8 +46,6 @@ pub struct CoreContext {
     pub runtime: GlommioRuntime,
     /// The way to any block.
     pub router: Router<GlommioRuntime, RingDisk>,
-    /// Block buffers.
-    pub pool: Pool,
     /// What all cores share and only read.
     pub server: Arc<ServerState>,
     /// Set when the server stops.

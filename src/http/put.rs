@@ -15,15 +15,10 @@ use super::{ObjectRequest, finish_with};
 use bytes::Bytes;
 use forebay_io::buffer::BufferWriter;
 use forebay_io::queue::{self, Sender};
-use forebay_io::runtime::timeout;
 use forebay_io::store::{ObjectMeta, StoreError, StoreErrorKind, StoreResult};
 use forebay_shards::format::PayloadChecksums;
 use forebay_shards::messages::{BlockPayload, PutObject, PutSource, WriteError};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long a PUT waits for a block buffer before it is refused; as for reads.
-const BUFFER_WAIT: Duration = Duration::from_secs(5);
 
 /// Bytes read from the client at once.
 const READ_BYTES: usize = 256 << 10;
@@ -365,10 +360,10 @@ fn object_headers(head: &Head) -> Result<Vec<(String, String)>, ErrorReply> {
 }
 
 async fn take_buffer(connection: &Connection, bytes: u64) -> Result<BufferWriter, ErrorReply> {
-    let context = connection.context();
-    let taken = context.pool.take(bytes as usize);
-    let taken = timeout(&context.runtime, BUFFER_WAIT, taken).await;
-    taken.ok_or_else(|| ErrorReply::slow_down("all block buffers are in use"))
+    let core = connection.context().router.core();
+    core.take_buffer(bytes as usize)
+        .await
+        .map_err(ErrorReply::from)
 }
 
 /// Reads one block's worth of the body.

@@ -59,8 +59,8 @@ pub struct CorePlan {
     pub folder: PathBuf,
     /// Budget of its RAM tier.
     pub ram_bytes: usize,
-    /// Budget of all its buffers.
-    pub pool_bytes: usize,
+    /// Block buffers: one pool for all cores.
+    pub pool: Pool,
     /// Zero of the cores' clocks.
     pub started: Instant,
     /// TLS, unless it is off.
@@ -84,7 +84,7 @@ pub async fn run(
     let index = plan.index;
     let runtime = GlommioRuntime::current(plan.started);
     let uplink = uplink.attach(runtime.clone());
-    let (engine, pool) = match recover_shards(&plan, &runtime, uplink.clone()).await {
+    let engine = match recover_shards(&plan, &runtime, uplink.clone()).await {
         Ok(recovered) => recovered,
         Err(error) => return log::error!("core {index}: cannot open its shards: {error}"),
     };
@@ -96,7 +96,6 @@ pub async fn run(
         index,
         runtime: runtime.clone(),
         router: router::join(engine.clone(), mesh),
-        pool,
         server: plan.state.clone(),
         stopping: Event::default(),
         volume_table: RefCell::new(plan.table),
@@ -123,9 +122,9 @@ async fn recover_shards(
     plan: &CorePlan,
     runtime: &GlommioRuntime,
     uplink: forebay_io::uplink::Uplink<GlommioRuntime>,
-) -> io::Result<(Rc<Engine>, Pool)> {
+) -> io::Result<Rc<Engine>> {
     let disk = RingDisk::open_folder(&plan.folder)?;
-    let pool = Pool::new(plan.pool_bytes);
+    let pool = plan.pool.clone();
     let mut shards = HashMap::new();
     let mut recovery = RecoveryReport::default();
     for (number, files) in &plan.segments {
@@ -149,17 +148,16 @@ async fn recover_shards(
         recovery.footers,
         recovery.scans
     );
-    let engine = Core::new(CoreParts {
+    Ok(Core::new(CoreParts {
         index: plan.index,
         topology: plan.topology,
         runtime: runtime.clone(),
-        pool: pool.clone(),
+        pool,
         uplink,
         shards,
         recovery,
         ram_bytes: plan.ram_bytes,
-    });
-    Ok((engine, pool))
+    }))
 }
 
 async fn tick(context: Rc<CoreContext>) {

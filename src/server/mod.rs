@@ -169,6 +169,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         cores_ready: AtomicUsize::new(0),
     });
     let topology = Topology::new(superblock.shards, cores as u32);
+    let pool = Pool::new(cores * (memory.ram_per_core + IN_FLIGHT_BYTES_PER_CORE));
     let plan = |index| CorePlan {
         index,
         topology,
@@ -177,7 +178,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         segments: shards_of(index, topology, &segments),
         folder: folder.clone(),
         ram_bytes: memory.ram_per_core,
-        pool_bytes: memory.ram_per_core + IN_FLIGHT_BYTES_PER_CORE,
+        pool: pool.clone(),
         started,
         tls: tls.clone(),
         table: table.clone(),

@@ -6,7 +6,7 @@ use crate::support::workload;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 /// Seeds that a debug build runs in about twenty seconds.
-const SEEDS_DEFAULT: u64 = 300;
+const SEEDS_DEFAULT: u64 = 250;
 
 fn from_environment(name: &str, default: u64) -> u64 {
     match std::env::var(name) {

@@ -7,9 +7,11 @@ use forebay_io::buffer::{PAGE, Pool};
 use forebay_io::disk::Disk;
 use forebay_io::runtime::Runtime;
 use forebay_io::sim::{DiskOperation, SimDisk, SimExecutor};
+use forebay_io::store::ObjectMeta;
+use forebay_shards::format::{RecordHeader, RecordKind};
 use forebay_shards::key::{BlockHash, BlockId, Volume};
 use forebay_shards::log::{ShardLayout, segment_name};
-use forebay_shards::messages::ReadError;
+use forebay_shards::messages::{BlockPayload, ReadError};
 use forebay_shards::range::RangeSpec;
 use forebay_shards::recover::RecoveryReport;
 use forebay_shards::shard::Location;
@@ -271,6 +273,57 @@ fn a_passing_read_error_during_a_start_hides_no_record() {
                 "after {skipped} reads: block {n}"
             );
         }
+    }
+}
+
+#[test]
+fn the_highest_sequence_wins_in_the_index_as_on_disk() {
+    // Records of one block are written at once; their writes end in any order.
+    for seed in 0..40 {
+        let machine = Machine::new(ONE_SHARD);
+        let block = id(&machine.immutable(), 0);
+        let world = machine.start(seed, 1);
+        let (node, shard) = (world.nodes[0].clone(), world.shard_of(&block));
+        let (appending, hash) = (shard.clone(), block.hash());
+        let mut world = world;
+        world.run(async move {
+            let appends = (0..4).map(|n| {
+                let (node, shard, block) = (node.clone(), appending.clone(), block.clone());
+                async move {
+                    let bytes = content(n, 1000 + 4000 * (4 - n));
+                    let payload = client::payload(&node, &bytes).await;
+                    let header = record_header(&block, &payload);
+                    let _ = shard.append(header, payload.buffer, || true).await;
+                }
+            });
+            futures::future::join_all(appends).await;
+        });
+        let before = shard.find(hash);
+        drop((world, shard));
+        let (after, _) = recovered(&machine.disk, machine.geometry.layout(0), &[hash]);
+        assert_eq!(after, [before], "seed {seed}");
+    }
+}
+
+fn record_header(block: &BlockId, payload: &BlockPayload) -> RecordHeader {
+    let size = payload.buffer.filled() as u64;
+    RecordHeader {
+        kind: RecordKind::Block,
+        sequence: 0,
+        hash: block.hash(),
+        store_identity: block.volume.store_identity,
+        volume: block.volume.name.clone(),
+        key: block.key.to_string(),
+        block_number: block.number,
+        block_bytes: block.volume.block_bytes,
+        payload_length: size as u32,
+        payload_crc64: payload.crc64nvme,
+        chunk_crcs: payload.chunk_crcs.clone(),
+        validated_at: 0,
+        meta: ObjectMeta {
+            size,
+            ..ObjectMeta::default()
+        },
     }
 }
 
