@@ -3,7 +3,7 @@
 //! Names are stable from the first release on; no other file has one. This file only reads.
 
 use crate::http::stats::HttpStats;
-use forebay_io::histogram::BOUNDS_US;
+use forebay_io::histogram::{BOUNDS_US, HistogramSnapshot};
 use forebay_shards::messages::Outcome;
 use forebay_shards::stats::CoreSnapshot;
 use std::fmt::Write;
@@ -38,12 +38,12 @@ const CACHE_BYTES: Metric = Metric(
 const CACHE_SECONDS: Metric = Metric(
     "forebay_cache_response_seconds",
     Kind::Histogram,
-    "Time from a read's head to its last byte sent, by how it was answered; all cores.",
+    "Time from a read's head to its last byte sent, by how it was answered and core.",
 );
 const WRITE_SECONDS: Metric = Metric(
     "forebay_write_seconds",
     Kind::Histogram,
-    "Time from a write's head to its answer; all cores.",
+    "Time from a write's head to its answer, by core.",
 );
 const BYTES_IN: Metric = Metric(
     "forebay_http_received_bytes_total",
@@ -126,7 +126,7 @@ const STORE_REQUESTS: Metric = Metric(
 const STORE_SECONDS: Metric = Metric(
     "forebay_store_request_seconds",
     Kind::Histogram,
-    "Time from an order to the head of the store's answer, retries included; all cores.",
+    "Time from an order to the head of the store's answer, retries included, by core.",
 );
 const UPTIME: Metric = Metric(
     "forebay_uptime_seconds",
@@ -290,17 +290,13 @@ impl Page {
 
     fn histogram(&mut self, metric: &Metric, labels: &str, buckets: &[u64], sum_us: u64) {
         let name = metric.0;
-        let comma = if labels.is_empty() { "" } else { "," };
         let mut total = 0;
         for (at, count) in buckets.iter().enumerate() {
             total += count;
             let bound = BOUNDS_US
                 .get(at)
                 .map_or("+Inf".into(), |us| (*us as f64 / 1e6).to_string());
-            let _ = writeln!(
-                self.0,
-                "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"
-            );
+            let _ = writeln!(self.0, "{name}_bucket{{{labels},le=\"{bound}\"}} {total}");
         }
         let _ = writeln!(self.0, "{name}_sum{{{labels}}} {}", sum_us as f64 / 1e6);
         let _ = writeln!(self.0, "{name}_count{{{labels}}} {total}");
@@ -343,14 +339,23 @@ fn render_http(page: &mut Page, http: &[HttpStats]) {
         }
     }
     page.begin(&CACHE_SECONDS);
-    for outcome in Outcome::ALL {
-        let (buckets, sum_us) = add_times(http.iter().map(|s| s.outcome(outcome).times.values()));
-        let labels = format!("cache=\"{}\"", outcome.label());
-        page.histogram(&CACHE_SECONDS, &labels, &buckets, sum_us);
+    for (core, stats) in http.iter().enumerate() {
+        for outcome in Outcome::ALL {
+            let (buckets, sum_us) = stats.outcome(outcome).times.values();
+            let labels = format!("cache=\"{}\",core=\"{core}\"", outcome.label());
+            page.histogram(&CACHE_SECONDS, &labels, &buckets, sum_us);
+        }
     }
     page.begin(&WRITE_SECONDS);
-    let (buckets, sum_us) = add_times(http.iter().map(|s| s.write_times.values()));
-    page.histogram(&WRITE_SECONDS, "", &buckets, sum_us);
+    for (core, stats) in http.iter().enumerate() {
+        let (buckets, sum_us) = stats.write_times.values();
+        page.histogram(
+            &WRITE_SECONDS,
+            &format!("core=\"{core}\""),
+            &buckets,
+            sum_us,
+        );
+    }
     for (metric, pick) in [
         (&BYTES_IN, (|s| s.bytes_in.get()) as fn(&HttpStats) -> u64),
         (&ACCEPTED, |s| s.accepted.get()),
@@ -366,18 +371,6 @@ fn render_http(page: &mut Page, http: &[HttpStats]) {
             (*core, pick(stats))
         });
     }
-}
-
-fn add_times(all: impl Iterator<Item = (Vec<u64>, u64)>) -> (Vec<u64>, u64) {
-    let mut buckets = vec![0; BOUNDS_US.len() + 1];
-    let mut total_us = 0;
-    for (counts, sum_us) in all {
-        for (sum, count) in buckets.iter_mut().zip(counts) {
-            *sum += count;
-        }
-        total_us += sum_us;
-    }
-    (buckets, total_us)
 }
 
 fn render_engine(page: &mut Page, cores: &[CoreSnapshot]) {
@@ -431,11 +424,15 @@ fn render_stores(page: &mut Page, cores: &[CoreSnapshot]) {
         }
     }
     page.begin(&STORE_SECONDS);
-    let times = cores
-        .iter()
-        .map(|c| (c.store_latency.buckets.clone(), c.store_latency.sum_us));
-    let (buckets, sum_us) = add_times(times);
-    page.histogram(&STORE_SECONDS, "", &buckets, sum_us);
+    for core in cores {
+        let HistogramSnapshot { buckets, sum_us } = &core.store_latency;
+        page.histogram(
+            &STORE_SECONDS,
+            &format!("core=\"{}\"", core.core),
+            buckets,
+            *sum_us,
+        );
+    }
 }
 
 #[cfg(test)]
@@ -469,10 +466,10 @@ mod tests {
                 "forebay_http_responses_total{method=\"GET\",status=\"200\",core=\"1\"} 1"
             )
         );
-        assert!(
-            text.contains("forebay_cache_response_seconds_bucket{cache=\"miss\",le=\"0.005\"} 1")
-        );
-        assert!(text.contains("forebay_cache_response_seconds_count{cache=\"miss\"} 1"));
+        assert!(text.contains(
+            "forebay_cache_response_seconds_bucket{cache=\"miss\",core=\"1\",le=\"0.005\"} 1"
+        ));
+        assert!(text.contains("forebay_cache_response_seconds_count{cache=\"miss\",core=\"1\"} 1"));
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (name, value) = line.rsplit_once(' ').expect("name and value");
             assert!(value.parse::<f64>().is_ok(), "{line}");

@@ -17,7 +17,7 @@ pub struct Histogram {
     sum_us: Cell<u64>,
 }
 
-/// A histogram's values at one moment; adds up across cores.
+/// A histogram's values at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HistogramSnapshot {
     /// Counts per bucket, not cumulative; `BOUNDS_US.len() + 1` of them, or none when nothing was
@@ -45,18 +45,6 @@ impl Histogram {
     }
 }
 
-impl HistogramSnapshot {
-    /// Adds another core's values.
-    pub fn add(&mut self, other: &HistogramSnapshot) {
-        self.buckets
-            .resize(self.buckets.len().max(other.buckets.len()), 0);
-        for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
-            *mine += theirs;
-        }
-        self.sum_us += other.sum_us;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,11 +55,9 @@ mod tests {
         histogram.record(Duration::from_micros(50));
         histogram.record(Duration::from_micros(51));
         histogram.record(Duration::from_secs(100));
-        let mut snapshot = histogram.snapshot();
+        let snapshot = histogram.snapshot();
         assert_eq!((snapshot.buckets[0], snapshot.buckets[1]), (1, 1));
         assert_eq!(snapshot.buckets[BOUNDS_US.len()], 1);
         assert_eq!(snapshot.sum_us, 100_000_101);
-        snapshot.add(&snapshot.clone());
-        assert_eq!(snapshot.buckets[0], 2);
     }
 }

@@ -31,11 +31,22 @@ const SEGMENT_BYTES_WANTED: u64 = 32 << 20;
 /// Largest segment. Larger ones make reclaim coarser and the scan after a crash longer.
 const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 
-/// Segments per shard that a format aims for: one open, the rest a queue to reclaim from.
-const SEGMENTS_PER_SHARD_WANTED: u64 = 4;
+/// Segments of the wanted size per shard that a format aims for. Keys spread over shards by chance:
+/// with few blocks per shard some shards overflow long before the folder is full. 1,000 blocks of
+/// 4 MiB under 6 GB lost 56 with 5 segments per shard; with this many the folder must be almost full.
+const SEGMENTS_PER_SHARD_WANTED: u64 = 16;
+
+/// Segments per shard below which they get smaller instead: one open, the rest to reclaim from.
+const SEGMENTS_PER_SHARD_LEAST: u64 = 8;
+
+/// Shards that even a small folder has, so that a few cores share its work.
+const SHARDS_WANTED: u64 = 4;
+
+/// Segments per shard of the smallest folders.
+const SEGMENTS_PER_SHARD_MIN: u64 = 4;
 
 /// Smallest quota that can hold a cache: one shard of four smallest segments.
-pub const QUOTA_BYTES_MIN: u64 = SEGMENT_BYTES_MIN * SEGMENTS_PER_SHARD_WANTED;
+pub const QUOTA_BYTES_MIN: u64 = SEGMENT_BYTES_MIN * SEGMENTS_PER_SHARD_MIN;
 
 /// How a folder is laid out, for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,13 +112,11 @@ impl Superblock {
                 needed: QUOTA_BYTES_MIN,
             });
         }
-        let shards = power_of_two_below(
-            quota_bytes / (SEGMENTS_PER_SHARD_WANTED * SEGMENT_BYTES_WANTED),
-            1,
-            SHARDS_MAX.into(),
-        );
+        let roomy = quota_bytes / (SEGMENTS_PER_SHARD_WANTED * SEGMENT_BYTES_WANTED);
+        let tight = quota_bytes / (SEGMENTS_PER_SHARD_MIN * SEGMENT_BYTES_MIN);
+        let shards = power_of_two_below(roomy.max(tight.min(SHARDS_WANTED)), 1, SHARDS_MAX.into());
         let segment_bytes = power_of_two_below(
-            quota_bytes / shards / SEGMENTS_PER_SHARD_WANTED,
+            quota_bytes / shards / SEGMENTS_PER_SHARD_LEAST,
             SEGMENT_BYTES_MIN,
             SEGMENT_BYTES_MAX,
         );
@@ -324,6 +333,12 @@ mod tests {
                     let used = superblock.segment_bytes * u64::from(superblock.shards);
                     assert!(used * u64::from(count) + 2 * PAGE as u64 <= quota);
                     assert!(count >= 3, "quota {quota}: {superblock:?}");
+                    // Enough blocks per shard that chance does not fill some long before others.
+                    assert!(
+                        quota < 1 << 30 || count >= 7,
+                        "quota {quota}: {superblock:?}"
+                    );
+                    assert!(quota < 1 << 28 || superblock.shards >= 4, "quota {quota}");
                 }
             }
         });
