@@ -349,20 +349,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         wanted: impl Fn() -> bool,
     ) {
         let view = payload.buffer.watch().view_all();
+        let now = self.parts.runtime.unix_seconds();
         let header = RecordHeader {
             kind: RecordKind::Block,
-            sequence: 0,
-            hash,
-            store_identity: id.volume.store_identity,
-            volume: id.volume.name.clone(),
-            key: id.key.to_string(),
-            block_number: id.number,
-            block_bytes: id.volume.block_bytes,
             payload_length: view.len() as u32,
             payload_crc64: payload.crc64nvme,
             chunk_crcs: payload.chunk_crcs,
-            validated_at: self.parts.runtime.unix_seconds(),
             meta: meta.clone(),
+            ..RecordHeader::tombstone(hash, id, now)
         };
         let block = RamBlock {
             header: Rc::new(header.clone()),

@@ -35,7 +35,7 @@
 //! `own offset`, `segment` and `incarnation` bind a record to its place: a misdirected write, a
 //! stale read or a leftover of the segment's former life never passes for the record looked for.
 
-use crate::key::BlockHash;
+use crate::key::{BlockHash, BlockId};
 use crc_fast::CrcAlgorithm::{Crc32Iscsi, Crc64Nvme};
 use forebay_io::buffer::PAGE;
 use forebay_io::store::ObjectMeta;
@@ -285,6 +285,26 @@ pub fn decode_segment_header(page: &[u8], place: &Place) -> Result<u64, NotOurs>
 }
 
 impl RecordHeader {
+    /// The header of a tombstone for a block; the block's own record differs from it in the kind
+    /// and in what describes the payload.
+    pub fn tombstone(hash: BlockHash, id: &BlockId, validated_at: u64) -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::Tombstone,
+            sequence: 0,
+            hash,
+            store_identity: id.volume.store_identity,
+            volume: id.volume.name.clone(),
+            key: id.key.to_string(),
+            block_number: id.number,
+            block_bytes: id.volume.block_bytes,
+            payload_length: 0,
+            payload_crc64: 0,
+            chunk_crcs: Vec::new(),
+            validated_at,
+            meta: ObjectMeta::default(),
+        }
+    }
+
     /// Bytes of the record on disk: header page and padded payload.
     pub fn record_bytes(&self) -> u64 {
         record_bytes(self.payload_length)

@@ -7,11 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
-/// Longest object key, bytes (S3's own limit).
-pub const KEY_BYTES_MAX: usize = 1024;
-
-/// Longest volume name, bytes (S3's bucket-name rules).
-pub const VOLUME_NAME_BYTES_MAX: usize = 63;
+/// Longest object key, bytes.
+pub use forebay_io::store::KEY_BYTES_MAX;
 
 /// Smallest block size, bytes.
 pub const BLOCK_BYTES_MIN: u64 = 256 << 10;

@@ -15,7 +15,7 @@ use std::io;
 pub const SUPERBLOCK_NAME: &str = "superblock";
 
 /// The lock's file name; the only thing besides the superblock that may stand in a new folder.
-pub const LOCK_NAME: &str = "lock";
+pub const LOCK_NAME: &str = forebay_io::probe::LOCK_FILE_NAME;
 
 const MAGIC: [u8; 8] = *b"FOREBAY\0";
 

@@ -5,7 +5,7 @@
 //! the store has it. After an outcome that is unknown, the cache forgets the key.
 
 use crate::core::Core;
-use crate::format::{RecordHeader, RecordKind};
+use crate::format::RecordHeader;
 use crate::key::{BlockHash, BlockId};
 use crate::messages::{BlockPayload, PutObject, PutSource, WriteError};
 use crate::shard::AppendFailure;
@@ -128,21 +128,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// Writes a tombstone, so that no record of the key is found after a restart. `wanted` turns
     /// false when something newer comes, which then outranks the old record itself.
     pub(crate) async fn bury(&self, hash: BlockHash, id: &BlockId, wanted: impl Fn() -> bool) {
-        let tombstone = RecordHeader {
-            kind: RecordKind::Tombstone,
-            sequence: 0,
-            hash,
-            store_identity: id.volume.store_identity,
-            volume: id.volume.name.clone(),
-            key: id.key.to_string(),
-            block_number: id.number,
-            block_bytes: id.volume.block_bytes,
-            payload_length: 0,
-            payload_crc64: 0,
-            chunk_crcs: Vec::new(),
-            validated_at: self.parts.runtime.unix_seconds(),
-            meta: ObjectMeta::default(),
-        };
+        let now = self.parts.runtime.unix_seconds();
+        let tombstone = RecordHeader::tombstone(hash, id, now);
         for attempt in 1..=TOMBSTONE_ATTEMPTS_MAX {
             let Ok(buffer) = self.take_buffer(0).await else {
                 log::warn!("{}/{}: no memory for a tombstone", id.volume.name, id.key);

@@ -26,9 +26,9 @@ pub const CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Block size of a volume that names none, bytes.
 pub const BLOCK_SIZE_DEFAULT: u64 = 4 * 1024 * 1024;
 /// Smallest block size, bytes.
-pub const BLOCK_SIZE_MIN: u64 = 256 * 1024;
+pub const BLOCK_SIZE_MIN: u64 = forebay_shards::key::BLOCK_BYTES_MIN;
 /// Largest block size, bytes.
-pub const BLOCK_SIZE_MAX: u64 = 8 * 1024 * 1024;
+pub const BLOCK_SIZE_MAX: u64 = forebay_shards::key::BLOCK_BYTES_MAX;
 /// Age up to which a copy is served without asking the store, where the volume does not say.
 pub const TTL_DEFAULT: Duration = Duration::from_secs(5);
 /// Region that requests are signed for where the volume does not say: what S3 tools assume.

@@ -67,6 +67,4 @@ pub trait Disk: Clone + 'static {
     fn create(&self, name: &str, size: u64) -> impl Future<Output = io::Result<Self::File>>;
     /// Removes a file; removing what is not there is an error.
     fn remove(&self, name: &str) -> impl Future<Output = io::Result<()>>;
-    /// Bytes that the file system could still allocate to us.
-    fn free_bytes(&self) -> impl Future<Output = io::Result<u64>>;
 }

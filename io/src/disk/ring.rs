@@ -376,11 +376,6 @@ impl Disk for RingDisk {
             opcode::UnlinkAt::new(types::Fd(self.folder.as_raw_fd()), path.as_ptr()).build();
         self.ring.run(entry, Held::Path(path)).await.0.map(drop)
     }
-
-    async fn free_bytes(&self) -> io::Result<u64> {
-        let folder = self.folder.try_clone()?;
-        rt::blocking(move || free_bytes_of(folder.as_raw_fd())).await
-    }
 }
 
 /// Bytes of the whole file system that holds `folder`. Blocks: for use before the executors start.
@@ -388,12 +383,6 @@ pub fn file_system_bytes(folder: &Path) -> io::Result<u64> {
     let folder = std::fs::File::open(folder)?;
     let stats = statvfs_of(folder.as_raw_fd())?;
     Ok(stats.f_blocks * stats.f_frsize)
-}
-
-/// Bytes an unprivileged process could still allocate on the file system behind `fd`.
-fn free_bytes_of(fd: RawFd) -> io::Result<u64> {
-    let stats = statvfs_of(fd)?;
-    Ok(stats.f_bavail * stats.f_frsize)
 }
 
 fn statvfs_of(fd: RawFd) -> io::Result<libc::statvfs> {
@@ -569,7 +558,6 @@ mod tests {
                     size: PAGE as u64
                 }]
             );
-            assert!(disk.free_bytes().await.expect("statvfs") > 0);
             disk.remove("a").await.expect("removed");
             assert!(disk.open("a").await.is_err());
         });

@@ -11,7 +11,6 @@ use futures_rustls::server::TlsStream;
 use glommio::net::TcpStream;
 use std::future::poll_fn;
 use std::io::{self, IoSlice, Write};
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -49,11 +48,6 @@ impl Socket {
             start: 0,
             end: 0,
         })
-    }
-
-    /// The other end's address.
-    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.peer_addr().map_err(io::Error::from)
     }
 
     fn send_now(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -172,11 +166,6 @@ impl Stream {
             Stream::Plain(socket) => socket.close().await,
             Stream::Tls(stream) => stream.close().await,
         }
-    }
-
-    /// Whether the connection is encrypted.
-    pub fn is_tls(&self) -> bool {
-        matches!(self, Stream::Tls(_))
     }
 }
 

@@ -260,10 +260,6 @@ impl Disk for SimDisk {
         let removed = self.0.files.borrow_mut().remove(name);
         removed.map(drop).ok_or_else(|| Self::not_found(name))
     }
-
-    async fn free_bytes(&self) -> io::Result<u64> {
-        Ok(self.0.capacity_bytes.get() - self.used_bytes())
-    }
 }
 
 impl DiskFile for SimFile {
