@@ -10,12 +10,13 @@
 
 use crate::flight::{Flight, Landing, Plan};
 use crate::format::RecordHeader;
+use crate::index::BlockMap;
 use crate::key::{BlockHash, BlockId, Freshness, Topology};
 use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError};
 use crate::ram::{RamBlock, RamTier};
 use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::recover::RecoveryReport;
-use crate::shard::{BlockMap, ReadFailure, Shard};
+use crate::shard::{ReadFailure, Shard};
 use crate::stats::{CoreSnapshot, CoreStats};
 use forebay_io::buffer::{BufferWriter, PAGE, Pool, View, Watch};
 use forebay_io::disk::Disk;
@@ -325,6 +326,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let in_ram = self.ram.borrow_mut().get(hash);
         if let Some(block) = in_ram {
             if is_version(&block.header, id, meta) {
+                self.shard(hash).touch(hash, range.len());
                 return Some((block.payload.slice(range), Outcome::HitRam));
             }
             self.ram.borrow_mut().remove(hash);
@@ -337,6 +339,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             return None;
         }
         self.make_room(location.payload_length as usize);
+        shard.touch(hash, range.len());
         match shard.read(hash, location, range).await {
             Ok(found) if is_version(&found.header, id, meta) => {
                 self.stats.records_read.add(1);
@@ -504,7 +507,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             blocks: shards().map(|shard| shard.len() as u64).sum(),
             disk_used_bytes: shards().map(|shard| shard.log().used_bytes()).sum(),
             disk_quota_bytes: shards().map(layout_bytes).sum(),
-            segments_reclaimed: shards().map(|shard| shard.log().reclaimed()).sum(),
+            segments_reclaimed: shards()
+                .map(|shard| shard.stats().segments_reclaimed.get())
+                .sum(),
             ram_bytes: ram.used_bytes() as u64,
             ram_blocks: ram.len() as u64,
             buffer_bytes: parts.pool.used_bytes() as u64,

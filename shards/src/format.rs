@@ -7,7 +7,7 @@
 //! A segment file is
 //!
 //! ```text
-//! page 0          segment header: which folder, shard, segment, incarnation
+//! page 0          segment header: which folder, shard, segment, incarnation; purpose at byte 14
 //! page 1 ..       records: header page, then payload padded with zeroes to whole pages
 //! ..              unused
 //! last pages      footer, once sealed: entries, then the trailer page at the very end
@@ -41,7 +41,7 @@ use forebay_io::buffer::PAGE;
 use forebay_io::store::ObjectMeta;
 
 /// Version of everything in this file.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 
 /// Payload bytes per CRC32C, so that a range read checks only the chunks it touches.
 pub const CHUNK_BYTES: usize = 64 << 10;
@@ -96,11 +96,57 @@ pub enum RecordKind {
     Tombstone,
 }
 
+/// Whether the store has what a record holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RecordState {
+    /// The store had it when the record was written.
+    #[default]
+    Clean,
+    /// Acknowledged, and not known to be in the store: the record is the only copy.
+    Dirty,
+}
+
+/// What a segment is for. Which records share a segment decides what is reclaimed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentPurpose {
+    /// New clean records: the small queue of S3-FIFO.
+    Probation,
+    /// Clean records that were wanted again: the main queue of S3-FIFO.
+    Main,
+    /// Records that were dirty when they were written.
+    Dirty,
+    /// No record: it was reclaimed and waits for its next life.
+    Free,
+}
+
+impl SegmentPurpose {
+    fn to_byte(self) -> u8 {
+        match self {
+            SegmentPurpose::Probation => 1,
+            SegmentPurpose::Main => 2,
+            SegmentPurpose::Dirty => 3,
+            SegmentPurpose::Free => 4,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Result<Self, NotOurs> {
+        match byte {
+            1 => Ok(SegmentPurpose::Probation),
+            2 => Ok(SegmentPurpose::Main),
+            3 => Ok(SegmentPurpose::Dirty),
+            4 => Ok(SegmentPurpose::Free),
+            _ => Err(NotOurs::Field("purpose")),
+        }
+    }
+}
+
 /// A record's header, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordHeader {
     /// What it says.
     pub kind: RecordKind,
+    /// Whether the store had it.
+    pub state: RecordState,
     /// Orders the records of one key: the highest wins.
     pub sequence: u64,
     /// Hash of volume, key and block number.
@@ -264,14 +310,16 @@ fn open_page(page: &[u8], magic: [u8; 8]) -> Result<Place, NotOurs> {
 }
 
 /// A segment's first page.
-pub fn encode_segment_header(page: &mut [u8], place: &Place) {
+pub fn encode_segment_header(page: &mut [u8], place: &Place, purpose: SegmentPurpose) {
     assert_eq!(place.offset, 0);
     begin_page(page, SEGMENT_MAGIC, place);
+    page[14] = purpose.to_byte();
     seal_page(page);
 }
 
-/// The incarnation of the segment whose first page this is. `place.incarnation` is not looked at.
-pub fn decode_segment_header(page: &[u8], place: &Place) -> Result<u64, NotOurs> {
+/// The incarnation and the purpose of the segment whose first page this is. `place.incarnation`
+/// is not looked at.
+pub fn decode_segment_header(page: &[u8], place: &Place) -> Result<(u64, SegmentPurpose), NotOurs> {
     let found = open_page(page, SEGMENT_MAGIC)?;
     if found
         != (Place {
@@ -281,7 +329,7 @@ pub fn decode_segment_header(page: &[u8], place: &Place) -> Result<u64, NotOurs>
     {
         return Err(NotOurs::Place);
     }
-    Ok(found.incarnation)
+    Ok((found.incarnation, SegmentPurpose::from_byte(page[14])?))
 }
 
 impl RecordHeader {
@@ -289,18 +337,33 @@ impl RecordHeader {
     /// and in what describes the payload.
     pub fn tombstone(hash: BlockHash, id: &BlockId, validated_at: u64) -> RecordHeader {
         RecordHeader {
-            kind: RecordKind::Tombstone,
-            sequence: 0,
-            hash,
             store_identity: id.volume.store_identity,
             volume: id.volume.name.clone(),
             key: id.key.to_string(),
             block_number: id.number,
             block_bytes: id.volume.block_bytes,
+            validated_at,
+            ..RecordHeader::grave(hash)
+        }
+    }
+
+    /// The header of a tombstone that nobody asked for: it only keeps older records of a block
+    /// from being found. It has no names, because whoever writes it knows the hash alone.
+    pub fn grave(hash: BlockHash) -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::Tombstone,
+            state: RecordState::Clean,
+            sequence: 0,
+            hash,
+            store_identity: 0,
+            volume: String::new(),
+            key: String::new(),
+            block_number: 0,
+            block_bytes: 1,
             payload_length: 0,
             payload_crc64: 0,
             chunk_crcs: Vec::new(),
-            validated_at,
+            validated_at: 0,
             meta: ObjectMeta::default(),
         }
     }
@@ -328,6 +391,10 @@ impl RecordHeader {
         page[14] = match self.kind {
             RecordKind::Block => 1,
             RecordKind::Tombstone => 2,
+        };
+        page[15] = match self.state {
+            RecordState::Clean => 1,
+            RecordState::Dirty => 2,
         };
         put(page, 56, &self.sequence.to_le_bytes());
         put(page, 64, &self.payload_length.to_le_bytes());
@@ -362,6 +429,11 @@ impl RecordHeader {
             2 => RecordKind::Tombstone,
             _ => return Err(NotOurs::Field("kind")),
         };
+        let state = match page[15] {
+            1 => RecordState::Clean,
+            2 => RecordState::Dirty,
+            _ => return Err(NotOurs::Field("state")),
+        };
         let payload_length = u32_at(page, 64);
         let chunks = (payload_length as usize).div_ceil(CHUNK_BYTES);
         if chunks > CHUNKS_MAX {
@@ -384,6 +456,7 @@ impl RecordHeader {
         };
         Ok(RecordHeader {
             kind,
+            state,
             sequence: u64_at(page, 56),
             hash: BlockHash(u128_at(page, 80)),
             store_identity: u64_at(page, 96),
@@ -476,6 +549,8 @@ pub struct FooterEntry {
     pub payload_length: u32,
     /// What the record says.
     pub kind: RecordKind,
+    /// Whether the store had it.
+    pub state: RecordState,
 }
 
 /// Bytes of a footer with `entries` entries: whole pages, the trailer's included.
@@ -484,22 +559,25 @@ pub fn footer_bytes(entries: usize) -> u64 {
 }
 
 /// A sealed segment's footer, ready to be written at its end; `place.offset` is where it starts.
-pub fn encode_footer(entries: &[FooterEntry], place: &Place) -> Vec<u8> {
+pub fn encode_footer(entries: &[FooterEntry], place: &Place, purpose: SegmentPurpose) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(footer_bytes(entries.len()) as usize);
     for entry in entries {
         bytes.extend_from_slice(&entry.hash.0.to_le_bytes());
         bytes.extend_from_slice(&entry.sequence.to_le_bytes());
         bytes.extend_from_slice(&entry.page.to_le_bytes());
         bytes.extend_from_slice(&entry.payload_length.to_le_bytes());
-        let kind: u64 = match entry.kind {
-            RecordKind::Block => 1,
-            RecordKind::Tombstone => 2,
+        let flags: u64 = match (entry.kind, entry.state) {
+            (RecordKind::Block, RecordState::Clean) => 1,
+            (RecordKind::Tombstone, RecordState::Clean) => 2,
+            (RecordKind::Block, RecordState::Dirty) => 3,
+            (RecordKind::Tombstone, RecordState::Dirty) => 4,
         };
-        bytes.extend_from_slice(&kind.to_le_bytes());
+        bytes.extend_from_slice(&flags.to_le_bytes());
     }
     bytes.resize(bytes.len().next_multiple_of(PAGE), 0);
     let mut trailer = [0; PAGE];
     begin_page(&mut trailer, FOOTER_MAGIC, place);
+    trailer[14] = purpose.to_byte();
     put(&mut trailer, 56, &(entries.len() as u64).to_le_bytes());
     put(&mut trailer, 64, &crc64nvme(&bytes).to_le_bytes());
     seal_page(&mut trailer);
@@ -516,6 +594,8 @@ pub struct Trailer {
     pub count: usize,
     /// CRC64-NVME of the entries' pages.
     pub crc64: u64,
+    /// What the segment is for; stands for the segment header's word when that page is damaged.
+    pub purpose: SegmentPurpose,
 }
 
 /// Reads a segment's last page. `place.offset` is not looked at; `segment_bytes` bounds the rest.
@@ -539,6 +619,7 @@ pub fn decode_trailer(page: &[u8], place: &Place, segment_bytes: u64) -> Result<
         offset: found.offset,
         count: count as usize,
         crc64: u64_at(page, 64),
+        purpose: SegmentPurpose::from_byte(page[14])?,
     })
 }
 
@@ -550,16 +631,20 @@ pub fn decode_entries(bytes: &[u8], trailer: &Trailer) -> Result<Vec<FooterEntry
     let entries = bytes.chunks_exact(FOOTER_ENTRY_BYTES).take(trailer.count);
     entries
         .map(|entry| {
+            let (kind, state) = match u64_at(entry, 32) {
+                1 => (RecordKind::Block, RecordState::Clean),
+                2 => (RecordKind::Tombstone, RecordState::Clean),
+                3 => (RecordKind::Block, RecordState::Dirty),
+                4 => (RecordKind::Tombstone, RecordState::Dirty),
+                _ => return Err(NotOurs::Field("kind")),
+            };
             Ok(FooterEntry {
                 hash: BlockHash(u128_at(entry, 0)),
                 sequence: u64_at(entry, 16),
                 page: u32_at(entry, 24),
                 payload_length: u32_at(entry, 28),
-                kind: match u64_at(entry, 32) {
-                    1 => RecordKind::Block,
-                    2 => RecordKind::Tombstone,
-                    _ => return Err(NotOurs::Field("kind")),
-                },
+                kind,
+                state,
             })
         })
         .collect()
@@ -586,6 +671,7 @@ mod tests {
         let (payload_crc64, chunk_crcs) = sums.finish();
         RecordHeader {
             kind: RecordKind::Block,
+            state: RecordState::Dirty,
             sequence: 5,
             hash: BlockHash(1 << 100 | 3),
             store_identity: 11,
@@ -675,6 +761,10 @@ mod tests {
                 } else {
                     RecordKind::Block
                 },
+                state: match i % 3 {
+                    0 => RecordState::Dirty,
+                    _ => RecordState::Clean,
+                },
             })
             .collect();
         let segment_bytes = 1 << 24;
@@ -682,11 +772,14 @@ mod tests {
             offset: segment_bytes - footer_bytes(300),
             ..PLACE
         };
-        let bytes = encode_footer(&entries, &place);
+        let bytes = encode_footer(&entries, &place, SegmentPurpose::Main);
         assert_eq!(bytes.len() as u64, footer_bytes(300));
         let (pages, trailer_page) = bytes.split_at(bytes.len() - PAGE);
         let trailer = decode_trailer(trailer_page, &PLACE, segment_bytes).expect("ours");
-        assert_eq!(trailer.offset, place.offset);
+        assert_eq!(
+            (trailer.offset, trailer.purpose),
+            (place.offset, SegmentPurpose::Main)
+        );
         assert_eq!(decode_entries(pages, &trailer), Ok(entries));
         let other_life = Place {
             incarnation: 1,

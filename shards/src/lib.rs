@@ -25,15 +25,20 @@
 //! never handed out; a fetch is never tied to a client; a superseded fetch is never cached.
 
 pub mod core;
+pub mod evict;
 pub mod flight;
 pub mod format;
+mod ghost;
+pub mod index;
 pub mod key;
 pub mod log;
 pub mod messages;
 pub mod ram;
 pub mod range;
+pub mod reclaim;
 pub mod recover;
 pub mod router;
+pub mod segment;
 pub mod shard;
 pub mod stats;
 pub mod superblock;

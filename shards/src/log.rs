@@ -1,30 +1,38 @@
-//! The segments of one virtual shard: which is open, which are sealed, which goes next.
+//! The segments of one virtual shard: which are open, which are sealed, which are free.
 //!
 //! This file owns space: it hands out places for records, seals full segments with a footer and
-//! reclaims the oldest sealed one when the shard may not grow. It never looks into a record and
-//! never decides what is in the index; whoever reclaims is told which blocks went.
+//! begins and ends segments' lives on disk. It never looks into a record, never decides what is in
+//! the index and never chooses what to evict; [`crate::reclaim`] brings the three together.
 //!
 //! A segment's life:
 //!
 //! ```text
-//!   free ──open──▶ open ──full──▶ sealed ──oldest, no users──▶ free, with a new incarnation
+//!   free ──open──▶ open ──full──▶ sealed, clean ──────────────────reclaim──▶ erased, free
+//!    ▲               └──────────▶ sealed, dirty ──all uploaded──▶ sealed, clean
+//!    └── created, as long as the quota and the file system allow
 //! ```
+//!
+//! At most one segment is open for each purpose. A free segment says on disk that it is free, so
+//! that nothing of its former life is found again and a start need not look through it.
 
-use crate::format::{self, FolderId, FooterEntry, Place};
-use crate::key::BlockHash;
-use forebay_io::buffer::{Frozen, PAGE, Pool};
+use crate::format::{self, FolderId, Place, SegmentPurpose};
+use crate::segment::{CleanSegment, DirtySegment, Segment, SegmentUse, segment_name};
+use forebay_io::buffer::{PAGE, Pool};
 use forebay_io::disk::{Disk, DiskFile};
 use forebay_io::local::Permits;
-use forebay_io::runtime::Runtime;
+use forebay_io::runtime::{MonoTime, Runtime};
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::time::Duration;
 
-/// How segment files' names begin.
-pub const SEGMENT_NAME_PREFIX: &str = "segment-";
+/// How long a refusal by the file system to hold another segment is believed. Long enough that a
+/// full disk is not asked at every rotation, short enough that space that came free is used.
+const GROWTH_PAUSE: Duration = Duration::from_secs(10);
+
+/// Footers that may be written at the same time by all shards of a core: memory for them.
+const FOOTERS_AT_ONCE: usize = 2;
 
 /// A shard's place in its folder.
 #[derive(Clone, Copy, Debug)]
@@ -39,116 +47,6 @@ pub struct ShardLayout {
     pub segments_max: u32,
 }
 
-/// Name of a segment's file.
-pub fn segment_name(shard: u32, segment: u32) -> String {
-    format!("{SEGMENT_NAME_PREFIX}{shard:03}-{segment:06}")
-}
-
-/// Shard and segment of a file name, if it is a segment's.
-pub fn parse_segment_name(name: &str) -> Option<(u32, u32)> {
-    let (shard, segment) = name.strip_prefix(SEGMENT_NAME_PREFIX)?.split_once('-')?;
-    let parsed = (shard.parse().ok()?, segment.parse().ok()?);
-    (segment_name(parsed.0, parsed.1) == name).then_some(parsed)
-}
-
-/// A segment file in one of its lives.
-pub struct Segment<F> {
-    /// Its number in the shard.
-    pub number: u32,
-    /// Its file.
-    pub file: F,
-    incarnation: Cell<u64>,
-    /// Where the next record goes.
-    cursor: Cell<u64>,
-    /// Records of this life, written or (while open) being written; a failed write leaves none.
-    entries: RefCell<Vec<FooterEntry>>,
-    /// Reads and writes that rely on this life.
-    users: Cell<usize>,
-    /// Those of them that write.
-    writers: Cell<usize>,
-    waiting: RefCell<Vec<Waker>>,
-}
-
-/// Keeps a segment in its present life.
-pub struct SegmentUse<F> {
-    segment: Rc<Segment<F>>,
-    writes: bool,
-}
-
-impl<F> SegmentUse<F> {
-    /// The segment.
-    pub fn segment(&self) -> &Segment<F> {
-        &self.segment
-    }
-
-    /// The segment, to keep beyond this use.
-    pub fn shared(&self) -> Rc<Segment<F>> {
-        self.segment.clone()
-    }
-}
-
-impl<F> Drop for SegmentUse<F> {
-    fn drop(&mut self) {
-        let segment = &self.segment;
-        segment.users.set(segment.users.get() - 1);
-        if self.writes {
-            segment.writers.set(segment.writers.get() - 1);
-        }
-        for waker in segment.waiting.take() {
-            waker.wake();
-        }
-    }
-}
-
-impl<F> Segment<F> {
-    /// A segment as recovery found it.
-    pub fn recovered(number: u32, file: F, incarnation: u64, entries: Vec<FooterEntry>) -> Self {
-        Segment {
-            number,
-            file,
-            incarnation: Cell::new(incarnation),
-            cursor: Cell::new(PAGE as u64),
-            entries: RefCell::new(entries),
-            users: Cell::new(0),
-            writers: Cell::new(0),
-            waiting: RefCell::default(),
-        }
-    }
-
-    /// Keeps the segment from being reclaimed.
-    pub fn using(self: &Rc<Self>, writes: bool) -> SegmentUse<F> {
-        self.users.set(self.users.get() + 1);
-        if writes {
-            self.writers.set(self.writers.get() + 1);
-        }
-        SegmentUse {
-            segment: self.clone(),
-            writes,
-        }
-    }
-
-    /// Which life it is in.
-    pub fn incarnation(&self) -> u64 {
-        self.incarnation.get()
-    }
-
-    /// Adds a record that is completely written.
-    pub fn add(&self, entry: FooterEntry) {
-        self.entries.borrow_mut().push(entry);
-    }
-
-    async fn wait_until(&self, done: impl Fn(&Self) -> bool) {
-        poll_fn(|cx| {
-            if done(self) {
-                return Poll::Ready(());
-            }
-            self.waiting.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
 /// A place reserved for one record.
 pub struct Reservation<F> {
     /// Keeps the segment while the record is written.
@@ -157,68 +55,121 @@ pub struct Reservation<F> {
     pub place: Place,
 }
 
-/// Told which blocks go with a segment: its number and its records.
-pub type OnReclaim = Box<dyn Fn(u32, &[FooterEntry])>;
+/// Sealed segments, oldest first.
+struct Queues<F> {
+    probation: VecDeque<CleanSegment<F>>,
+    main: VecDeque<CleanSegment<F>>,
+    dirty: Vec<DirtySegment<F>>,
+}
 
 /// The segments of one shard.
 pub struct SegmentLog<R: Runtime, D: Disk> {
     runtime: R,
     disk: D,
-    /// For headers and footers only. Not the core's pool: whoever waits for a place in the log
-    /// holds buffers of that one, and would wait for ever if the log waited for them.
-    pool: Pool,
+    /// For headers and footers only. Not the pool of block buffers: whoever waits for a place in
+    /// the log holds buffers of that one, and would wait for ever if the log waited for them.
+    pages: Pool,
     layout: ShardLayout,
-    open: RefCell<Option<Rc<Segment<D::File>>>>,
-    /// Oldest first.
-    sealed: RefCell<VecDeque<Rc<Segment<D::File>>>>,
-    free: RefCell<Vec<Rc<Segment<D::File>>>>,
-    /// Segment files that exist.
+    /// Every segment by number.
+    all: RefCell<HashMap<u32, Rc<Segment<D::File>>>>,
+    /// By purpose.
+    open: RefCell<[Option<Rc<Segment<D::File>>>; 3]>,
+    queues: RefCell<Queues<D::File>>,
+    /// Those that failed to begin a life go to the back.
+    free: RefCell<VecDeque<Rc<Segment<D::File>>>>,
+    /// Segment files that exist, also those that cannot be opened.
     created: Cell<u32>,
     /// Numbers from here up were never used.
     next_number: Cell<u32>,
     next_incarnation: Cell<u64>,
-    /// Held while the open segment changes.
-    rotation: Permits,
-    /// Blocks of reclaimed segments go here.
-    on_reclaim: OnReclaim,
-    reclaimed: Cell<u64>,
+    /// Held while the open segment of a purpose changes.
+    rotations: [Permits; 3],
+    /// Until when the file system is taken to hold no more segments.
+    growth_refused_until: Cell<Option<MonoTime>>,
 }
 
 /// What recovery hands to the log.
 pub struct RecoveredSegments<F> {
-    /// Segments with records, oldest first.
-    pub sealed: Vec<Rc<Segment<F>>>,
+    /// Segments with records, in the order of their incarnations, each with the number of its
+    /// records that are dirty and not outranked.
+    pub sealed: Vec<(Rc<Segment<F>>, usize)>,
     /// Segments without any.
     pub free: Vec<Rc<Segment<F>>>,
+    /// Files that exist and cannot be opened.
+    pub lost: u32,
+    /// Higher than every number seen.
+    pub next_number: u32,
     /// Higher than every incarnation seen.
     pub next_incarnation: u64,
 }
 
+/// Memory for the headers and footers of all logs of a core: footers of segments full of
+/// tombstones, the smallest records there are. Another that is due at the same time waits.
+pub fn pages_pool(segment_bytes: u64) -> Pool {
+    let entries_max = segment_bytes as usize / PAGE;
+    let footer_bytes_max = format::footer_bytes(entries_max) as usize;
+    Pool::new(FOOTERS_AT_ONCE * (PAGE + footer_bytes_max.next_power_of_two()))
+}
+
+fn slot(purpose: SegmentPurpose) -> usize {
+    match purpose {
+        SegmentPurpose::Probation => 0,
+        SegmentPurpose::Main => 1,
+        SegmentPurpose::Dirty => 2,
+        SegmentPurpose::Free => unreachable!("records are never written to a free segment"),
+    }
+}
+
 impl<R: Runtime, D: Disk> SegmentLog<R, D> {
-    /// A log over what recovery found.
+    /// A log over what recovery found. `pages` comes from [`pages_pool`].
     pub fn new(
         runtime: R,
         disk: D,
+        pages: Pool,
         layout: ShardLayout,
         found: RecoveredSegments<D::File>,
-        on_reclaim: OnReclaim,
     ) -> Self {
-        let all = found.sealed.iter().chain(&found.free);
-        let next_number = all.map(|segment| segment.number + 1).max().unwrap_or(0);
-        SegmentLog {
+        let sealed = found.sealed.iter().map(|(segment, _)| segment);
+        let all: HashMap<_, _> = sealed
+            .chain(&found.free)
+            .map(|segment| (segment.number, segment.clone()))
+            .collect();
+        let log = SegmentLog {
             runtime,
             disk,
-            pool: Pool::new(pages_pool_bytes(&layout)),
+            pages,
             layout,
             open: RefCell::default(),
-            created: Cell::new((found.sealed.len() + found.free.len()) as u32),
-            sealed: RefCell::new(found.sealed.into()),
-            free: RefCell::new(found.free),
-            next_number: Cell::new(next_number),
+            created: Cell::new(all.len() as u32 + found.lost),
+            all: RefCell::new(all),
+            queues: RefCell::new(Queues {
+                probation: VecDeque::new(),
+                main: VecDeque::new(),
+                dirty: Vec::new(),
+            }),
+            free: RefCell::new(found.free.into()),
+            next_number: Cell::new(found.next_number),
             next_incarnation: Cell::new(found.next_incarnation),
-            rotation: Permits::new(1),
-            on_reclaim,
-            reclaimed: Cell::new(0),
+            rotations: [Permits::new(1), Permits::new(1), Permits::new(1)],
+            growth_refused_until: Cell::new(None),
+        };
+        for (segment, dirty_records) in found.sealed {
+            log.enqueue(segment, dirty_records);
+        }
+        log
+    }
+
+    /// Puts a sealed segment where its kind belongs.
+    fn enqueue(&self, segment: Rc<Segment<D::File>>, dirty_records: usize) {
+        let mut queues = self.queues.borrow_mut();
+        match segment.purpose() {
+            SegmentPurpose::Probation => queues.probation.push_back(CleanSegment::new(segment)),
+            SegmentPurpose::Main => queues.main.push_back(CleanSegment::new(segment)),
+            SegmentPurpose::Dirty => match DirtySegment::new(segment).settle(dirty_records) {
+                Ok(clean) => queues.probation.push_back(clean),
+                Err(dirty) => queues.dirty.push(dirty),
+            },
+            SegmentPurpose::Free => unreachable!("a free segment is never sealed"),
         }
     }
 
@@ -232,9 +183,10 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         u64::from(self.created.get()) * self.layout.segment_bytes
     }
 
-    /// Segments reclaimed since start.
-    pub fn reclaimed(&self) -> u64 {
-        self.reclaimed.get()
+    /// Whether the file system, and not the quota, keeps the shard from growing.
+    pub fn is_growth_refused(&self) -> bool {
+        let refused = self.growth_refused_until.get();
+        refused.is_some() && self.created.get() < self.layout.segments_max
     }
 
     /// The largest record that a segment can hold.
@@ -242,208 +194,262 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         self.layout.segment_bytes - PAGE as u64 - format::footer_bytes(1)
     }
 
-    /// Reserves `bytes` for a record, making room if need be.
-    ///
-    /// # Errors
-    /// `StorageFull` when nothing can be reclaimed, or what the disk says.
-    pub async fn reserve(&self, bytes: u64) -> io::Result<Reservation<D::File>> {
-        if bytes > self.record_bytes_max() {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "larger than a segment",
-            ));
-        }
-        let _turn = self.rotation.acquire().await;
-        loop {
-            if let Some(reservation) = self.try_reserve(bytes) {
-                return Ok(reservation);
-            }
-            self.retire_open();
-            let segment = self.next_segment().await?;
-            *self.open.borrow_mut() = Some(segment);
-        }
+    /// A segment by its number.
+    pub fn segment(&self, number: u32) -> Option<Rc<Segment<D::File>>> {
+        self.all.borrow().get(&number).cloned()
     }
 
-    fn try_reserve(&self, bytes: u64) -> Option<Reservation<D::File>> {
+    /// Held by whoever changes the open segment of a purpose and may wait for space.
+    pub(crate) fn rotation(&self, purpose: SegmentPurpose) -> &Permits {
+        &self.rotations[slot(purpose)]
+    }
+
+    /// Reserves `bytes` in the open segment of `purpose`, if there is one with room.
+    pub(crate) fn try_reserve(
+        &self,
+        purpose: SegmentPurpose,
+        bytes: u64,
+    ) -> Option<Reservation<D::File>> {
         let open = self.open.borrow();
-        let segment = open.as_ref()?;
-        // Every user that writes will add an entry.
-        let entries = segment.entries.borrow().len() + segment.writers.get() + 1;
-        let offset = segment.cursor.get();
-        if offset + bytes + format::footer_bytes(entries) > self.layout.segment_bytes {
+        let segment = open[slot(purpose)].as_ref()?;
+        let footer_bytes = format::footer_bytes(segment.entries_expected() + 1);
+        let offset = segment.cursor();
+        if offset + bytes + footer_bytes > self.layout.segment_bytes {
             return None;
         }
-        segment.cursor.set(offset + bytes);
-        let place = self.place(segment, offset);
+        segment.advance(bytes);
         Some(Reservation {
             used: segment.using(true),
-            place,
+            place: self.place(segment, offset),
         })
     }
 
-    fn place(&self, segment: &Segment<D::File>, offset: u64) -> Place {
+    pub(crate) fn place(&self, segment: &Segment<D::File>, offset: u64) -> Place {
         Place {
             folder: self.layout.folder,
             shard: self.layout.shard,
             segment: segment.number,
-            incarnation: segment.incarnation.get(),
+            incarnation: segment.incarnation(),
             offset,
         }
     }
 
-    /// The place of a record at `page` of a segment in its present life.
-    pub fn record_place(&self, segment: &Segment<D::File>, page: u32) -> Place {
-        self.place(segment, u64::from(page) * PAGE as u64)
-    }
-
-    /// Takes the open segment out of use: after a failed write, or because it is full. Its footer
-    /// follows once its writers are done.
-    pub fn retire_open(&self) {
-        let Some(segment) = self.open.take() else {
+    /// Takes the open segment of `purpose` out of use. Its footer follows once its writers are
+    /// done.
+    pub(crate) fn retire_open(&self, purpose: SegmentPurpose) {
+        let retired = self.open.borrow_mut()[slot(purpose)].take();
+        let Some(segment) = retired else {
             return;
         };
-        self.sealed.borrow_mut().push_back(segment.clone());
+        // Not known here; [`SegmentLog::settle`] asks.
+        let maybe_dirty = usize::from(purpose == SegmentPurpose::Dirty);
+        self.enqueue(segment.clone(), maybe_dirty);
         let used = segment.using(false);
-        let (disk_pool, place) = (self.pool.clone(), self.place(&segment, 0));
+        let (pages, place) = (self.pages.clone(), self.place(&segment, 0));
         let segment_bytes = self.layout.segment_bytes;
         self.runtime.spawn(async move {
-            seal(used.segment(), &disk_pool, place, segment_bytes).await;
+            seal(used.segment(), &pages, place, segment_bytes).await;
         });
     }
 
-    /// Takes the open segment out of use if it is the one given.
-    pub fn retire(&self, segment: &Segment<D::File>) {
-        let is_open = self
-            .open
-            .borrow()
+    /// Takes a segment out of use, if it is open: after a failed write nothing more is trusted
+    /// to it.
+    pub(crate) fn retire(&self, segment: &Segment<D::File>) {
+        let purpose = segment.purpose();
+        let is_open = self.open.borrow()[slot(purpose)]
             .as_ref()
-            .is_some_and(|o| o.number == segment.number);
+            .is_some_and(|open| open.number == segment.number);
         if is_open {
-            self.retire_open();
+            self.retire_open(purpose);
         }
     }
 
-    /// Seals the open segment and waits for its footer; for an orderly stop.
+    /// Seals the open segments and waits for their footers; for an orderly stop.
     pub async fn seal_open(&self) {
-        let _turn = self.rotation.acquire().await;
-        let segment = self.open.take();
-        if let Some(segment) = segment {
-            self.sealed.borrow_mut().push_back(segment.clone());
-            seal(
-                &segment,
-                &self.pool,
-                self.place(&segment, 0),
-                self.layout.segment_bytes,
-            )
-            .await;
-        }
-        let sealed: Vec<_> = self.sealed.borrow().iter().cloned().collect();
-        for segment in sealed {
-            // A footer that is still being written holds a use.
-            segment.wait_until(|segment| segment.users.get() == 0).await;
-        }
-    }
-
-    async fn next_segment(&self) -> io::Result<Rc<Segment<D::File>>> {
-        let free = self.free.borrow_mut().pop();
-        let segment = match free {
-            Some(segment) => segment,
-            None => match self.grow().await? {
-                Some(segment) => segment,
-                None => self.reclaim_oldest().await?,
-            },
-        };
-        match self.begin_life(&segment).await {
-            Ok(()) => Ok(segment),
-            Err(e) => {
-                self.free.borrow_mut().push(segment);
-                Err(e)
+        let purposes = [
+            SegmentPurpose::Probation,
+            SegmentPurpose::Main,
+            SegmentPurpose::Dirty,
+        ];
+        for purpose in purposes {
+            let _turn = self.rotation(purpose).acquire().await;
+            let open = self.open.borrow()[slot(purpose)].clone();
+            self.retire_open(purpose);
+            if let Some(segment) = open {
+                // A footer that is being written holds a use.
+                segment.unused().await;
             }
         }
     }
 
-    /// A new file, if the quota and the file system allow one.
-    async fn grow(&self) -> io::Result<Option<Rc<Segment<D::File>>>> {
-        if self.created.get() >= self.layout.segments_max {
+    /// Segments that could be opened without reclaiming one.
+    pub(crate) fn spares(&self) -> usize {
+        let growable = match self.may_grow() {
+            true => self.layout.segments_max - self.created.get(),
+            false => 0,
+        };
+        self.free.borrow().len() + growable as usize
+    }
+
+    fn may_grow(&self) -> bool {
+        let now = self.runtime.now();
+        let refused = self.growth_refused_until.get();
+        self.created.get() < self.layout.segments_max && refused.is_none_or(|until| now >= until)
+    }
+
+    /// A segment to be opened, if there is one beyond `kept` others.
+    ///
+    /// # Errors
+    /// What the disk says, unless it says that it is full: then there is none.
+    pub(crate) async fn spare(&self, kept: usize) -> io::Result<Option<Rc<Segment<D::File>>>> {
+        if self.spares() <= kept {
             return Ok(None);
         }
+        let free = self.free.borrow_mut().pop_front();
+        match free {
+            Some(segment) => Ok(Some(segment)),
+            None => self.grow().await,
+        }
+    }
+
+    async fn grow(&self) -> io::Result<Option<Rc<Segment<D::File>>>> {
         let number = self.next_number.get();
+        // Before the wait: the next one who grows must not take the same number or place.
+        self.next_number.set(number + 1);
+        self.created.set(self.created.get() + 1);
         let name = segment_name(self.layout.shard, number);
         match self.disk.create(&name, self.layout.segment_bytes).await {
             Ok(file) => {
-                self.next_number.set(number + 1);
-                self.created.set(self.created.get() + 1);
-                Ok(Some(Rc::new(Segment::recovered(
-                    number,
-                    file,
-                    0,
-                    Vec::new(),
-                ))))
+                let segment = Rc::new(Segment::new(number, file, 0, SegmentPurpose::Free));
+                self.all.borrow_mut().insert(number, segment.clone());
+                self.growth_refused_until.set(None);
+                Ok(Some(segment))
             }
-            Err(e) if is_full(&e) && !self.sealed.borrow().is_empty() => {
-                log::debug!(
-                    "shard {}: no room to grow, reclaiming instead",
-                    self.layout.shard
-                );
+            Err(e) => {
+                self.created.set(self.created.get() - 1);
+                if !is_full(&e) {
+                    return Err(e);
+                }
+                if self.growth_refused_until.get().is_none() {
+                    let shard = self.layout.shard;
+                    log::warn!("shard {shard}: the file system is full below the quota: {e}");
+                }
+                let until = self.runtime.now().plus(GROWTH_PAUSE);
+                self.growth_refused_until.set(Some(until));
                 Ok(None)
             }
-            Err(e) => Err(e),
         }
     }
 
-    /// Empties the oldest sealed segment. Its blocks leave the index first, then its users end.
-    async fn reclaim_oldest(&self) -> io::Result<Rc<Segment<D::File>>> {
-        let oldest = self.sealed.borrow_mut().pop_front();
-        let segment = oldest
-            .ok_or_else(|| io::Error::new(io::ErrorKind::StorageFull, "no segment to reclaim"))?;
-        (self.on_reclaim)(segment.number, &segment.entries.borrow());
-        segment.wait_until(|segment| segment.users.get() == 0).await;
-        // Records that were still being written have come into the index since.
-        (self.on_reclaim)(segment.number, &segment.entries.borrow());
-        self.reclaimed.set(self.reclaimed.get() + 1);
-        Ok(segment)
+    /// Opens a free segment for `purpose`: gives it an incarnation on disk before its first
+    /// record, then lets it take the place of the one that was open.
+    pub(crate) async fn open(
+        &self,
+        segment: Rc<Segment<D::File>>,
+        purpose: SegmentPurpose,
+    ) -> io::Result<()> {
+        if let Err(e) = self.write_life(&segment, purpose).await {
+            self.free.borrow_mut().push_back(segment);
+            return Err(e);
+        }
+        self.retire_open(purpose);
+        self.open.borrow_mut()[slot(purpose)] = Some(segment);
+        Ok(())
     }
 
-    /// Gives a segment a new incarnation on disk before its first record, so that records of its
-    /// former life are never taken for new ones.
-    async fn begin_life(&self, segment: &Rc<Segment<D::File>>) -> io::Result<()> {
+    /// Ends a segment's life on disk. Until this has succeeded its records may be found again.
+    pub(crate) async fn erase(&self, segment: &Rc<Segment<D::File>>) -> io::Result<()> {
+        self.write_life(segment, SegmentPurpose::Free).await
+    }
+
+    /// Makes an erased segment free.
+    pub(crate) fn release(&self, segment: Rc<Segment<D::File>>) {
+        self.free.borrow_mut().push_back(segment);
+    }
+
+    async fn write_life(
+        &self,
+        segment: &Segment<D::File>,
+        purpose: SegmentPurpose,
+    ) -> io::Result<()> {
         let incarnation = self.next_incarnation.get();
         self.next_incarnation.set(incarnation + 1);
-        segment.entries.borrow_mut().clear();
-        segment.cursor.set(PAGE as u64);
-        segment.incarnation.set(incarnation);
-        let mut buffer = self.pool.take(0).await;
-        format::encode_segment_header(buffer.headroom_mut(), &self.place(segment, 0));
+        segment.begin_life(incarnation, purpose);
+        let mut buffer = self.pages.take(0).await;
+        let place = self.place(segment, 0);
+        format::encode_segment_header(buffer.headroom_mut(), &place, purpose);
         segment.file.write(0, buffer.freeze(), 0..PAGE).await?;
         segment.file.sync().await
     }
 
-    /// Deletes the oldest segments beyond what the quota allows, as after a restart with a smaller
-    /// one. Returns their numbers, whose files are gone once the last handle is.
-    pub async fn shrink(&self) -> io::Result<Vec<u32>> {
-        let mut deleted = Vec::new();
-        while self.created.get() > self.layout.segments_max {
-            let free = self.free.borrow_mut().pop();
-            let segment = match free {
-                Some(segment) => segment,
-                None => self.reclaim_oldest().await?,
-            };
-            self.disk
-                .remove(&segment_name(self.layout.shard, segment.number))
-                .await?;
-            self.created.set(self.created.get() - 1);
-            deleted.push(segment.number);
-        }
-        Ok(deleted)
+    /// Segments of the two clean queues, open ones included.
+    pub(crate) fn queue_lengths(&self) -> (usize, usize) {
+        let (queues, open) = (self.queues.borrow(), self.open.borrow());
+        let is_open = |purpose| usize::from(open[slot(purpose)].is_some());
+        (
+            queues.probation.len() + is_open(SegmentPurpose::Probation),
+            queues.main.len() + is_open(SegmentPurpose::Main),
+        )
     }
-}
 
-/// Memory for the headers and footers of one log: two footers of a segment full of tombstones, the
-/// smallest records there are. A third that is due at the same time waits for them.
-fn pages_pool_bytes(layout: &ShardLayout) -> usize {
-    let entries_max = layout.segment_bytes as usize / PAGE;
-    let footer_bytes_max = format::footer_bytes(entries_max) as usize;
-    2 * (PAGE + footer_bytes_max.next_power_of_two())
+    /// Takes the oldest sealed segment of the queue `first`, or of the other one if it has none.
+    pub(crate) fn take_oldest(&self, first: SegmentPurpose) -> Option<CleanSegment<D::File>> {
+        let Queues {
+            probation, main, ..
+        } = &mut *self.queues.borrow_mut();
+        match first {
+            SegmentPurpose::Main => main.pop_front().or_else(|| probation.pop_front()),
+            _ => probation.pop_front().or_else(|| main.pop_front()),
+        }
+    }
+
+    /// Puts a segment that could not be reclaimed behind all others of its queue.
+    pub(crate) fn put_back(&self, segment: CleanSegment<D::File>) {
+        let mut queues = self.queues.borrow_mut();
+        match segment.segment().purpose() {
+            SegmentPurpose::Main => queues.main.push_back(segment),
+            _ => queues.probation.push_back(segment),
+        }
+    }
+
+    /// Lets dirty segments become clean in which nothing is dirty any more.
+    pub(crate) fn settle(&self, dirty_records: impl Fn(u32) -> usize) {
+        let mut queues = self.queues.borrow_mut();
+        for dirty in std::mem::take(&mut queues.dirty) {
+            let count = dirty_records(dirty.segment().number);
+            match dirty.settle(count) {
+                Ok(clean) => queues.probation.push_back(clean),
+                Err(dirty) => queues.dirty.push(dirty),
+            }
+        }
+    }
+
+    /// Segments that hold, or may hold, dirty records; the open one not counted.
+    pub fn dirty_segments(&self) -> usize {
+        self.queues.borrow().dirty.len()
+    }
+
+    /// Segments beyond what the quota allows.
+    pub(crate) fn excess(&self) -> u32 {
+        self.created.get().saturating_sub(self.layout.segments_max)
+    }
+
+    /// Deletes a free segment's file, of which nobody holds a use.
+    /// Returns whether there was one.
+    pub(crate) async fn remove_free(&self) -> io::Result<bool> {
+        let free = self.free.borrow_mut().pop_back();
+        let Some(segment) = free else {
+            return Ok(false);
+        };
+        let name = segment_name(self.layout.shard, segment.number);
+        if let Err(e) = self.disk.remove(&name).await {
+            self.free.borrow_mut().push_back(segment);
+            return Err(e);
+        }
+        self.all.borrow_mut().remove(&segment.number);
+        self.created.set(self.created.get() - 1);
+        Ok(true)
+    }
 }
 
 /// Whether an error means that the file system or the quota of the user is full.
@@ -456,58 +462,17 @@ pub fn is_full(error: &io::Error) -> bool {
 
 /// Writes a segment's footer once its writers are done. A footer that cannot be written is no
 /// loss: the segment is scanned at the next start.
-pub async fn seal<F: DiskFile>(
-    segment: &Segment<F>,
-    pool: &Pool,
-    place: Place,
-    segment_bytes: u64,
-) {
-    segment
-        .wait_until(|segment| segment.writers.get() == 0)
-        .await;
-    let entries = segment.entries.borrow().clone();
+async fn seal<F: DiskFile>(segment: &Segment<F>, pages: &Pool, place: Place, segment_bytes: u64) {
+    segment.written().await;
+    let entries = segment.take_entries();
     let offset = segment_bytes - format::footer_bytes(entries.len());
-    let bytes = format::encode_footer(&entries, &Place { offset, ..place });
-    let footer = freeze_copy(pool, &bytes).await;
-    let written = segment
-        .file
-        .write(offset, footer, PAGE..PAGE + bytes.len())
-        .await;
-    if let Err(e) = written {
-        log::warn!(
-            "shard {} segment {}: no footer: {e}",
-            place.shard,
-            segment.number
-        );
-    }
-}
-
-async fn freeze_copy(pool: &Pool, bytes: &[u8]) -> Frozen {
-    let mut buffer = pool.take(bytes.len()).await;
-    buffer.append(bytes);
-    buffer.freeze()
-}
-
-/// Blocks of `entries`, for tests and recovery.
-pub fn blocks(entries: &[FooterEntry]) -> impl Iterator<Item = BlockHash> + '_ {
-    entries.iter().map(|entry| entry.hash)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_round_trip_and_others_are_refused() {
-        assert_eq!(parse_segment_name(&segment_name(255, 12)), Some((255, 12)));
-        for name in [
-            "segment-1-2",
-            "segment-001-0000012",
-            "segment-001",
-            "lock",
-            "segment-+01-000001",
-        ] {
-            assert_eq!(parse_segment_name(name), None, "{name}");
-        }
+    let place = Place { offset, ..place };
+    let bytes = format::encode_footer(&entries, &place, segment.purpose());
+    let mut buffer = pages.take(bytes.len()).await;
+    buffer.append(&bytes);
+    let range = PAGE..PAGE + bytes.len();
+    if let Err(e) = segment.file.write(offset, buffer.freeze(), range).await {
+        let (shard, number) = (place.shard, segment.number);
+        log::warn!("shard {shard} segment {number}: no footer: {e}");
     }
 }

@@ -100,28 +100,12 @@ impl RamTier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::RecordKind;
     use forebay_io::buffer::{PAGE, Pool};
-    use forebay_io::store::ObjectMeta;
 
     fn block(pool: &Pool) -> RamBlock {
         let mut writer = pool.try_take(PAGE).expect("budget");
         writer.append(b"x");
-        let header = RecordHeader {
-            kind: RecordKind::Block,
-            sequence: 0,
-            hash: BlockHash(0),
-            store_identity: 0,
-            volume: String::new(),
-            key: String::new(),
-            block_number: 0,
-            block_bytes: 1,
-            payload_length: 1,
-            payload_crc64: 0,
-            chunk_crcs: Vec::new(),
-            validated_at: 0,
-            meta: ObjectMeta::default(),
-        };
+        let header = RecordHeader::grave(BlockHash(0));
         RamBlock {
             header: Rc::new(header),
             payload: writer.freeze().view(),

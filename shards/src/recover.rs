@@ -5,19 +5,24 @@
 //! block wins, whatever order the segments are read in.
 
 use crate::format::{
-    self, FooterEntry, NotOurs, Place, RecordHeader, RecordKind, decode_segment_header,
-    decode_trailer,
+    self, FooterEntry, NotOurs, Place, RecordHeader, RecordKind, RecordState, SegmentPurpose,
+    decode_segment_header, decode_trailer,
 };
-use crate::log::{RecoveredSegments, Segment, ShardLayout, segment_name};
-use crate::shard::{BlockMap, Location, RecoveredShard};
+use crate::index::{BlockMap, Index, Location};
+use crate::log::{RecoveredSegments, ShardLayout};
+use crate::segment::{Segment, segment_name};
+use crate::shard::RecoveredShard;
 use forebay_io::buffer::{PAGE, Pool, View, page_align};
 use forebay_io::disk::{Disk, DiskFile};
-use std::collections::hash_map::Entry;
-use std::io;
+use futures::stream::{self, StreamExt};
 use std::rc::Rc;
 
 /// Bytes read at once while scanning a segment without a footer.
 const SCAN_BYTES: usize = 1 << 20;
+
+/// Segments of a shard that are read at the same time, so that a start is not bound by the time of
+/// one read. Each holds a footer's or a scan's worth of memory.
+const SEGMENTS_AT_ONCE: usize = 8;
 
 /// Times that a read is tried. More would make a start on a dying disk endless.
 const READ_ATTEMPTS_MAX: usize = 2;
@@ -35,6 +40,8 @@ pub struct RecoveryReport {
     pub scans: u64,
     /// Segments that hold nothing.
     pub empty: u64,
+    /// Segment files that cannot be opened.
+    pub lost: u64,
     /// Blocks in the index.
     pub blocks: u64,
 }
@@ -45,122 +52,201 @@ impl RecoveryReport {
         self.footers += other.footers;
         self.scans += other.scans;
         self.empty += other.empty;
+        self.lost += other.lost;
         self.blocks += other.blocks;
     }
 }
 
+/// What one segment file says.
 struct Life {
+    number: u32,
     incarnation: u64,
+    purpose: SegmentPurpose,
     entries: Vec<FooterEntry>,
 }
 
-/// Reads the segments `numbers` of one shard.
-///
-/// # Errors
-/// Only if a file cannot be opened; what cannot be read in it counts as empty.
+/// A segment file, read.
+enum Found<F> {
+    /// Records of a life, maybe none.
+    Life(Life, F),
+    /// Nothing that could ever be found again.
+    Free(u32, u64, F),
+    /// It cannot be opened, so it is neither read nor used.
+    Lost(u32),
+}
+
+/// Reads the segments `numbers` of one shard. A file that cannot be opened is left alone, what
+/// cannot be read in one counts as not there.
 pub async fn recover<D: Disk>(
     disk: &D,
     pool: &Pool,
     layout: &ShardLayout,
     numbers: &[u32],
-) -> io::Result<(RecoveredShard<D::File>, RecoveryReport)> {
+) -> (RecoveredShard<D::File>, RecoveryReport) {
+    let reads = numbers
+        .iter()
+        .map(|number| read_segment(disk, pool, layout, *number));
+    let reads = stream::iter(reads).buffer_unordered(SEGMENTS_AT_ONCE);
+    let mut found: Vec<(Found<D::File>, RecoveryReport)> = reads.collect().await;
+    // In whatever order the reads ended, the outcome is the same.
+    found.sort_by_key(|(found, _)| match found {
+        Found::Life(life, _) => (life.incarnation, life.number),
+        Found::Free(number, ..) | Found::Lost(number) => (0, *number),
+    });
     let mut report = RecoveryReport::default();
-    let mut lives: Vec<(u64, Rc<Segment<D::File>>)> = Vec::new();
-    let mut free = Vec::new();
-    let mut newest: BlockMap<(u64, u32, FooterEntry)> = BlockMap::default();
-    for number in numbers {
-        let file = disk.open(&segment_name(layout.shard, *number)).await?;
-        let place = Place {
-            folder: layout.folder,
-            shard: layout.shard,
-            segment: *number,
-            incarnation: 0,
-            offset: 0,
-        };
-        let Some(life) = read_life(&file, pool, place, layout, &mut report).await else {
-            report.empty += 1;
-            free.push(Rc::new(Segment::recovered(*number, file, 0, Vec::new())));
-            continue;
-        };
-        for entry in &life.entries {
-            outrank(&mut newest, *number, *entry);
+    let (mut free, mut lives, mut lost) = (Vec::new(), Vec::new(), 0);
+    let mut next_incarnation = 1;
+    for (found, of_segment) in found {
+        report.add(&of_segment);
+        match found {
+            Found::Life(life, file) => {
+                next_incarnation = next_incarnation.max(life.incarnation + 1);
+                lives.push((life, file));
+            }
+            Found::Free(number, incarnation, file) => {
+                next_incarnation = next_incarnation.max(incarnation + 1);
+                let purpose = SegmentPurpose::Free;
+                free.push(Rc::new(Segment::new(number, file, incarnation, purpose)));
+            }
+            Found::Lost(_) => lost += 1,
         }
-        let segment = Segment::recovered(*number, file, life.incarnation, life.entries);
-        lives.push((life.incarnation, Rc::new(segment)));
     }
-    // Incarnations are handed out in order, so this is the order of sealing.
-    lives.sort_by_key(|(incarnation, _)| *incarnation);
-    let next_incarnation = lives.last().map_or(1, |(incarnation, _)| incarnation + 1);
-    let next_sequence = newest
-        .values()
-        .map(|(sequence, ..)| sequence + 1)
-        .max()
-        .unwrap_or(1);
-    let index = index_of(&newest);
+    let (index, next_sequence) = index_of(&lives);
     report.blocks = index.len() as u64;
-    let sealed = lives.into_iter().map(|(_, segment)| segment).collect();
+    let sealed = lives.into_iter().map(|(life, file)| {
+        let segment = Segment::new(life.number, file, life.incarnation, life.purpose);
+        (Rc::new(segment), index.dirty_records(life.number))
+    });
     let segments = RecoveredSegments {
-        sealed,
+        sealed: sealed.collect(),
         free,
+        lost,
+        next_number: numbers.iter().map(|number| number + 1).max().unwrap_or(0),
         next_incarnation,
     };
-    Ok((
-        RecoveredShard {
-            index,
-            segments,
-            next_sequence,
-        },
-        report,
-    ))
+    let shard = RecoveredShard {
+        index,
+        segments,
+        next_sequence,
+    };
+    (shard, report)
 }
 
-fn outrank(newest: &mut BlockMap<(u64, u32, FooterEntry)>, segment: u32, entry: FooterEntry) {
-    match newest.entry(entry.hash) {
-        Entry::Vacant(place) => {
-            place.insert((entry.sequence, segment, entry));
+/// The index that `lives`, in the order of their incarnations, add up to, and the first sequence
+/// that none of them has.
+fn index_of<F>(lives: &[(Life, F)]) -> (Index, u64) {
+    let entries = || {
+        lives
+            .iter()
+            .flat_map(|(life, _)| life.entries.iter().map(|entry| (life.number, entry)))
+    };
+    let mut newest: BlockMap<(u64, u32, u32)> = BlockMap::default();
+    newest.reserve(entries().count());
+    for (segment, entry) in entries() {
+        let rank = (entry.sequence, segment, entry.page);
+        let winner = newest.entry(entry.hash).or_insert(rank);
+        // Equal sequences are copies of one record. The later life's is kept: the other one's
+        // segment was about to be reclaimed.
+        if winner.0 <= entry.sequence {
+            *winner = rank;
         }
-        Entry::Occupied(mut place) if place.get().0 < entry.sequence => {
-            place.insert((entry.sequence, segment, entry));
-        }
-        Entry::Occupied(_) => {}
     }
+    let blocks = newest.len();
+    let mut index = Index::with_capacity(blocks);
+    let mut next_sequence = 1;
+    let is_newest = |segment: u32, entry: &FooterEntry| {
+        newest[&entry.hash] == (entry.sequence, segment, entry.page)
+    };
+    for (segment, entry) in entries() {
+        next_sequence = next_sequence.max(entry.sequence + 1);
+        if entry.kind == RecordKind::Block {
+            if is_newest(segment, entry) {
+                let at = Location {
+                    segment,
+                    page: entry.page,
+                    payload_length: entry.payload_length,
+                };
+                index.publish(entry.hash, at, entry.state);
+            } else {
+                index.note_stale(entry.hash, segment);
+            }
+        }
+    }
+    // Last, when it is known which of them still outrank something.
+    for (segment, entry) in entries() {
+        if entry.kind == RecordKind::Tombstone && is_newest(segment, entry) {
+            index.publish_tombstone(entry.hash, segment, false);
+        }
+    }
+    (index, next_sequence)
 }
 
-fn index_of(newest: &BlockMap<(u64, u32, FooterEntry)>) -> BlockMap<Location> {
-    let blocks = newest
-        .values()
-        .filter(|(_, _, entry)| entry.kind == RecordKind::Block);
-    blocks
-        .map(|(_, segment, entry)| {
-            let location = Location {
-                segment: *segment,
-                page: entry.page,
-                payload_length: entry.payload_length,
-            };
-            (entry.hash, location)
-        })
-        .collect()
+async fn read_segment<D: Disk>(
+    disk: &D,
+    pool: &Pool,
+    layout: &ShardLayout,
+    number: u32,
+) -> (Found<D::File>, RecoveryReport) {
+    let mut report = RecoveryReport::default();
+    let name = segment_name(layout.shard, number);
+    let file = match disk.open(&name).await {
+        Ok(file) => file,
+        Err(e) => {
+            log::error!("{name} cannot be opened and is left alone: {e}");
+            report.lost = 1;
+            return (Found::Lost(number), report);
+        }
+    };
+    let place = Place {
+        folder: layout.folder,
+        shard: layout.shard,
+        segment: number,
+        incarnation: 0,
+        offset: 0,
+    };
+    let found = match read_life(&file, pool, place, layout, &mut report).await {
+        Ok(life) => Found::Life(life, file),
+        Err(incarnation) => {
+            report.empty += 1;
+            Found::Free(number, incarnation, file)
+        }
+    };
+    (found, report)
 }
 
-/// A segment's records; `None` if it never began a life that reached the disk.
+/// A segment's records; the incarnation of one that is free, 0 if it never had one.
 async fn read_life<F: DiskFile>(
     file: &F,
     pool: &Pool,
     mut place: Place,
     layout: &ShardLayout,
     report: &mut RecoveryReport,
-) -> Option<Life> {
-    place.incarnation = match read_pages(file, pool, 0, PAGE).await {
-        Some(first) if first.iter().all(|byte| *byte == 0) => return None,
-        Some(first) => match decode_segment_header(&first, &place) {
-            Ok(incarnation) => incarnation,
-            Err(_) => newest_incarnation(file, pool, place, layout).await?,
-        },
-        None => newest_incarnation(file, pool, place, layout).await?,
+) -> Result<Life, u64> {
+    let first = read_pages(file, pool, 0, PAGE).await;
+    if first
+        .as_ref()
+        .is_some_and(|page| page.iter().all(|byte| *byte == 0))
+    {
+        return Err(0);
+    }
+    let header = first.and_then(|page| decode_segment_header(&page, &place).ok());
+    let mut purpose = match header {
+        Some((incarnation, SegmentPurpose::Free)) => return Err(incarnation),
+        Some((incarnation, purpose)) => {
+            place.incarnation = incarnation;
+            Some(purpose)
+        }
+        None => {
+            place.incarnation = newest_incarnation(file, pool, place, layout)
+                .await
+                .ok_or(0_u64)?;
+            None
+        }
     };
     let entries = match read_footer(file, pool, place, layout).await {
-        Some(entries) => {
+        Some((entries, of_footer)) => {
             report.footers += 1;
+            purpose = purpose.or(Some(of_footer));
             entries
         }
         None => {
@@ -168,8 +254,15 @@ async fn read_life<F: DiskFile>(
             scan(file, pool, place, layout).await
         }
     };
-    Some(Life {
+    let is_dirty = |entry: &FooterEntry| entry.state == RecordState::Dirty;
+    let purpose = purpose.unwrap_or(match entries.iter().any(is_dirty) {
+        true => SegmentPurpose::Dirty,
+        false => SegmentPurpose::Probation,
+    });
+    Ok(Life {
+        number: place.segment,
         incarnation: place.incarnation,
+        purpose,
         entries,
     })
 }
@@ -198,7 +291,7 @@ async fn read_footer<F: DiskFile>(
     pool: &Pool,
     place: Place,
     layout: &ShardLayout,
-) -> Option<Vec<FooterEntry>> {
+) -> Option<(Vec<FooterEntry>, SegmentPurpose)> {
     let last = read_pages(file, pool, layout.segment_bytes - PAGE as u64, PAGE).await?;
     let trailer = decode_trailer(&last, &place, layout.segment_bytes).ok()?;
     let length = (layout.segment_bytes - PAGE as u64 - trailer.offset) as usize;
@@ -209,7 +302,8 @@ async fn read_footer<F: DiskFile>(
         entry.payload_length as usize <= forebay_io::buffer::BODY_BYTES_MAX
             && start + format::record_bytes(entry.payload_length) <= trailer.offset
     };
-    entries.iter().all(inside).then_some(entries)
+    let sane = entries.iter().all(inside);
+    sane.then_some((entries, trailer.purpose))
 }
 
 /// Reads whole pages; once more if the disk refuses, for a passing error must not hide records.
@@ -256,6 +350,7 @@ async fn scan<F: DiskFile>(
             page: (offset / PAGE as u64) as u32,
             payload_length: header.payload_length,
             kind: header.kind,
+            state: header.state,
         });
         window.jump(offset + header.record_bytes());
     }

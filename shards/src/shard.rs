@@ -1,18 +1,25 @@
 //! One virtual shard: the index of its blocks and the log they are in.
 //!
-//! A shard belongs to one core and is touched by no other. This file owns the index: a block is
-//! in it only after its record is completely written, and leaves it before its segment is
-//! reused. It verifies every byte that it reads and never hands out one that failed.
+//! A shard belongs to one core and is touched by no other. This file reads and appends: a block
+//! is in the index only after its record is completely written, and leaves it before its segment
+//! is reused. It verifies every byte that it reads and never hands out one that failed. Making
+//! room is in [`crate::reclaim`].
 
-use crate::format::{CHUNK_BYTES, FooterEntry, NotOurs, RecordHeader, RecordKind, record_bytes};
+use crate::evict::{EvictionSettings, Evictor};
+use crate::format::{
+    CHUNK_BYTES, FooterEntry, NotOurs, RecordHeader, RecordKind, RecordState, SegmentPurpose,
+    record_bytes,
+};
+use crate::index::{BlockMap, Index, Location};
 use crate::key::BlockHash;
-use crate::log::{Reservation, Segment, SegmentLog, SegmentUse};
-use forebay_io::buffer::{BufferWriter, PAGE, Pool, View, page_align};
+use crate::log::{RecoveredSegments, Reservation, SegmentLog, ShardLayout, pages_pool};
+use crate::reclaim::ReclaimState;
+use crate::segment::SegmentUse;
+use crate::stats::ShardStats;
+use forebay_io::buffer::{BODY_BYTES_MAX, BufferWriter, PAGE, Pool, View, page_align};
 use forebay_io::disk::{Disk, DiskFile};
 use forebay_io::runtime::Runtime;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
@@ -21,38 +28,9 @@ use std::rc::Rc;
 /// more: a second request costs about as much as moving 128 KiB.
 const WHOLE_READ_SLACK_BYTES: usize = 128 << 10;
 
-/// Where a block's record is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// Segment in the shard.
-    pub segment: u32,
-    /// Page in the segment at which the record starts.
-    pub page: u32,
-    /// Payload bytes.
-    pub payload_length: u32,
-}
-
-/// Block hashes are uniform already.
-#[derive(Default)]
-pub struct Uniform(u64);
-
-impl Hasher for Uniform {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only block hashes are keys");
-    }
-
-    fn write_u128(&mut self, value: u128) {
-        // The low bits chose the shard: they are the same for every key here.
-        self.0 = (value >> 64) as u64;
-    }
-}
-
-/// A map by block.
-pub type BlockMap<T> = HashMap<BlockHash, T, BuildHasherDefault<Uniform>>;
+/// Times that a read follows a block to another place before it gives up. Each time the block was
+/// overwritten or moved while the read waited for a buffer.
+const READ_MOVES_MAX: usize = 4;
 
 /// What was read of a record.
 pub struct FoundRecord {
@@ -92,15 +70,56 @@ pub enum AppendFailure {
     Disk(#[from] io::Error),
 }
 
-struct Inner<D: Disk> {
-    index: RefCell<BlockMap<Location>>,
-    /// Blocks that may have a record on disk which the index does not name, or no longer: the
-    /// next start would find it. By the segment of that record; forgotten when the segment goes
-    /// or a newer record outranks it.
-    leftovers: RefCell<BlockMap<u32>>,
-    /// Blocks of which records are being written.
-    appends: RefCell<BlockMap<Appends>>,
-    segments: RefCell<HashMap<u32, Rc<Segment<D::File>>>>,
+/// Memory with which the shards of one core keep house. Not the pool of block buffers: whoever
+/// waits for room in a log holds some of that, and would wait for ever if making room did too.
+#[derive(Clone)]
+pub struct Housekeeping {
+    /// For segment headers and footers.
+    pub pages: Pool,
+    /// For records that move.
+    pub relocation: Pool,
+}
+
+impl Housekeeping {
+    /// Memory for shards with segments of so many bytes.
+    pub fn new(segment_bytes: u64) -> Housekeeping {
+        Housekeeping {
+            pages: pages_pool(segment_bytes),
+            relocation: Pool::new(PAGE + BODY_BYTES_MAX),
+        }
+    }
+
+    /// The most bytes that it ever takes.
+    pub fn budget_bytes(&self) -> usize {
+        self.pages.budget_bytes() + self.relocation.budget_bytes()
+    }
+}
+
+/// What a shard is made of.
+#[derive(Clone)]
+pub struct ShardParts<R: Runtime, D: Disk> {
+    /// The executor.
+    pub runtime: R,
+    /// The cache folder.
+    pub disk: D,
+    /// The source of block buffers.
+    pub blocks: Pool,
+    /// Memory for everything else.
+    pub housekeeping: Housekeeping,
+    /// Its place.
+    pub layout: ShardLayout,
+    /// Bytes that eviction may write again for 100 bytes admitted.
+    pub write_budget_percent: u32,
+}
+
+/// What recovery knows.
+pub struct RecoveredShard<F> {
+    /// Every record that was found.
+    pub index: Index,
+    /// The segments.
+    pub segments: RecoveredSegments<F>,
+    /// Higher than every sequence seen.
+    pub next_sequence: u64,
 }
 
 /// The records of one block that are being written at the same time.
@@ -111,16 +130,31 @@ struct Appends {
     published: u64,
 }
 
+/// A shard's state, which its background tasks share.
+pub(crate) struct Inner<R: Runtime, D: Disk> {
+    pub(crate) runtime: R,
+    pub(crate) log: SegmentLog<R, D>,
+    pub(crate) index: RefCell<Index>,
+    pub(crate) evictor: RefCell<Evictor>,
+    pub(crate) housekeeping: Housekeeping,
+    pub(crate) reclaim: ReclaimState<D::File>,
+    pub(crate) stats: ShardStats,
+    blocks: Pool,
+    /// Blocks of which records are being written.
+    appends: RefCell<BlockMap<Appends>>,
+    next_sequence: Cell<u64>,
+}
+
 /// One record on its way to the disk. Writes end in any order, but the highest sequence of a
 /// block wins in the index as it will at the next start.
-struct Append<D: Disk> {
-    inner: Rc<Inner<D>>,
+pub(crate) struct Append<R: Runtime, D: Disk> {
+    inner: Rc<Inner<R, D>>,
     hash: BlockHash,
     sequence: u64,
 }
 
-impl<D: Disk> Append<D> {
-    fn begin(inner: &Rc<Inner<D>>, hash: BlockHash, sequence: u64) -> Self {
+impl<R: Runtime, D: Disk> Append<R, D> {
+    pub(crate) fn begin(inner: &Rc<Inner<R, D>>, hash: BlockHash, sequence: u64) -> Self {
         inner.appends.borrow_mut().entry(hash).or_default().writers += 1;
         Append {
             inner: inner.clone(),
@@ -137,9 +171,13 @@ impl<D: Disk> Append<D> {
         let mut appends = self.inner.appends.borrow_mut();
         appends.entry(self.hash).or_default().published = self.sequence;
     }
+
+    fn is_alone(&self) -> bool {
+        self.inner.appends.borrow()[&self.hash].writers == 1
+    }
 }
 
-impl<D: Disk> Drop for Append<D> {
+impl<R: Runtime, D: Disk> Drop for Append<R, D> {
     fn drop(&mut self) {
         let mut appends = self.inner.appends.borrow_mut();
         let of_block = appends
@@ -152,80 +190,142 @@ impl<D: Disk> Drop for Append<D> {
     }
 }
 
-/// One virtual shard.
-pub struct Shard<R: Runtime, D: Disk> {
-    inner: Rc<Inner<D>>,
-    log: SegmentLog<R, D>,
-    pool: Pool,
-    next_sequence: Cell<u64>,
+impl<R: Runtime, D: Disk> Inner<R, D> {
+    /// The next place in the order of this shard's records.
+    pub(crate) fn take_sequence(&self) -> u64 {
+        let sequence = self.next_sequence.get();
+        self.next_sequence.set(sequence + 1);
+        sequence
+    }
+
+    /// Whether a record of the block is being written.
+    pub(crate) fn is_appending(&self, hash: BlockHash) -> bool {
+        self.appends.borrow().contains_key(&hash)
+    }
+
+    /// Writes a record whose header is complete but for its place, and makes the index say what
+    /// it says. `wanted` is asked once more after the write.
+    pub(crate) async fn write_record(
+        self: &Rc<Self>,
+        header: &RecordHeader,
+        mut body: BufferWriter,
+        reservation: Reservation<D::File>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<(), AppendFailure> {
+        let Reservation { used, place } = reservation;
+        let segment = used.segment();
+        let bytes = record_bytes(header.payload_length);
+        header.encode(body.headroom_mut(), &place)?;
+        let append = Append::begin(self, header.hash, header.sequence);
+        let record = body.freeze();
+        let written = segment.file.write(place.offset, record, 0..bytes as usize);
+        if let Err(e) = written.await {
+            // Nothing after a failed write is trusted to this segment. All of it may be there.
+            self.log.retire(segment);
+            self.note_useless(header, segment.number, true);
+            return Err(e.into());
+        }
+        let page = (place.offset / PAGE as u64) as u32;
+        segment.add(footer_entry(header, page));
+        self.stats.written_bytes.add(bytes);
+        if append.is_outranked() {
+            self.note_useless(header, segment.number, false);
+            return Err(AppendFailure::Superseded);
+        }
+        if !wanted() {
+            self.note_useless(header, segment.number, true);
+            return Err(AppendFailure::Superseded);
+        }
+        append.publish();
+        let mut index = self.index.borrow_mut();
+        match header.kind {
+            RecordKind::Block => {
+                let at = Location {
+                    segment: segment.number,
+                    page,
+                    payload_length: header.payload_length,
+                };
+                index.publish(header.hash, at, header.state);
+            }
+            RecordKind::Tombstone => {
+                index.publish_tombstone(header.hash, segment.number, !append.is_alone());
+            }
+        }
+        Ok(())
+    }
 }
 
-/// What recovery knows.
-pub struct RecoveredShard<F> {
-    /// The newest record of each block that is not deleted.
-    pub index: BlockMap<Location>,
-    /// The segments.
-    pub segments: crate::log::RecoveredSegments<F>,
-    /// Higher than every sequence seen.
-    pub next_sequence: u64,
+impl<R: Runtime, D: Disk> Inner<R, D> {
+    /// Accounts for a record that is, or may be, on disk and that the index will not name.
+    /// A tombstone of that kind brings nothing back.
+    fn note_useless(&self, header: &RecordHeader, segment: u32, is_newest: bool) {
+        let mut index = self.index.borrow_mut();
+        match (header.kind, is_newest) {
+            (RecordKind::Tombstone, _) => {}
+            (RecordKind::Block, true) => index.note_unwanted(header.hash, segment),
+            (RecordKind::Block, false) => index.note_stale(header.hash, segment),
+        }
+    }
+}
+
+/// A record as its segment's footer lists it.
+pub(crate) fn footer_entry(header: &RecordHeader, page: u32) -> FooterEntry {
+    FooterEntry {
+        hash: header.hash,
+        sequence: header.sequence,
+        page,
+        payload_length: header.payload_length,
+        kind: header.kind,
+        state: header.state,
+    }
+}
+
+/// One virtual shard.
+pub struct Shard<R: Runtime, D: Disk> {
+    pub(crate) inner: Rc<Inner<R, D>>,
 }
 
 impl<R: Runtime, D: Disk> Shard<R, D> {
     /// A shard over what recovery found.
-    pub fn new(
-        runtime: R,
-        disk: D,
-        pool: Pool,
-        layout: crate::log::ShardLayout,
-        found: RecoveredShard<D::File>,
-    ) -> Self {
-        let all = found.segments.sealed.iter().chain(&found.segments.free);
-        let segments = all
-            .map(|segment| (segment.number, segment.clone()))
-            .collect();
-        let inner: Rc<Inner<D>> = Rc::new(Inner {
-            index: RefCell::new(found.index),
-            leftovers: RefCell::default(),
-            appends: RefCell::default(),
-            segments: RefCell::new(segments),
+    pub fn new(parts: ShardParts<R, D>, found: RecoveredShard<D::File>) -> Self {
+        let ShardParts {
+            runtime,
+            disk,
+            blocks,
+            housekeeping,
+            layout,
+            write_budget_percent,
+        } = parts;
+        let evictor = Evictor::new(EvictionSettings {
+            segments_max: layout.segments_max,
+            segment_bytes: layout.segment_bytes,
+            write_budget_percent,
         });
-        let reclaimed = inner.clone();
-        let on_reclaim = Box::new(move |segment: u32, entries: &[FooterEntry]| {
-            let mut index = reclaimed.index.borrow_mut();
-            for hash in crate::log::blocks(entries) {
-                if index
-                    .get(&hash)
-                    .is_some_and(|location| location.segment == segment)
-                {
-                    index.remove(&hash);
-                }
-            }
-            reclaimed
-                .leftovers
-                .borrow_mut()
-                .retain(|_, at| *at != segment);
-        });
+        let pages = housekeeping.pages.clone();
         Shard {
-            inner,
-            log: SegmentLog::new(runtime, disk, layout, found.segments, on_reclaim),
-            pool,
-            next_sequence: Cell::new(found.next_sequence),
+            inner: Rc::new(Inner {
+                log: SegmentLog::new(runtime.clone(), disk, pages, layout, found.segments),
+                runtime,
+                index: RefCell::new(found.index),
+                evictor: RefCell::new(evictor),
+                housekeeping,
+                reclaim: ReclaimState::default(),
+                stats: ShardStats::default(),
+                blocks,
+                appends: RefCell::default(),
+                next_sequence: Cell::new(found.next_sequence),
+            }),
         }
     }
 
     /// The shard's log.
     pub fn log(&self) -> &SegmentLog<R, D> {
-        &self.log
+        &self.inner.log
     }
 
-    /// Deletes segments beyond the quota, oldest first.
-    pub async fn shrink(&self) -> io::Result<()> {
-        let deleted = self.log.shrink().await?;
-        self.inner
-            .segments
-            .borrow_mut()
-            .retain(|number, _| !deleted.contains(number));
-        Ok(())
+    /// What the shard counts.
+    pub fn stats(&self) -> &ShardStats {
+        &self.inner.stats
     }
 
     /// Blocks in the index.
@@ -238,14 +338,34 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         self.len() == 0
     }
 
+    /// Every block in the index, in no order.
+    pub fn blocks(&self) -> Vec<(BlockHash, Location)> {
+        self.inner.index.borrow().blocks()
+    }
+
     /// Whether a block is here, and where.
     pub fn find(&self, hash: BlockHash) -> Option<Location> {
-        self.inner.index.borrow().get(&hash).copied()
+        self.inner.index.borrow().find(hash)
+    }
+
+    /// Whether a block's record is the only copy of it.
+    pub fn is_dirty(&self, hash: BlockHash) -> bool {
+        self.inner.index.borrow().is_dirty(hash)
     }
 
     /// Whether a record of the block may be on disk, found by the index or by the next start.
     pub fn may_hold(&self, hash: BlockHash) -> bool {
-        self.find(hash).is_some() || self.inner.leftovers.borrow().contains_key(&hash)
+        self.inner.index.borrow().may_hold(hash)
+    }
+
+    /// Counts that `bytes` of a block were served, from wherever: what is wanted stays longer.
+    pub fn touch(&self, hash: BlockHash, bytes: usize) {
+        self.inner.index.borrow_mut().touch(hash, bytes);
+    }
+
+    /// The store has the dirty record at `location` now.
+    pub fn mark_clean(&self, hash: BlockHash, location: Location) {
+        self.inner.index.borrow_mut().mark_clean(hash, location);
     }
 
     /// Takes a block out of the index. Its record stays on disk until its segment goes or a
@@ -259,15 +379,13 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
 
     /// Takes a block out of the index unless it is elsewhere by now.
     pub fn forget_if_at(&self, hash: BlockHash, location: Location) {
-        let mut index = self.inner.index.borrow_mut();
-        if index.get(&hash) == Some(&location) {
-            index.remove(&hash);
-            // One that is noted already is of a later record, which was not published.
-            self.inner
-                .leftovers
-                .borrow_mut()
-                .entry(hash)
-                .or_insert(location.segment);
+        self.inner.index.borrow_mut().forget(hash, location);
+    }
+
+    /// A block's record that could not be read leaves the index, unless it is the only copy.
+    fn drop_unreadable(&self, hash: BlockHash, location: Location, failure: &ReadFailure) {
+        if !matches!(failure, ReadFailure::Gone) && !self.is_dirty(hash) {
+            self.forget_if_at(hash, location);
         }
     }
 
@@ -277,44 +395,59 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         hash: BlockHash,
         location: Location,
     ) -> Result<RecordHeader, ReadFailure> {
-        let result = self
-            .load(hash, location, 0..0, false)
-            .await
-            .map(|(header, _)| header);
-        if result.is_err() {
-            self.forget_if_at(hash, location);
+        let result = self.load(hash, location, 0..0, false).await;
+        if let Err(failure) = &result {
+            self.drop_unreadable(hash, location, failure);
         }
-        result
+        result.map(|(header, _)| header)
     }
 
-    /// Reads `wanted` bytes of a block's payload and verifies them.
+    /// Reads `wanted` bytes of a block's payload and verifies them. A block that moved while the
+    /// read waited is followed, as long as its length stayed the same.
     ///
     /// # Panics
     /// If `wanted` reaches past the payload.
     pub async fn read(
         &self,
         hash: BlockHash,
-        location: Location,
+        mut location: Location,
         wanted: Range<usize>,
     ) -> Result<FoundRecord, ReadFailure> {
         let payload_length = location.payload_length as usize;
         assert!(wanted.start <= wanted.end && wanted.end <= payload_length);
-        let whole = wanted.len() + WHOLE_READ_SLACK_BYTES >= payload_length;
-        let result = if whole {
-            self.load(hash, location, 0..payload_length, true)
-                .await
-                .map(|(header, body)| FoundRecord {
-                    header,
-                    wanted: body.slice(wanted),
-                    whole: Some(body),
-                })
-        } else {
-            self.read_part(hash, location, wanted).await
-        };
-        if result.is_err() {
-            self.forget_if_at(hash, location);
+        for _ in 0..READ_MOVES_MAX {
+            match self.read_at(hash, location, wanted.clone()).await {
+                Err(ReadFailure::Gone) => {}
+                Err(failure) => {
+                    self.drop_unreadable(hash, location, &failure);
+                    return Err(failure);
+                }
+                Ok(found) => return Ok(found),
+            }
+            match self.find(hash) {
+                Some(moved) if moved.payload_length == location.payload_length => location = moved,
+                _ => break,
+            }
         }
-        result
+        Err(ReadFailure::Gone)
+    }
+
+    async fn read_at(
+        &self,
+        hash: BlockHash,
+        location: Location,
+        wanted: Range<usize>,
+    ) -> Result<FoundRecord, ReadFailure> {
+        let payload_length = location.payload_length as usize;
+        if wanted.len() + WHOLE_READ_SLACK_BYTES < payload_length {
+            return self.read_part(hash, location, wanted).await;
+        }
+        let (header, body) = self.load(hash, location, 0..payload_length, true).await?;
+        Ok(FoundRecord {
+            header,
+            wanted: body.slice(wanted),
+            whole: Some(body),
+        })
     }
 
     /// Reads the header page and the chunks around `wanted` at the same time.
@@ -351,9 +484,8 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         if self.find(hash) != Some(location) {
             return Err(ReadFailure::Gone);
         }
-        let segments = self.inner.segments.borrow();
-        let segment = segments.get(&location.segment).ok_or(NotOurs::Place)?;
-        Ok(segment.using(false))
+        let segment = self.inner.log.segment(location.segment);
+        Ok(segment.ok_or(NotOurs::Place)?.using(false))
     }
 
     /// Reads the header page, and with it the whole payload if asked; verifies both.
@@ -364,26 +496,12 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         payload: Range<usize>,
         verify: bool,
     ) -> Result<(RecordHeader, View), ReadFailure> {
-        let buffer = self.pool.take(payload.len()).await;
+        let buffer = self.inner.blocks.take(payload.len()).await;
         let used = self.use_segment(hash, location)?;
-        let place = self.log.record_place(used.segment(), location.page);
-        let length = PAGE + page_align(payload.len());
-        let (count, mut buffer) = used
-            .segment()
-            .file
-            .read(place.offset, buffer, 0..length)
-            .await;
-        if count? != length {
-            return Err(NotOurs::Field("record past the end of its segment").into());
-        }
-        let header = RecordHeader::decode(buffer.headroom_mut(), &place)?;
-        if header.hash != hash
-            || header.payload_length != location.payload_length
-            || header.kind != RecordKind::Block
-        {
-            return Err(NotOurs::Place.into());
-        }
-        buffer.advance(payload.len());
+        let (header, mut buffer) = self
+            .inner
+            .read_record(&used, hash, location, buffer, payload.len())
+            .await?;
         if verify && !header.verify_chunks(0, buffer.body()) {
             return Err(NotOurs::Checksum.into());
         }
@@ -397,16 +515,13 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         location: Location,
         range: Range<usize>,
     ) -> Result<View, ReadFailure> {
-        let buffer = self.pool.take(range.len()).await;
+        let buffer = self.inner.blocks.take(range.len()).await;
         let used = self.use_segment(hash, location)?;
-        let place = self.log.record_place(used.segment(), location.page);
-        let offset = place.offset + (PAGE + range.start) as u64;
+        let record = u64::from(location.page) * PAGE as u64;
+        let offset = record + (PAGE + range.start) as u64;
         let target = PAGE..PAGE + page_align(range.len());
-        let (count, mut buffer) = used
-            .segment()
-            .file
-            .read(offset, buffer, target.clone())
-            .await;
+        let reading = used.segment().file.read(offset, buffer, target.clone());
+        let (count, mut buffer) = reading.await;
         if count? != target.len() {
             return Err(NotOurs::Field("record past the end of its segment").into());
         }
@@ -415,91 +530,68 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         Ok(buffer.watch().view_all())
     }
 
-    /// Writes a record and, for a block, puts it into the index. `wanted` is asked when the
-    /// record takes its place in the order of its key: a record that is no longer wanted then is
-    /// not written, one that is no longer wanted after the write is not published.
+    /// Writes a record and makes the index say what it says. `wanted` is asked when the record
+    /// takes its place in the order of its key: a record that is no longer wanted then is not
+    /// written, one that is no longer wanted after the write is not published.
+    ///
+    /// # Errors
+    /// See [`AppendFailure`]; after a disk error the record may be there or not.
     pub async fn append(
         &self,
         mut header: RecordHeader,
-        mut body: BufferWriter,
+        body: BufferWriter,
         wanted: impl Fn() -> bool,
     ) -> Result<(), AppendFailure> {
+        let inner = &self.inner;
         let bytes = record_bytes(header.payload_length);
-        let Reservation { used, place } = self.log.reserve(bytes).await?;
+        let purpose = match (header.state, header.kind) {
+            (RecordState::Dirty, _) => SegmentPurpose::Dirty,
+            (RecordState::Clean, RecordKind::Tombstone) => SegmentPurpose::Probation,
+            (RecordState::Clean, RecordKind::Block) => {
+                inner.evictor.borrow_mut().admit(header.hash, bytes)
+            }
+        };
+        let reservation = inner.reserve(purpose, bytes).await?;
         if !wanted() {
             // The reserved gap holds a former life's bytes at worst: a scan steps over it.
             return Err(AppendFailure::Superseded);
         }
-        header.sequence = self.next_sequence.get();
-        self.next_sequence.set(header.sequence + 1);
-        header.encode(body.headroom_mut(), &place)?;
-        let append = Append::begin(&self.inner, header.hash, header.sequence);
-        let record = body.freeze();
-        let segment = used.segment();
-        self.adopt(&used);
-        if let Err(e) = segment
-            .file
-            .write(place.offset, record, 0..bytes as usize)
-            .await
-        {
-            // Nothing after a failed write is trusted to this segment. All of it may be there.
-            self.log.retire(segment);
-            self.inner
-                .leftovers
-                .borrow_mut()
-                .insert(header.hash, segment.number);
-            return Err(e.into());
-        }
-        let page = (place.offset / PAGE as u64) as u32;
-        segment.add(FooterEntry {
-            hash: header.hash,
-            sequence: header.sequence,
-            page,
-            payload_length: header.payload_length,
-            kind: header.kind,
-        });
-        if append.is_outranked() {
-            return Err(AppendFailure::Superseded);
-        }
-        if !wanted() {
-            self.inner
-                .leftovers
-                .borrow_mut()
-                .insert(header.hash, segment.number);
-            return Err(AppendFailure::Superseded);
-        }
-        append.publish();
-        self.publish(&header, segment.number, page);
+        header.sequence = inner.take_sequence();
+        inner
+            .write_record(&header, body, reservation, wanted)
+            .await?;
+        inner.stats.admitted_bytes.add(bytes);
         Ok(())
     }
+}
 
-    /// Makes the index say what a record says that is completely written.
-    fn publish(&self, header: &RecordHeader, segment: u32, page: u32) {
-        self.inner.leftovers.borrow_mut().remove(&header.hash);
-        let mut index = self.inner.index.borrow_mut();
-        match header.kind {
-            RecordKind::Block => {
-                let payload_length = header.payload_length;
-                index.insert(
-                    header.hash,
-                    Location {
-                        segment,
-                        page,
-                        payload_length,
-                    },
-                );
-            }
-            RecordKind::Tombstone => {
-                index.remove(&header.hash);
-            }
+impl<R: Runtime, D: Disk> Inner<R, D> {
+    /// Reads the header page of the record of `hash` at `location`, and `length` bytes of payload,
+    /// into an empty `buffer`. The payload is not verified.
+    pub(crate) async fn read_record(
+        &self,
+        used: &SegmentUse<D::File>,
+        hash: BlockHash,
+        location: Location,
+        buffer: BufferWriter,
+        length: usize,
+    ) -> Result<(RecordHeader, BufferWriter), ReadFailure> {
+        let segment = used.segment();
+        let offset = u64::from(location.page) * PAGE as u64;
+        let place = self.log.place(segment, offset);
+        let wanted = PAGE + page_align(length);
+        let (count, mut buffer) = segment.file.read(offset, buffer, 0..wanted).await;
+        if count? != wanted {
+            return Err(NotOurs::Field("record past the end of its segment").into());
         }
-    }
-
-    /// Makes a segment known to readers; new ones come into being inside the log.
-    fn adopt(&self, used: &SegmentUse<D::File>) {
-        let mut segments = self.inner.segments.borrow_mut();
-        segments
-            .entry(used.segment().number)
-            .or_insert_with(|| used.shared());
+        let header = RecordHeader::decode(buffer.headroom_mut(), &place)?;
+        if header.hash != hash
+            || header.payload_length != location.payload_length
+            || header.kind != RecordKind::Block
+        {
+            return Err(NotOurs::Place.into());
+        }
+        buffer.advance(length);
+        Ok((header, buffer))
     }
 }

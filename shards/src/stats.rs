@@ -21,6 +21,23 @@ impl Counter {
     }
 }
 
+/// What a shard counts. Each is since start.
+#[derive(Default)]
+pub struct ShardStats {
+    /// Bytes of records that were asked to be stored and were: headers and padding included.
+    pub admitted_bytes: Counter,
+    /// Bytes of records that eviction wrote again.
+    pub reappended_bytes: Counter,
+    /// Bytes of all records written: those two, tombstones, and records superseded meanwhile.
+    pub written_bytes: Counter,
+    /// Segments made free.
+    pub segments_reclaimed: Counter,
+    /// Blocks that left the cache to make room.
+    pub records_evicted: Counter,
+    /// Records found damaged or unreadable when they were to be written again.
+    pub damaged_records: Counter,
+}
+
 /// What an owner core counts. Each is since start.
 #[derive(Default)]
 pub struct CoreStats {

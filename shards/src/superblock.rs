@@ -5,7 +5,7 @@
 //! happens only in an empty folder.
 
 use crate::format::{FORMAT_VERSION, FolderId, crc32c};
-use crate::log::SEGMENT_NAME_PREFIX;
+use crate::segment::{SEGMENT_NAME_PREFIX, parse_segment_name};
 use forebay_io::buffer::{PAGE, Pool};
 use forebay_io::disk::{Disk, DiskFile};
 use forebay_io::runtime::Runtime;
@@ -22,31 +22,38 @@ const MAGIC: [u8; 8] = *b"FOREBAY\0";
 /// Most virtual shards: enough for one on each core of the largest machines twice over.
 pub const SHARDS_MAX: u32 = 256;
 
-/// Smallest segment: holds a record of the smallest block a few times, and one of 8 MiB.
-const SEGMENT_BYTES_MIN: u64 = 16 << 20;
+/// Smallest segment, less its slack: holds one record of the largest block.
+const SEGMENT_BASE_BYTES_MIN: u64 = 8 << 20;
 
-/// The segment size wanted where there is room: three 8 MiB records and little waste.
-const SEGMENT_BYTES_WANTED: u64 = 32 << 20;
+/// Largest segment, less its slack. Larger ones make reclaim coarser and the scan after a crash
+/// longer.
+const SEGMENT_BASE_BYTES_MAX: u64 = 256 << 20;
 
-/// Largest segment. Larger ones make reclaim coarser and the scan after a crash longer.
-const SEGMENT_BYTES_MAX: u64 = 256 << 20;
+/// The segment size from which on more shards are made rather than larger segments.
+const SEGMENT_BASE_BYTES_WANTED: u64 = 32 << 20;
 
-/// Segments of the wanted size per shard that a format aims for. Keys spread over shards by chance:
-/// with few blocks per shard some shards overflow long before the folder is full. 1,000 blocks of
-/// 4 MiB under 6 GB lost 56 with 5 segments per shard; with this many the folder must be almost full.
-const SEGMENTS_PER_SHARD_WANTED: u64 = 16;
-
-/// Segments per shard below which they get smaller instead: one open, the rest to reclaim from.
-const SEGMENTS_PER_SHARD_LEAST: u64 = 8;
+/// Segments per shard that a format aims for. Space in open segments and in the spare ones is not
+/// used for blocks: three of a hundred or so cost little, three of a dozen a quarter. The probation
+/// queue, a tenth, needs some segments too.
+const SEGMENTS_PER_SHARD_WANTED: u64 = 128;
 
 /// Shards that even a small folder has, so that a few cores share its work.
 const SHARDS_WANTED: u64 = 4;
 
-/// Segments per shard of the smallest folders.
-const SEGMENTS_PER_SHARD_MIN: u64 = 4;
+/// Smallest quota that can hold a cache: seven segments of the smallest size.
+pub const QUOTA_BYTES_MIN: u64 = 64 << 20;
 
-/// Smallest quota that can hold a cache: one shard of four smallest segments.
-pub const QUOTA_BYTES_MIN: u64 = SEGMENT_BYTES_MIN * SEGMENTS_PER_SHARD_MIN;
+const _: () = assert!(
+    (QUOTA_BYTES_MIN - 2 * PAGE as u64) / segment_bytes(SEGMENT_BASE_BYTES_MIN)
+        > crate::evict::TWO_QUEUES_SEGMENTS_MIN as u64
+);
+
+/// Bytes of a segment that holds `base` bytes of payload: as many blocks of 1 MiB and more as
+/// `base` is worth, with their headers, and a footer. A plain power of two would hold one less,
+/// which is a quarter of the space when four are expected.
+const fn segment_bytes(base: u64) -> u64 {
+    base + base / 256 + (64 << 10)
+}
 
 /// How a folder is laid out, for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,13 +119,13 @@ impl Superblock {
                 needed: QUOTA_BYTES_MIN,
             });
         }
-        let roomy = quota_bytes / (SEGMENTS_PER_SHARD_WANTED * SEGMENT_BYTES_WANTED);
-        let tight = quota_bytes / (SEGMENTS_PER_SHARD_MIN * SEGMENT_BYTES_MIN);
-        let shards = power_of_two_below(roomy.max(tight.min(SHARDS_WANTED)), 1, SHARDS_MAX.into());
-        let segment_bytes = power_of_two_below(
-            quota_bytes / shards / SEGMENTS_PER_SHARD_LEAST,
-            SEGMENT_BYTES_MIN,
-            SEGMENT_BYTES_MAX,
+        let roomy = quota_bytes / (SEGMENTS_PER_SHARD_WANTED * SEGMENT_BASE_BYTES_WANTED);
+        let tight = SHARDS_WANTED.min(quota_bytes / QUOTA_BYTES_MIN);
+        let shards = power_of_two_below(roomy.max(tight), 1, SHARDS_MAX.into());
+        let base = power_of_two_below(
+            quota_bytes / shards / SEGMENTS_PER_SHARD_WANTED,
+            SEGMENT_BASE_BYTES_MIN,
+            SEGMENT_BASE_BYTES_MAX,
         );
         let mut folder = [0; 16];
         folder[..8].copy_from_slice(&runtime.random().to_le_bytes());
@@ -126,7 +133,7 @@ impl Superblock {
         Ok(Superblock {
             folder,
             shards: shards as u32,
-            segment_bytes,
+            segment_bytes: segment_bytes(base),
         })
     }
 
@@ -172,8 +179,9 @@ impl Superblock {
         };
         let sane = superblock.shards.is_power_of_two()
             && superblock.shards <= SHARDS_MAX
-            && superblock.segment_bytes.is_power_of_two()
-            && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&superblock.segment_bytes);
+            && superblock.segment_bytes.is_multiple_of(PAGE as u64)
+            && (SEGMENT_BASE_BYTES_MIN..=segment_bytes(SEGMENT_BASE_BYTES_MAX))
+                .contains(&superblock.segment_bytes);
         if sane {
             Ok(superblock)
         } else {
@@ -288,7 +296,7 @@ pub fn segment_files(
 ) -> Vec<Vec<u32>> {
     let mut shards = vec![Vec::new(); superblock.shards as usize];
     for entry in entries {
-        let Some((shard, segment)) = crate::log::parse_segment_name(&entry.name) else {
+        let Some((shard, segment)) = parse_segment_name(&entry.name) else {
             if entry.name.starts_with(SEGMENT_NAME_PREFIX) {
                 log::warn!(
                     "ignoring {:?}, which is not a segment of this folder",
@@ -326,16 +334,16 @@ mod tests {
         let mut executor = SimExecutor::new(1);
         let runtime = executor.runtime();
         executor.block_on(async move {
-            for shift in 26..45 {
+            for shift in 26..44 {
                 for quota in [1_u64 << shift, (1 << shift) + (3 << (shift - 2))] {
                     let superblock = Superblock::choose(&runtime, quota).expect("large enough");
                     let count = superblock.segments_per_shard(quota).expect("at least one");
                     let used = superblock.segment_bytes * u64::from(superblock.shards);
                     assert!(used * u64::from(count) + 2 * PAGE as u64 <= quota);
-                    assert!(count >= 3, "quota {quota}: {superblock:?}");
-                    // Enough blocks per shard that chance does not fill some long before others.
+                    assert!(count >= 6, "quota {quota}: {superblock:?}");
+                    // Enough that what open and spare segments waste is little.
                     assert!(
-                        quota < 1 << 30 || count >= 7,
+                        quota < 1 << 33 || count >= 100,
                         "quota {quota}: {superblock:?}"
                     );
                     assert!(quota < 1 << 28 || superblock.shards >= 4, "quota {quota}");

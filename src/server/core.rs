@@ -15,12 +15,13 @@ use forebay_io::rt::GlommioRuntime;
 use forebay_io::runtime::{Runtime, timeout};
 use forebay_io::uplink::{StoreFactory, UplinkPort};
 use forebay_shards::core::{Core, CoreParts};
+use forebay_shards::evict::WRITE_BUDGET_PERCENT;
 use forebay_shards::key::Topology;
 use forebay_shards::log::ShardLayout;
 use forebay_shards::messages::Message;
 use forebay_shards::recover::{RecoveryReport, recover};
 use forebay_shards::router;
-use forebay_shards::shard::Shard;
+use forebay_shards::shard::{Housekeeping, Shard, ShardParts};
 use forebay_shards::superblock::Superblock;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -125,6 +126,7 @@ async fn recover_shards(
 ) -> io::Result<Rc<Engine>> {
     let disk = RingDisk::open_folder(&plan.folder)?;
     let pool = plan.pool.clone();
+    let housekeeping = Housekeeping::new(plan.superblock.segment_bytes);
     let mut shards = HashMap::new();
     let mut recovery = RecoveryReport::default();
     for (number, files) in &plan.segments {
@@ -134,9 +136,17 @@ async fn recover_shards(
             segment_bytes: plan.superblock.segment_bytes,
             segments_max: plan.segments_max,
         };
-        let (found, report) = recover(&disk, &pool, &layout, files).await?;
+        let (found, report) = recover(&disk, &pool, &layout, files).await;
         recovery.add(&report);
-        let shard = Shard::new(runtime.clone(), disk.clone(), pool.clone(), layout, found);
+        let parts = ShardParts {
+            runtime: runtime.clone(),
+            disk: disk.clone(),
+            blocks: pool.clone(),
+            housekeeping: housekeeping.clone(),
+            layout,
+            write_budget_percent: WRITE_BUDGET_PERCENT,
+        };
+        let shard = Shard::new(parts, found);
         shard.shrink().await?;
         shards.insert(*number, Rc::new(shard));
     }

@@ -13,11 +13,13 @@ use forebay_io::sim::{SimDisk, SimExecutor, SimRuntime};
 use forebay_io::store::Store;
 use forebay_io::uplink::{self, UplinkLimits};
 use forebay_shards::core::{Core, CoreParts};
+use forebay_shards::evict::WRITE_BUDGET_PERCENT;
 use forebay_shards::key::{BlockId, Freshness, Topology, Volume};
-use forebay_shards::log::{ShardLayout, parse_segment_name};
+use forebay_shards::log::ShardLayout;
 use forebay_shards::recover::{RecoveryReport, recover};
 use forebay_shards::router::{self, MESH_CAPACITY, Router};
-use forebay_shards::shard::Shard;
+use forebay_shards::segment::parse_segment_name;
+use forebay_shards::shard::{Housekeeping, Shard, ShardParts};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -33,7 +35,7 @@ pub const TTL: Duration = Duration::from_millis(40);
 pub const SETTLE: Duration = Duration::from_secs(30);
 
 /// Room for what recovery reads.
-const SCAN_POOL_BYTES: usize = 4 << 20;
+const SCAN_POOL_BYTES: usize = 16 << 20;
 
 pub type SimCore = Core<SimRuntime, SimDisk>;
 pub type SimRouter = Router<SimRuntime, SimDisk>;
@@ -197,10 +199,16 @@ pub async fn open_shard(
         .collect();
     // A scan reads a mebibyte at once, more than the tight pools of some tests have in all.
     let scans = Pool::new(SCAN_POOL_BYTES);
-    let (found, report) = recover(disk, &scans, &layout, &numbers)
-        .await
-        .expect("files open");
-    let shard = Shard::new(runtime.clone(), disk.clone(), pool.clone(), layout, found);
+    let (found, report) = recover(disk, &scans, &layout, &numbers).await;
+    let parts = ShardParts {
+        runtime: runtime.clone(),
+        disk: disk.clone(),
+        blocks: pool.clone(),
+        housekeeping: Housekeeping::new(layout.segment_bytes),
+        layout,
+        write_budget_percent: WRITE_BUDGET_PERCENT,
+    };
+    let shard = Shard::new(parts, found);
     shard.shrink().await.expect("files can be removed");
     (shard, report)
 }

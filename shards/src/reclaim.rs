@@ -1,0 +1,388 @@
+//! Making room: which segment is reclaimed, what of it is written again, what must be buried.
+//!
+//! This file brings the log, the index and the evictor together. A reclaim is a task of its own,
+//! one at a time per shard, tied to no request. It never touches a dirty record, never waits for
+//! block buffers and never erases a segment before what must outlive it is on disk elsewhere.
+//!
+//! ```text
+//!   oldest clean segment
+//!     1  wait for its writers          4  bury what would come back from other segments, sync
+//!     2  ask the evictor               5  wait for its readers
+//!     3  copy the survivors            6  erase: from here on nothing of it can be found
+//! ```
+
+use crate::evict::TWO_QUEUES_SEGMENTS_MIN;
+use crate::format::{RecordHeader, SegmentPurpose, record_bytes};
+use crate::index::{LiveRecord, Location};
+use crate::key::BlockHash;
+use crate::log::Reservation;
+use crate::segment::{CleanSegment, Segment};
+use crate::shard::{AppendFailure, Inner, Shard, footer_entry};
+use forebay_io::buffer::PAGE;
+use forebay_io::disk::{Disk, DiskFile};
+use forebay_io::runtime::{Runtime, timeout};
+use futures::channel::oneshot;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Segments kept for records that move, which must find room without anything being reclaimed.
+const KEPT_FOR_RELOCATION: usize = 1;
+
+/// Spare segments that a reclaim in the background provides: one for the next rotation beside the
+/// one kept for relocation.
+const SPARES_WANTED: usize = KEPT_FOR_RELOCATION + 1;
+
+/// Reclaims that one rotation waits for. Each frees a segment unless relocation takes it up, so
+/// more than a few mean that others take what comes free.
+const RECLAIMS_PER_ROTATION_MAX: usize = 8;
+
+/// Segments tried by one reclaim before it gives up.
+const VICTIMS_MAX: usize = 4;
+
+/// How long a reclaim waits for those who read or write its segment. A disk that takes longer is
+/// stalled, and another segment may do.
+const USERS_WAIT: Duration = Duration::from_secs(5);
+
+/// Rounds of burying. Each ends because a block was deleted or dropped meanwhile.
+const BURY_ROUNDS_MAX: usize = 16;
+
+/// Pause before a round that met a block of which a record is just being written.
+const BURY_PAUSE: Duration = Duration::from_millis(2);
+
+/// How a reclaim ended, for all who wait for it.
+type Outcome = Result<(), (io::ErrorKind, String)>;
+
+/// The reclaim that runs, who waits for it, and what it could not erase.
+pub(crate) struct ReclaimState<F> {
+    running: Cell<bool>,
+    waiting: RefCell<Vec<oneshot::Sender<Outcome>>>,
+    /// Segments without live records whose former life may still be found.
+    unerased: RefCell<VecDeque<Rc<Segment<F>>>>,
+}
+
+impl<F> Default for ReclaimState<F> {
+    fn default() -> Self {
+        ReclaimState {
+            running: Cell::new(false),
+            waiting: RefCell::default(),
+            unerased: RefCell::default(),
+        }
+    }
+}
+
+fn no_room(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, what)
+}
+
+impl<R: Runtime, D: Disk> Inner<R, D> {
+    /// Reserves `bytes` for a record, making room if need be.
+    ///
+    /// # Errors
+    /// `StorageFull` when nothing can be reclaimed, `FileTooLarge`, or what the disk says.
+    pub(crate) async fn reserve(
+        self: &Rc<Self>,
+        purpose: SegmentPurpose,
+        bytes: u64,
+    ) -> io::Result<Reservation<D::File>> {
+        if bytes > self.log.record_bytes_max() {
+            let larger = io::ErrorKind::FileTooLarge;
+            return Err(io::Error::new(larger, "larger than a segment"));
+        }
+        if let Some(reservation) = self.log.try_reserve(purpose, bytes) {
+            return Ok(reservation);
+        }
+        let _turn = self.log.rotation(purpose).acquire().await;
+        loop {
+            if let Some(reservation) = self.log.try_reserve(purpose, bytes) {
+                return Ok(reservation);
+            }
+            // Before the wait, so that it may be the one to be reclaimed.
+            self.log.retire_open(purpose);
+            let segment = self.spare_segment().await?;
+            self.log.open(segment, purpose).await?;
+            self.provide_spares();
+        }
+    }
+
+    fn has_two_queues(&self) -> bool {
+        self.log.layout().segments_max >= TWO_QUEUES_SEGMENTS_MIN
+    }
+
+    async fn spare_segment(self: &Rc<Self>) -> io::Result<Rc<Segment<D::File>>> {
+        let kept = match self.has_two_queues() {
+            true => KEPT_FOR_RELOCATION,
+            false => 0,
+        };
+        for _ in 0..RECLAIMS_PER_ROTATION_MAX {
+            if let Some(segment) = self.log.spare(kept).await? {
+                return Ok(segment);
+            }
+            let (sender, outcome) = oneshot::channel();
+            self.reclaim.waiting.borrow_mut().push(sender);
+            self.start_reclaim();
+            if let Ok(Err((kind, text))) = outcome.await {
+                return Err(io::Error::new(kind, text));
+            }
+        }
+        Err(no_room("segments that came free were taken by others"))
+    }
+
+    fn provide_spares(self: &Rc<Self>) {
+        if self.has_two_queues() && self.log.spares() < SPARES_WANTED {
+            self.start_reclaim();
+        }
+    }
+
+    fn start_reclaim(self: &Rc<Self>) {
+        if self.reclaim.running.replace(true) {
+            return;
+        }
+        let inner = self.clone();
+        self.runtime.spawn(async move {
+            loop {
+                let result = inner.reclaim_one().await;
+                let outcome = result.map_err(|e| (e.kind(), e.to_string()));
+                for waiting in inner.reclaim.waiting.take() {
+                    // Whoever stopped waiting does not want to know.
+                    let _ = waiting.send(outcome.clone());
+                }
+                let is_enough = !inner.has_two_queues() || inner.log.spares() >= SPARES_WANTED;
+                if outcome.is_err() || is_enough {
+                    break;
+                }
+            }
+            inner.reclaim.running.set(false);
+        });
+    }
+
+    /// Makes one segment free.
+    async fn reclaim_one(self: &Rc<Self>) -> io::Result<()> {
+        self.log
+            .settle(|segment| self.index.borrow().dirty_records(segment));
+        let mut failure = no_room("no clean segment to reclaim");
+        let unerased = self.reclaim.unerased.borrow_mut().pop_front();
+        if let Some(segment) = unerased {
+            match self.erase(segment).await {
+                Ok(()) => return Ok(()),
+                Err(e) => failure = e,
+            }
+        }
+        for _ in 0..VICTIMS_MAX {
+            let (probation, main) = self.log.queue_lengths();
+            let first = self.evictor.borrow().choose(probation, main);
+            let Some(victim) = self.log.take_oldest(first) else {
+                break;
+            };
+            match self.empty(&victim).await {
+                Ok(()) => return self.erase(victim.into_segment()).await,
+                Err(e) => {
+                    self.log.put_back(victim);
+                    failure = e;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn erase(&self, segment: Rc<Segment<D::File>>) -> io::Result<()> {
+        if let Err(e) = self.log.erase(&segment).await {
+            self.reclaim.unerased.borrow_mut().push_back(segment);
+            return Err(e);
+        }
+        self.index.borrow_mut().end_life(segment.number);
+        self.stats.segments_reclaimed.add(1);
+        self.log.release(segment);
+        Ok(())
+    }
+
+    /// Moves or drops every live record of a segment, buries what would come back, and waits
+    /// until nobody reads it.
+    async fn empty(self: &Rc<Self>, victim: &CleanSegment<D::File>) -> io::Result<()> {
+        let segment = victim.segment();
+        self.within(segment.written()).await?;
+        let (records, blocks) = {
+            let index = self.index.borrow();
+            (index.live_records(segment.number), index.len())
+        };
+        let verdict = self
+            .evictor
+            .borrow_mut()
+            .judge(segment.purpose(), records, blocks);
+        for record in &verdict.evicted {
+            self.evict(record);
+        }
+        for record in &verdict.survivors {
+            if !self.relocate(segment, record).await {
+                let bytes = record_bytes(record.at.payload_length);
+                self.evictor.borrow_mut().give_back(bytes);
+                self.evict(record);
+            }
+        }
+        self.bury(segment.number).await?;
+        self.within(segment.unused()).await
+    }
+
+    async fn within(&self, wait: impl Future<Output = ()>) -> io::Result<()> {
+        let ended = timeout(&self.runtime, USERS_WAIT, wait).await;
+        ended.ok_or_else(|| io::Error::new(io::ErrorKind::TimedOut, "a segment stays in use"))
+    }
+
+    fn evict(&self, record: &LiveRecord) {
+        let mut index = self.index.borrow_mut();
+        if index.evict(record.hash, record.at) {
+            self.stats.records_evicted.add(1);
+        }
+    }
+
+    /// Whether a record may be copied: it is live, and nothing newer of its block is on its way,
+    /// which could end in an older segment than the copy.
+    fn is_movable(&self, record: &LiveRecord) -> bool {
+        let is_live = self.index.borrow().find(record.hash) == Some(record.at);
+        is_live && !self.is_appending(record.hash)
+    }
+
+    /// Writes a record again, into the main queue. Returns whether that was done.
+    async fn relocate(self: &Rc<Self>, from: &Rc<Segment<D::File>>, record: &LiveRecord) -> bool {
+        let length = record.at.payload_length as usize;
+        let buffer = self.housekeeping.relocation.take(length).await;
+        if !self.is_movable(record) {
+            return false;
+        }
+        let used = from.using(false);
+        let reading = self.read_record(&used, record.hash, record.at, buffer, length);
+        let (header, mut buffer) = match reading.await {
+            Ok((header, buffer)) if header.verify_chunks(0, buffer.body()) => (header, buffer),
+            _ => {
+                self.stats.damaged_records.add(1);
+                return false;
+            }
+        };
+        drop(used);
+        let bytes = header.record_bytes();
+        let Some(Reservation { used, place }) = self
+            .reserve_now(SegmentPurpose::Main, &[SegmentPurpose::Main], bytes)
+            .await
+        else {
+            return false;
+        };
+        let encoded = header.encode(buffer.headroom_mut(), &place);
+        if !self.is_movable(record) || encoded.is_err() {
+            return false;
+        }
+        let target = used.segment();
+        let writing = target
+            .file
+            .write(place.offset, buffer.freeze(), 0..bytes as usize);
+        if writing.await.is_err() {
+            self.log.retire(target);
+            let mut index = self.index.borrow_mut();
+            index.note_stale(record.hash, target.number);
+            return false;
+        }
+        let page = (place.offset / PAGE as u64) as u32;
+        target.add(footer_entry(&header, page));
+        self.stats.reappended_bytes.add(bytes);
+        self.stats.written_bytes.add(bytes);
+        let to = Location {
+            segment: target.number,
+            page,
+            payload_length: header.payload_length,
+        };
+        let mut index = self.index.borrow_mut();
+        index.relocate(record.hash, record.at, to, record.frequency);
+        true
+    }
+
+    /// Reserves room without reclaiming anything, in an open segment of one of `purposes` or in a
+    /// spare one that is opened for `wanted`.
+    async fn reserve_now(
+        &self,
+        wanted: SegmentPurpose,
+        purposes: &[SegmentPurpose],
+        bytes: u64,
+    ) -> Option<Reservation<D::File>> {
+        let reserve = || {
+            let mut tried = purposes.iter();
+            tried.find_map(|purpose| self.log.try_reserve(*purpose, bytes))
+        };
+        if let Some(reservation) = reserve() {
+            return Some(reservation);
+        }
+        let segment = self.log.spare(0).await.ok()??;
+        // Somebody may have opened one while this one was being made.
+        if let Some(reservation) = reserve() {
+            self.log.release(segment);
+            return Some(reservation);
+        }
+        self.log.open(segment, wanted).await.ok()?;
+        reserve()
+    }
+
+    /// Writes tombstones for blocks of which a stale record elsewhere would be found once this
+    /// segment is gone, and makes them durable.
+    async fn bury(self: &Rc<Self>, segment: u32) -> io::Result<()> {
+        let mut touched: Vec<Rc<Segment<D::File>>> = Vec::new();
+        for _ in 0..BURY_ROUNDS_MAX {
+            let bare = self.index.borrow().needs_tombstones(segment);
+            if bare.is_empty() {
+                for segment in touched {
+                    segment.file.sync().await?;
+                }
+                return Ok(());
+            }
+            for hash in bare {
+                if self.is_appending(hash) {
+                    self.runtime.sleep(BURY_PAUSE).await;
+                    continue;
+                }
+                let target = self.bury_block(hash).await?;
+                if touched
+                    .last()
+                    .is_none_or(|last| last.number != target.number)
+                {
+                    touched.push(target);
+                }
+            }
+        }
+        Err(io::ErrorKind::ResourceBusy.into())
+    }
+
+    async fn bury_block(self: &Rc<Self>, hash: BlockHash) -> io::Result<Rc<Segment<D::File>>> {
+        use SegmentPurpose::{Dirty, Main, Probation};
+        let reserving = self.reserve_now(Probation, &[Probation, Main, Dirty], PAGE as u64);
+        let reservation = reserving
+            .await
+            .ok_or_else(|| no_room("no room for tombstones"))?;
+        let target = reservation.used.shared();
+        // After the reservation, which may need a page of the same pool to open a segment.
+        let body = self.housekeeping.pages.take(0).await;
+        let header = RecordHeader {
+            sequence: self.take_sequence(),
+            ..RecordHeader::grave(hash)
+        };
+        match self.write_record(&header, body, reservation, || true).await {
+            // Superseded: what outranks the tombstone outranks the stale records too.
+            Ok(()) | Err(AppendFailure::Superseded) => Ok(target),
+            Err(AppendFailure::Disk(e)) => Err(e),
+            Err(AppendFailure::HeaderTooLarge(_)) => unreachable!("a grave has no names"),
+        }
+    }
+}
+
+impl<R: Runtime, D: Disk> Shard<R, D> {
+    /// Deletes segments beyond the quota, as after a restart with a smaller one.
+    ///
+    /// # Errors
+    /// What the disk says; `StorageFull` if what is left cannot be reclaimed.
+    pub async fn shrink(&self) -> io::Result<()> {
+        while self.inner.log.excess() > 0 {
+            if !self.inner.log.remove_free().await? {
+                self.inner.reclaim_one().await?;
+            }
+        }
+        Ok(())
+    }
+}
