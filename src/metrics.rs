@@ -87,11 +87,72 @@ const DISK_QUOTA: Metric = Metric(
     Kind::Gauge,
     "Bytes of segment files that the quota allows.",
 );
-const RECLAIMED: Metric = Metric(
-    "forebay_segments_reclaimed_total",
-    Kind::Counter,
-    "Segments whose blocks were evicted to make room.",
+const SHARDS: Metric = Metric(
+    "forebay_shards",
+    Kind::Gauge,
+    "Virtual shards that the core runs.",
 );
+const SHARDS_LOADED: Metric = Metric(
+    "forebay_shards_loaded",
+    Kind::Gauge,
+    "Virtual shards whose index is loaded; the others are read through.",
+);
+const SHARDS_FULL: Metric = Metric(
+    "forebay_shards_disk_full",
+    Kind::Gauge,
+    "Virtual shards that a full file system keeps from growing to their quota.",
+);
+/// What the engine's shards count, by the name that they have there.
+const SHARD: [(&str, Metric); 6] = [
+    (
+        "admitted_bytes",
+        Metric(
+            "forebay_disk_admitted_bytes_total",
+            Kind::Counter,
+            "Bytes of records that were cached on disk.",
+        ),
+    ),
+    (
+        "reappended_bytes",
+        Metric(
+            "forebay_disk_reappended_bytes_total",
+            Kind::Counter,
+            "Bytes of hot records that eviction wrote again.",
+        ),
+    ),
+    (
+        "written_bytes",
+        Metric(
+            "forebay_disk_written_bytes_total",
+            Kind::Counter,
+            "Bytes of all records written.",
+        ),
+    ),
+    (
+        "segments_reclaimed",
+        Metric(
+            "forebay_segments_reclaimed_total",
+            Kind::Counter,
+            "Segments that were emptied to make room.",
+        ),
+    ),
+    (
+        "records_evicted",
+        Metric(
+            "forebay_blocks_evicted_total",
+            Kind::Counter,
+            "Blocks that left the disk cache to make room.",
+        ),
+    ),
+    (
+        "damaged_records",
+        Metric(
+            "forebay_relocation_failures_total",
+            Kind::Counter,
+            "Hot records that were damaged or unreadable when eviction came to write them again.",
+        ),
+    ),
+];
 const RAM_BYTES: Metric = Metric(
     "forebay_ram_used_bytes",
     Kind::Gauge,
@@ -379,11 +440,19 @@ fn render_engine(page: &mut Page, cores: &[CoreSnapshot]) {
             (core.core, core.counters.get(counter).copied().unwrap_or(0))
         });
     }
+    for (counter, metric) in &SHARD {
+        page.per_core(metric, cores, |core| {
+            let count = core.shard_counters.get(counter);
+            (core.core, count.copied().unwrap_or(0))
+        });
+    }
     for (metric, pick) in [
         (&BLOCKS, (|c| c.blocks) as fn(&CoreSnapshot) -> u64),
         (&DISK_USED, |c| c.disk_used_bytes),
         (&DISK_QUOTA, |c| c.disk_quota_bytes),
-        (&RECLAIMED, |c| c.segments_reclaimed),
+        (&SHARDS, |c| c.shards),
+        (&SHARDS_LOADED, |c| c.shards_loaded),
+        (&SHARDS_FULL, |c| c.shards_full),
         (&RAM_BYTES, |c| c.ram_bytes),
         (&RAM_BLOCKS, |c| c.ram_blocks),
         (&FLIGHTS, |c| c.flights),
@@ -438,7 +507,7 @@ fn render_stores(page: &mut Page, cores: &[CoreSnapshot]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use forebay_shards::stats::CoreStats;
+    use forebay_shards::stats::{CoreStats, ShardStats};
 
     #[test]
     fn every_engine_counter_has_a_metric() {
@@ -446,6 +515,8 @@ mod tests {
         let named: Vec<&str> = ENGINE.iter().map(|(counter, _)| *counter).collect();
         assert_eq!(counters.len(), named.len());
         assert!(named.iter().all(|name| counters.contains_key(name)));
+        let of_shards = ShardStats::default().values().map(|(name, _)| name);
+        assert_eq!(of_shards, SHARD.map(|(name, _)| name));
     }
 
     #[test]

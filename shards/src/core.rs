@@ -12,12 +12,13 @@ use crate::flight::{Flight, Landing, Plan};
 use crate::format::RecordHeader;
 use crate::index::BlockMap;
 use crate::key::{BlockHash, BlockId, Freshness, Topology};
-use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError};
+use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError, WriteError};
 use crate::ram::{RamBlock, RamTier};
 use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::recover::RecoveryReport;
 use crate::shard::{ReadFailure, Shard};
 use crate::stats::{CoreSnapshot, CoreStats};
+use crate::table::ShardTable;
 use forebay_io::buffer::{BufferWriter, PAGE, Pool, View, Watch};
 use forebay_io::disk::Disk;
 use forebay_io::local::Turns;
@@ -25,8 +26,8 @@ use forebay_io::runtime::{MonoTime, Runtime, timeout};
 use forebay_io::store::{ByteSpan, ObjectMeta};
 use forebay_io::uplink::Uplink;
 use lru::LruCache;
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::rc::Rc;
@@ -45,6 +46,13 @@ const BUFFER_WAIT: Duration = Duration::from_secs(5);
 /// the store is asked again.
 const STALE_GRACE: Duration = Duration::from_secs(1);
 
+/// How long a read waits for its shard when the server has just started. A shard loads in some
+/// tens of milliseconds, and one that is waited for loads next; a store over a WAN takes as long.
+const READ_LOAD_WAIT: Duration = Duration::from_millis(200);
+
+/// How long a write waits for its shard. Much longer than loading takes on any healthy disk.
+const WRITE_LOAD_WAIT: Duration = Duration::from_secs(20);
+
 /// Rounds of an open before it gives up. Each round ends because something changed meanwhile
 /// (a fetch landed, a record turned out damaged); more than a few mean constant overwriting.
 const OPEN_ROUNDS_MAX: usize = 8;
@@ -61,10 +69,8 @@ pub struct CoreParts<R: Runtime, D: Disk> {
     pub pool: Pool,
     /// The way to the stores.
     pub uplink: Uplink<R>,
-    /// The shards that this core runs, by number.
-    pub shards: HashMap<u32, Rc<Shard<R, D>>>,
-    /// How they were recovered.
-    pub recovery: RecoveryReport,
+    /// The shards that this core runs, some of them perhaps still to come.
+    pub shards: ShardTable<R, D>,
     /// Budget of the RAM tier, bytes; less than the pool's.
     pub ram_bytes: usize,
 }
@@ -88,6 +94,10 @@ pub struct Core<R: Runtime, D: Disk> {
     pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
+    recovery: Cell<RecoveryReport>,
+    began: MonoTime,
+    /// From `began` until the last shard was here.
+    load_ms: Cell<Option<u64>>,
 }
 
 /// What has happened to one open so far.
@@ -114,6 +124,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             parts.ram_bytes < parts.pool.budget_bytes(),
             "the RAM tier leaves room to work"
         );
+        let began = parts.runtime.now();
         let ram = RefCell::new(RamTier::new(parts.ram_bytes));
         let heads_max = NonZeroUsize::new(HEADS_MAX).expect("a positive constant");
         Rc::new(Core {
@@ -123,16 +134,64 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             flights: RefCell::default(),
             turns: Turns::default(),
             stats: CoreStats::default(),
+            recovery: Cell::default(),
+            load_ms: Cell::default(),
+            began,
         })
     }
 
-    /// The shard of a block, which this core runs.
-    pub(crate) fn shard(&self, hash: BlockHash) -> &Shard<R, D> {
+    /// The shards of this core.
+    pub fn shards(&self) -> &ShardTable<R, D> {
+        &self.parts.shards
+    }
+
+    /// Takes in a shard that has been loaded.
+    pub fn adopt(&self, number: u32, shard: Rc<Shard<R, D>>, report: &RecoveryReport) {
+        let mut recovery = self.recovery.get();
+        recovery.add(report);
+        self.recovery.set(recovery);
+        self.parts.shards.add(number, shard);
+        if self.parts.shards.loaded_count() == self.parts.shards.len() {
+            let passed = self.parts.runtime.now().since(self.began);
+            self.load_ms.set(Some(passed.as_millis() as u64));
+        }
+    }
+
+    /// How the shards that are here were recovered.
+    pub fn recovery(&self) -> RecoveryReport {
+        self.recovery.get()
+    }
+
+    /// How long it took until all shards were here, milliseconds; `None` before that.
+    pub fn load_ms(&self) -> Option<u64> {
+        self.load_ms.get()
+    }
+
+    /// The shard of a block, if it is loaded.
+    pub(crate) fn shard(&self, hash: BlockHash) -> Option<Rc<Shard<R, D>>> {
+        self.parts.shards.get(self.parts.topology.shard_of(hash))
+    }
+
+    /// Waits a moment for the shard of a block that is to be read. Without it the block is fetched
+    /// and not kept: the store knows every block, the shard only saves a request.
+    async fn shard_to_read(&self, hash: BlockHash) {
+        if self.shard(hash).is_none() {
+            let number = self.parts.topology.shard_of(hash);
+            let arrival = self.parts.shards.arrival(number);
+            let _ = timeout(&self.parts.runtime, READ_LOAD_WAIT, arrival).await;
+        }
+    }
+
+    /// Waits for the shard of a block that is to be written: what it holds of the block is not
+    /// known before, and must not come back.
+    pub(crate) async fn shard_to_write(&self, hash: BlockHash) -> Result<(), WriteError> {
+        if self.shard(hash).is_some() {
+            return Ok(());
+        }
         let number = self.parts.topology.shard_of(hash);
-        self.parts
-            .shards
-            .get(&number)
-            .expect("requests are routed to the owner core")
+        let arrival = self.parts.shards.arrival(number);
+        let arrived = timeout(&self.parts.runtime, WRITE_LOAD_WAIT, arrival).await;
+        arrived.ok_or(WriteError::Loading)
     }
 
     pub(crate) fn flight(&self, hash: BlockHash) -> Option<Rc<Flight>> {
@@ -178,6 +237,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<Opened, ReadError> {
         assert_eq!(id.number, 0, "objects are opened at their home");
         let hash = id.hash();
+        self.shard_to_read(hash).await;
         let mut story = Story::default();
         for _ in 0..OPEN_ROUNDS_MAX {
             let (flight, own) = match self.flight(hash) {
@@ -292,6 +352,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<(BlockBody, Outcome), ReadError> {
         let BlockRequest { id, meta, range } = request;
         let hash = id.hash();
+        self.shard_to_read(hash).await;
         let (flight, own) = match self.flight(hash) {
             Some(flight) => (flight, false),
             None => {
@@ -326,12 +387,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let in_ram = self.ram.borrow_mut().get(hash);
         if let Some(block) = in_ram {
             if is_version(&block.header, id, meta) {
-                self.shard(hash).touch(hash, range.len());
+                if let Some(shard) = self.shard(hash) {
+                    shard.touch(hash, range.len());
+                }
                 return Some((block.payload.slice(range), Outcome::HitRam));
             }
             self.ram.borrow_mut().remove(hash);
         }
-        let shard = self.shard(hash);
+        let shard = self.shard(hash)?;
         let location = shard.find(hash)?;
         let expected = block_span(id.number, id.volume.block_bytes, meta.size);
         if u64::from(location.payload_length) != expected.len() {
@@ -407,7 +470,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     async fn head_from_record(&self, id: &BlockId, hash: BlockHash) -> Option<Head> {
-        let shard = self.shard(hash);
+        let shard = self.shard(hash)?;
         let location = shard.find(hash)?;
         match shard.read_header(hash, location).await {
             Ok(header) if names(&header, id) => {
@@ -488,13 +551,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub(crate) fn forget(&self, hash: BlockHash) -> bool {
         self.ram.borrow_mut().remove(hash);
         self.heads.borrow_mut().pop(&hash);
-        self.shard(hash).forget(hash)
+        self.shard(hash).is_some_and(|shard| shard.forget(hash))
     }
 
     /// The counters now.
     pub fn snapshot(&self) -> CoreSnapshot {
         let parts = &self.parts;
-        let shards = || parts.shards.values();
+        let loaded = parts.shards.loaded();
+        let shards = || loaded.iter();
         let ram = self.ram.borrow();
         let (fetches, uploads) = parts.uplink.backlog();
         let layout_bytes = |shard: &Rc<Shard<R, D>>| {
@@ -504,12 +568,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         CoreSnapshot {
             core: parts.index,
             shards: parts.shards.len() as u64,
+            shards_loaded: parts.shards.loaded_count() as u64,
+            shards_full: shards()
+                .filter(|shard| shard.log().is_growth_refused())
+                .count() as u64,
             blocks: shards().map(|shard| shard.len() as u64).sum(),
             disk_used_bytes: shards().map(|shard| shard.log().used_bytes()).sum(),
             disk_quota_bytes: shards().map(layout_bytes).sum(),
-            segments_reclaimed: shards()
-                .map(|shard| shard.stats().segments_reclaimed.get())
-                .sum(),
+            shard_counters: shard_values(&loaded),
             ram_bytes: ram.used_bytes() as u64,
             ram_blocks: ram.len() as u64,
             buffer_bytes: parts.pool.used_bytes() as u64,
@@ -520,18 +586,28 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             counters: self.stats.values(),
             store_requests: parts.uplink.stats().requests.borrow().clone(),
             store_latency: parts.uplink.stats().latency.snapshot(),
-            recovery: parts.recovery,
+            recovery: self.recovery.get(),
+            load_ms: self.load_ms.get(),
         }
     }
 
     /// Seals every shard's open segment, so that the next start reads footers only.
     pub async fn seal(&self) {
-        // By number: the map's own order differs from run to run, which the simulator may not.
-        let mut shards: Vec<_> = self.parts.shards.iter().collect();
-        shards.sort_by_key(|(number, _)| **number);
-        let seals = shards.iter().map(|(_, shard)| shard.log().seal_open());
+        let shards = self.parts.shards.loaded();
+        let seals = shards.iter().map(|shard| shard.log().seal_open());
         futures::future::join_all(seals).await;
     }
+}
+
+/// The sums of what shards count.
+fn shard_values<R: Runtime, D: Disk>(shards: &[Rc<Shard<R, D>>]) -> BTreeMap<&'static str, u64> {
+    let mut sums = BTreeMap::new();
+    for shard in shards {
+        for (name, value) in shard.stats().values() {
+            *sums.entry(name).or_default() += value;
+        }
+    }
+    sums
 }
 
 /// Whether a record is of this block of this store.

@@ -364,7 +364,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         self.ram.borrow_mut().insert(hash, block);
         let bytes = header.record_bytes();
-        let shard = self.shard(hash);
+        let Some(shard) = self.shard(hash) else {
+            return;
+        };
         // Only block 0 tells which version is current; others are asked for by version.
         let buries = id.number == 0 && shard.may_hold(hash);
         match shard.append(header, payload.buffer, &wanted).await {

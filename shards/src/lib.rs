@@ -42,4 +42,5 @@ pub mod segment;
 pub mod shard;
 pub mod stats;
 pub mod superblock;
+pub mod table;
 pub mod write;

@@ -62,6 +62,9 @@ struct Queues<F> {
     dirty: Vec<DirtySegment<F>>,
 }
 
+/// By purpose.
+type OpenSegments<F> = [Option<Rc<Segment<F>>>; 3];
+
 /// The segments of one shard.
 pub struct SegmentLog<R: Runtime, D: Disk> {
     runtime: R,
@@ -73,7 +76,7 @@ pub struct SegmentLog<R: Runtime, D: Disk> {
     /// Every segment by number.
     all: RefCell<HashMap<u32, Rc<Segment<D::File>>>>,
     /// By purpose.
-    open: RefCell<[Option<Rc<Segment<D::File>>>; 3]>,
+    open: RefCell<OpenSegments<D::File>>,
     queues: RefCell<Queues<D::File>>,
     /// Those that failed to begin a life go to the back.
     free: RefCell<VecDeque<Rc<Segment<D::File>>>>,

@@ -20,6 +20,9 @@ use std::rc::Rc;
 /// Bytes read at once while scanning a segment without a footer.
 const SCAN_BYTES: usize = 1 << 20;
 
+/// Bytes at the end of a segment that are read to find its footer: enough for 600 records.
+const FOOTER_GUESS_BYTES: usize = 28 << 10;
+
 /// Segments of a shard that are read at the same time, so that a start is not bound by the time of
 /// one read. Each holds a footer's or a scan's worth of memory.
 const SEGMENTS_AT_ONCE: usize = 8;
@@ -292,10 +295,20 @@ async fn read_footer<F: DiskFile>(
     place: Place,
     layout: &ShardLayout,
 ) -> Option<(Vec<FooterEntry>, SegmentPurpose)> {
-    let last = read_pages(file, pool, layout.segment_bytes - PAGE as u64, PAGE).await?;
-    let trailer = decode_trailer(&last, &place, layout.segment_bytes).ok()?;
-    let length = (layout.segment_bytes - PAGE as u64 - trailer.offset) as usize;
-    let pages = read_pages(file, pool, trailer.offset, length).await?;
+    // Most footers are within the guess, and one read is enough.
+    let guess = FOOTER_GUESS_BYTES.min(layout.segment_bytes as usize - PAGE);
+    let end = layout.segment_bytes;
+    let tail = read_pages(file, pool, end - guess as u64, guess).await?;
+    let trailer = decode_trailer(&tail[guess - PAGE..], &place, end).ok()?;
+    let length = (end - PAGE as u64 - trailer.offset) as usize;
+    let pages = match guess.checked_sub(PAGE + length) {
+        Some(start) => tail.slice(start..guess - PAGE),
+        None => {
+            // Whoever reads must not hold memory while waiting for more.
+            drop(tail);
+            read_pages(file, pool, trailer.offset, length).await?
+        }
+    };
     let entries = format::decode_entries(&pages, &trailer).ok()?;
     let inside = |entry: &FooterEntry| {
         let start = u64::from(entry.page) * PAGE as u64;

@@ -38,6 +38,20 @@ pub struct ShardStats {
     pub damaged_records: Counter,
 }
 
+impl ShardStats {
+    /// The values by field name.
+    pub fn values(&self) -> [(&'static str, u64); 6] {
+        [
+            ("admitted_bytes", self.admitted_bytes.get()),
+            ("reappended_bytes", self.reappended_bytes.get()),
+            ("written_bytes", self.written_bytes.get()),
+            ("segments_reclaimed", self.segments_reclaimed.get()),
+            ("records_evicted", self.records_evicted.get()),
+            ("damaged_records", self.damaged_records.get()),
+        ]
+    }
+}
+
 /// What an owner core counts. Each is since start.
 #[derive(Default)]
 pub struct CoreStats {
@@ -78,14 +92,18 @@ pub struct CoreSnapshot {
     pub core: usize,
     /// Virtual shards that it runs.
     pub shards: u64,
+    /// Those of them whose index is loaded.
+    pub shards_loaded: u64,
+    /// Those that the file system, not the quota, keeps from growing.
+    pub shards_full: u64,
     /// Blocks in their indexes.
     pub blocks: u64,
     /// Bytes of segment files.
     pub disk_used_bytes: u64,
     /// Bytes of segment files that the quota allows.
     pub disk_quota_bytes: u64,
-    /// Segments reclaimed.
-    pub segments_reclaimed: u64,
+    /// Sums of what the loaded shards count, by name of their field in [`ShardStats`].
+    pub shard_counters: BTreeMap<&'static str, u64>,
     /// Bytes in the RAM tier.
     pub ram_bytes: u64,
     /// Blocks in the RAM tier.
@@ -108,6 +126,8 @@ pub struct CoreSnapshot {
     pub store_latency: HistogramSnapshot,
     /// How the shards were recovered.
     pub recovery: RecoveryReport,
+    /// How long the core took until all of its shards were loaded, milliseconds.
+    pub load_ms: Option<u64>,
 }
 
 impl CoreStats {

@@ -32,6 +32,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             source,
         } = object;
         let hash = id.hash();
+        self.shard_to_write(hash).await?;
         let _turn = self.turns.take(hash).await;
         let (payload, body) = match source {
             PutSource::Whole(payload) => {
@@ -82,6 +83,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         payload: BlockPayload,
     ) {
         let hash = id.hash();
+        if self.shard_to_write(hash).await.is_err() {
+            return;
+        }
         let _turn = self.turns.take(hash).await;
         // Block 0 stands for the object: it must be the version that was written last.
         if id.number == 0 && !self.is_current(hash, &meta) {
@@ -94,6 +98,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// Deletes an object from its store and from the cache.
     pub async fn delete(self: &Rc<Self>, id: BlockId) -> Result<(), WriteError> {
         let hash = id.hash();
+        self.shard_to_write(hash).await?;
         let _turn = self.turns.take(hash).await;
         match self
             .parts
@@ -112,6 +117,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// Forgets an object of which the store was seen to have another version.
     pub async fn invalidate(self: &Rc<Self>, id: BlockId) {
         let hash = id.hash();
+        let _ = self.shard_to_write(hash).await;
         let _turn = self.turns.take(hash).await;
         self.drop_key(hash, &id).await;
     }
@@ -128,6 +134,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// Writes a tombstone, so that no record of the key is found after a restart. `wanted` turns
     /// false when something newer comes, which then outranks the old record itself.
     pub(crate) async fn bury(&self, hash: BlockHash, id: &BlockId, wanted: impl Fn() -> bool) {
+        let Some(shard) = self.shard(hash) else {
+            return;
+        };
         let now = self.parts.runtime.unix_seconds();
         let tombstone = RecordHeader::tombstone(hash, id, now);
         for attempt in 1..=TOMBSTONE_ATTEMPTS_MAX {
@@ -135,11 +144,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 log::warn!("{}/{}: no memory for a tombstone", id.volume.name, id.key);
                 return;
             };
-            match self
-                .shard(hash)
-                .append(tombstone.clone(), buffer, &wanted)
-                .await
-            {
+            match shard.append(tombstone.clone(), buffer, &wanted).await {
                 Ok(()) => {
                     self.stats.records_written.add(1);
                     self.stats

@@ -6,6 +6,7 @@ use super::head::Head;
 use super::reply::ErrorReply;
 use crate::metrics;
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// Paths that later issues of the roadmap fill: known, so that the answer can say so.
 const LATER: [&str; 6] = ["", "dirty", "flush", "drain", "evict", "warm"];
@@ -128,6 +129,10 @@ async fn status(connection: &Connection) -> String {
             })
         })
         .collect();
+    let mut shard_counters = BTreeMap::<&str, u64>::new();
+    for (name, value) in snapshots.iter().flat_map(|core| &core.shard_counters) {
+        *shard_counters.entry(name).or_default() += value;
+    }
     let recovered = |pick: fn(&forebay_shards::recover::RecoveryReport) -> u64| -> u64 {
         snapshots.iter().map(|core| pick(&core.recovery)).sum()
     };
@@ -141,7 +146,13 @@ async fn status(connection: &Connection) -> String {
             "quota_bytes": context.server.quota_bytes,
             "segment_quota_bytes": sum(|c| c.disk_quota_bytes),
             "blocks": sum(|c| c.blocks),
-            "segments_reclaimed": sum(|c| c.segments_reclaimed),
+            "shards_full": sum(|c| c.shards_full),
+            "counters": shard_counters,
+        },
+        "loading": {
+            "shards": sum(|c| c.shards),
+            "shards_loaded": sum(|c| c.shards_loaded),
+            "milliseconds": snapshots.iter().filter_map(|c| c.load_ms).max(),
         },
         "buffers": {
             "used_bytes": snapshots.first().map_or(0, |core| core.buffer_bytes),
@@ -152,6 +163,7 @@ async fn status(connection: &Connection) -> String {
             "footers": recovered(|r| r.footers),
             "scans": recovered(|r| r.scans),
             "empty": recovered(|r| r.empty),
+            "lost": recovered(|r| r.lost),
             "blocks": recovered(|r| r.blocks),
         },
         "volumes": volumes,

@@ -1,4 +1,4 @@
-//! One core's life: recover its shards, join the mesh, accept, stop.
+//! One core's life: join the mesh, accept, load its shards meanwhile, stop.
 
 use super::ServerState;
 use super::volumes::VolumeTable;
@@ -23,9 +23,9 @@ use forebay_shards::recover::{RecoveryReport, recover};
 use forebay_shards::router;
 use forebay_shards::shard::{Housekeeping, Shard, ShardParts};
 use forebay_shards::superblock::Superblock;
+use forebay_shards::table::ShardTable;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,6 +35,10 @@ use std::time::{Duration, Instant};
 /// How long a stopping core waits for requests in flight. With sealing it stays below the 20 s
 /// that an orderly stop may take.
 const STOP_WAIT: Duration = Duration::from_secs(12);
+
+/// Shards that a core loads at the same time: enough reads in flight for any one disk, and no
+/// shard waits for a slow one.
+const SHARDS_LOADED_AT_ONCE: usize = 4;
 
 /// What the main thread tells a core.
 pub enum Control {
@@ -85,14 +89,34 @@ pub async fn run(
     let index = plan.index;
     let runtime = GlommioRuntime::current(plan.started);
     let uplink = uplink.attach(runtime.clone());
-    let engine = match recover_shards(&plan, &runtime, uplink.clone()).await {
-        Ok(recovered) => recovered,
+    let disk = match RingDisk::open_folder(&plan.folder) {
+        Ok(disk) => disk,
         Err(error) => return log::error!("core {index}: cannot open its shards: {error}"),
     };
+    let engine = Core::new(CoreParts {
+        index,
+        topology: plan.topology,
+        runtime: runtime.clone(),
+        pool: plan.pool.clone(),
+        uplink: uplink.clone(),
+        shards: ShardTable::new(plan.segments.iter().map(|(number, _)| *number)),
+        ram_bytes: plan.ram_bytes,
+    });
     let listener = match Listener::bind(plan.state.address) {
         Ok(listener) => listener,
         Err(error) => return log::error!("core {index}: cannot listen: {error}"),
     };
+    let loader = Rc::new(Loader {
+        core: index,
+        runtime: runtime.clone(),
+        disk,
+        pool: plan.pool.clone(),
+        housekeeping: Housekeeping::new(plan.superblock.segment_bytes),
+        superblock: plan.superblock,
+        segments_max: plan.segments_max,
+        segments: plan.segments.into_iter().collect(),
+        engine: engine.clone(),
+    });
     let context = Rc::new(CoreContext {
         index,
         runtime: runtime.clone(),
@@ -110,6 +134,9 @@ pub async fn run(
         plan.tls,
         connections.clone(),
     ));
+    for _ in 0..SHARDS_LOADED_AT_ONCE {
+        runtime.spawn(loader.clone().run());
+    }
     plan.state.cores_ready.fetch_add(1, Ordering::AcqRel);
     while let Some(Control::Reload(table, factory)) = controls.recv().await {
         // Stores first: no request may name a number that the companion does not know.
@@ -119,55 +146,64 @@ pub async fn run(
     stop(&context, &connections, &engine).await;
 }
 
-async fn recover_shards(
-    plan: &CorePlan,
-    runtime: &GlommioRuntime,
-    uplink: forebay_io::uplink::Uplink<GlommioRuntime>,
-) -> io::Result<Rc<Engine>> {
-    let disk = RingDisk::open_folder(&plan.folder)?;
-    let pool = plan.pool.clone();
-    let housekeeping = Housekeeping::new(plan.superblock.segment_bytes);
-    let mut shards = HashMap::new();
-    let mut recovery = RecoveryReport::default();
-    for (number, files) in &plan.segments {
+/// Loads a core's shards while it serves.
+struct Loader {
+    core: usize,
+    runtime: GlommioRuntime,
+    disk: RingDisk,
+    pool: Pool,
+    housekeeping: Housekeeping,
+    superblock: Superblock,
+    segments_max: u32,
+    /// Segment files by shard.
+    segments: HashMap<u32, Vec<u32>>,
+    engine: Rc<Engine>,
+}
+
+impl Loader {
+    /// Loads shards until none is left, those that requests wait for first.
+    async fn run(self: Rc<Self>) {
+        let shards = self.engine.shards();
+        while let Some(number) = shards.next_to_load() {
+            let (shard, report) = self.load(number).await;
+            self.engine.adopt(number, Rc::new(shard), &report);
+            if let Some(load_ms) = self.engine.load_ms() {
+                let all = self.engine.recovery();
+                log::info!(
+                    "core {}: {} shards loaded in {load_ms} ms: {} blocks from {} footers and {} scans",
+                    self.core,
+                    shards.len(),
+                    all.blocks,
+                    all.footers,
+                    all.scans
+                );
+            }
+        }
+    }
+
+    async fn load(&self, number: u32) -> (Shard<GlommioRuntime, RingDisk>, RecoveryReport) {
         let layout = ShardLayout {
-            folder: plan.superblock.folder,
-            shard: *number,
-            segment_bytes: plan.superblock.segment_bytes,
-            segments_max: plan.segments_max,
+            folder: self.superblock.folder,
+            shard: number,
+            segment_bytes: self.superblock.segment_bytes,
+            segments_max: self.segments_max,
         };
-        let (found, report) = recover(&disk, &pool, &layout, files).await;
-        recovery.add(&report);
+        let files = self.segments.get(&number).map_or(&[][..], Vec::as_slice);
+        let (found, report) = recover(&self.disk, &self.pool, &layout, files).await;
         let parts = ShardParts {
-            runtime: runtime.clone(),
-            disk: disk.clone(),
-            blocks: pool.clone(),
-            housekeeping: housekeeping.clone(),
+            runtime: self.runtime.clone(),
+            disk: self.disk.clone(),
+            blocks: self.pool.clone(),
+            housekeeping: self.housekeeping.clone(),
             layout,
             write_budget_percent: WRITE_BUDGET_PERCENT,
         };
         let shard = Shard::new(parts, found);
-        shard.shrink().await?;
-        shards.insert(*number, Rc::new(shard));
+        if let Err(error) = shard.shrink().await {
+            log::error!("shard {number} stays larger than its quota for now: {error}");
+        }
+        (shard, report)
     }
-    log::info!(
-        "core {}: {} shards, {} blocks from {} footers and {} scans",
-        plan.index,
-        shards.len(),
-        recovery.blocks,
-        recovery.footers,
-        recovery.scans
-    );
-    Ok(Core::new(CoreParts {
-        index: plan.index,
-        topology: plan.topology,
-        runtime: runtime.clone(),
-        pool,
-        uplink,
-        shards,
-        recovery,
-        ram_bytes: plan.ram_bytes,
-    }))
 }
 
 async fn tick(context: Rc<CoreContext>) {

@@ -199,7 +199,10 @@ fn a_former_life_is_never_served() {
             put(&mut world, &volume, n % 9, n);
         }
         let snapshot = world.nodes[0].core.snapshot();
-        assert!(snapshot.segments_reclaimed > 0, "seed {seed}: {snapshot:?}");
+        assert!(
+            snapshot.shard_counters["segments_reclaimed"] > 0,
+            "seed {seed}: {snapshot:?}"
+        );
         drop(world);
         let mut world = machine.start(seed + 1, 1);
         for n in 0..9 {

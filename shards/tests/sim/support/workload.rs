@@ -550,7 +550,7 @@ impl Shared {
     fn end_write(&self, write: usize, result: &Result<(), WriteError>) -> String {
         let ending = match result {
             Ok(()) => Ending::Done,
-            Err(WriteError::Exists) => Ending::NotDone,
+            Err(WriteError::Exists | WriteError::Loading) => Ending::NotDone,
             Err(WriteError::Store(_)) => Ending::Unknown,
         };
         self.model.borrow_mut().end_write(write, ending);

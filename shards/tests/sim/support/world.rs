@@ -20,7 +20,8 @@ use forebay_shards::recover::{RecoveryReport, recover};
 use forebay_shards::router::{self, MESH_CAPACITY, Router};
 use forebay_shards::segment::parse_segment_name;
 use forebay_shards::shard::{Housekeeping, Shard, ShardParts};
-use std::collections::HashMap;
+use forebay_shards::table::ShardTable;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -239,10 +240,14 @@ fn connect(
         runtime: runtime.clone(),
         pool: pool.clone(),
         uplink: uplink_port.attach(runtime.clone()),
-        shards: shards.clone(),
-        recovery,
+        shards: ShardTable::new(shards.keys().copied().collect::<BTreeSet<u32>>()),
         ram_bytes: geometry.ram_bytes,
     });
+    let mut recovery = Some(recovery);
+    while let Some(number) = core.shards().next_to_load() {
+        let report = recovery.take().unwrap_or_default();
+        core.adopt(number, shards[&number].clone(), &report);
+    }
     let router = Rc::new(router::join(core.clone(), port));
     Rc::new(Node {
         core,
