@@ -123,9 +123,9 @@ const SHARD: [(&str, Metric); 6] = [
     (
         "written_bytes",
         Metric(
-            "forebay_disk_written_bytes_total",
+            "forebay_disk_log_bytes_total",
             Kind::Counter,
-            "Bytes of all records written.",
+            "Bytes of all records written to the logs, tombstones and re-appended ones included.",
         ),
     ),
     (

@@ -24,6 +24,14 @@ const PROBATION_PERCENT: usize = 10;
 /// more space than scan resistance wins, and records go in plain FIFO order.
 pub const TWO_QUEUES_SEGMENTS_MIN: u32 = 6;
 
+/// Share of a main segment that must be wanted for the segment to be spared whole, percent. What is
+/// not wanted in it stays too, so much less would waste space; much more would copy for little.
+const SPARED_PERCENT_MIN: u64 = 60;
+
+/// Segments spared by one reclaim before the next one is reclaimed whatever is in it: they might
+/// all be wanted.
+const SPARED_IN_A_ROW_MAX: usize = 8;
+
 /// Bytes of credit that may pile up, in segments. A queue's worth of survivors may come at once
 /// after a long time without any.
 const CREDIT_SEGMENTS_MAX: u64 = 4;
@@ -43,14 +51,19 @@ pub struct EvictionSettings {
     pub write_budget_percent: u32,
 }
 
-/// What becomes of the records of a segment that is reclaimed.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
-    /// To be written again into the main queue, in the order in which they lie, each with the
-    /// frequency that it keeps.
-    pub survivors: Vec<LiveRecord>,
-    /// To be dropped.
-    pub evicted: Vec<LiveRecord>,
+/// What becomes of a segment that is the oldest of its queue.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Most of it is wanted: it becomes the youngest of its queue as it is, at no cost but the
+    /// space of what is not wanted in it. Its records must be wanted anew to be spared again.
+    Spared,
+    /// It is reclaimed.
+    Reclaimed {
+        /// To be written again into the main queue, in the order in which they lie.
+        survivors: Vec<LiveRecord>,
+        /// To be dropped.
+        evicted: Vec<LiveRecord>,
+    },
 }
 
 /// The evictor of one shard.
@@ -102,44 +115,43 @@ impl Evictor {
         }
     }
 
-    /// Divides the records of a segment of the queue `from`, which is reclaimed. `blocks` live
-    /// records are in the shard.
+    /// Judges the oldest segment of the queue `from` by its live records. `blocks` are live in the
+    /// shard; `spared` segments were spared already by this reclaim.
     pub fn judge(
         &mut self,
         from: SegmentPurpose,
         records: Vec<LiveRecord>,
         blocks: usize,
+        spared: usize,
     ) -> Verdict {
         self.ghost.set_window(blocks);
-        let mut verdict = Verdict::default();
-        let mut wanted = Vec::new();
-        for record in records {
-            match record.frequency {
-                1.. if self.has_two_queues() => wanted.push(record),
-                _ => verdict.evicted.push(record),
-            }
+        let cost = |record: &LiveRecord| record_bytes(record.at.payload_length);
+        let (mut wanted, mut evicted): (Vec<_>, Vec<_>) = records
+            .into_iter()
+            .partition(|record| self.has_two_queues() && record.frequency > 0);
+        let wanted_bytes: u64 = wanted.iter().map(cost).sum();
+        let is_mostly_wanted =
+            wanted_bytes * 100 >= self.settings.segment_bytes * SPARED_PERCENT_MIN;
+        if from == SegmentPurpose::Main && is_mostly_wanted && spared < SPARED_IN_A_ROW_MAX {
+            return Verdict::Spared;
         }
         wanted.sort_by_key(|record| std::cmp::Reverse(record.frequency));
-        for mut record in wanted {
-            let cost = record_bytes(record.at.payload_length);
-            if cost > self.credit_bytes {
-                verdict.evicted.push(record);
-                continue;
+        let mut survivors = Vec::new();
+        for record in wanted {
+            if cost(&record) > self.credit_bytes {
+                evicted.push(record);
+            } else {
+                self.credit_bytes -= cost(&record);
+                survivors.push(record);
             }
-            self.credit_bytes -= cost;
-            record.frequency = match from {
-                SegmentPurpose::Main => record.frequency - 1,
-                _ => 0,
-            };
-            verdict.survivors.push(record);
         }
-        verdict.survivors.sort_by_key(|record| record.at.page);
-        if from == SegmentPurpose::Probation {
-            for record in &verdict.evicted {
+        survivors.sort_by_key(|record| record.at.page);
+        if from != SegmentPurpose::Main {
+            for record in &evicted {
                 self.ghost.insert(record.hash);
             }
         }
-        verdict
+        Verdict::Reclaimed { survivors, evicted }
     }
 
     /// A survivor was not written again after all.

@@ -171,14 +171,17 @@ impl Index {
     /// Makes a record that is completely written the live one of its block.
     pub fn publish(&mut self, hash: BlockHash, at: Location, state: RecordState) {
         self.uncover(hash);
+        let former = self.live.get(&hash).copied();
         let entry = Entry {
             at,
             credit: 0,
-            frequency: 0,
+            // To be overwritten is to be wanted.
+            frequency: former.map_or(0, |former| (former.frequency + 1).min(FREQUENCY_MAX)),
             state,
         };
         self.count_dirty(&entry, true);
-        if let Some(former) = self.live.insert(hash, entry) {
+        self.live.insert(hash, entry);
+        if let Some(former) = former {
             self.count_dirty(&former, false);
             self.note_stale(hash, former.at.segment);
         }
@@ -242,12 +245,11 @@ impl Index {
     }
 
     /// A clean record was copied from `from` to `to`. Whichever of the two is not live now is stale.
-    pub fn relocate(&mut self, hash: BlockHash, from: Location, to: Location, frequency: u8) {
+    pub fn relocate(&mut self, hash: BlockHash, from: Location, to: Location) {
         match self.live.get_mut(&hash) {
             Some(entry) if entry.at == from && entry.state == RecordState::Clean => {
                 entry.at = to;
-                entry.frequency = frequency;
-                entry.credit = 0;
+                entry.frequency = 0;
                 self.note_stale(hash, from.segment);
             }
             _ => self.note_stale(hash, to.segment),
@@ -275,6 +277,14 @@ impl Index {
             .collect();
         records.sort_unstable_by_key(|record| record.at.page);
         records
+    }
+
+    /// Forgets how often the records of a segment were wanted.
+    pub fn cool(&mut self, segment: u32) {
+        let entries = self.live.values_mut();
+        for entry in entries.filter(|entry| entry.at.segment == segment) {
+            entry.frequency = 0;
+        }
     }
 
     /// Takes a record out of the index because its segment is being reclaimed.
@@ -500,7 +510,7 @@ mod tests {
                 let hash = BlockHash(block);
                 if let Some(from) = index.find(hash) {
                     let page = folder.write(segment, hash, folder.sequence_at(from), true);
-                    index.relocate(hash, from, at(segment, page), 1);
+                    index.relocate(hash, from, at(segment, page));
                 }
             }
             Step::Reclaim(segment, tombstones_to) if segment != tombstones_to => {

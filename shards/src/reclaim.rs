@@ -11,7 +11,7 @@
 //!     3  copy the survivors            6  erase: from here on nothing of it can be found
 //! ```
 
-use crate::evict::TWO_QUEUES_SEGMENTS_MIN;
+use crate::evict::{TWO_QUEUES_SEGMENTS_MIN, Verdict};
 use crate::format::{RecordHeader, SegmentPurpose, record_bytes};
 use crate::index::{LiveRecord, Location};
 use crate::key::BlockHash;
@@ -170,16 +170,22 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
                 Err(e) => failure = e,
             }
         }
-        for _ in 0..VICTIMS_MAX {
+        let (mut failures, mut spared) = (0, 0);
+        while failures < VICTIMS_MAX {
             let (probation, main) = self.log.queue_lengths();
             let first = self.evictor.borrow().choose(probation, main);
             let Some(victim) = self.log.take_oldest(first) else {
                 break;
             };
-            match self.empty(&victim).await {
-                Ok(()) => return self.erase(victim.into_segment()).await,
+            match self.empty(&victim, spared).await {
+                Ok(true) => return self.erase(victim.into_segment()).await,
+                Ok(false) => {
+                    self.log.put_back(victim);
+                    spared += 1;
+                }
                 Err(e) => {
                     self.log.put_back(victim);
+                    failures += 1;
                     failure = e;
                 }
             }
@@ -199,8 +205,13 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
     }
 
     /// Moves or drops every live record of a segment, buries what would come back, and waits
-    /// until nobody reads it.
-    async fn empty(self: &Rc<Self>, victim: &CleanSegment<D::File>) -> io::Result<()> {
+    /// until nobody reads it. Returns whether that was done: false if the segment is spared, of
+    /// which `spared` others were before.
+    async fn empty(
+        self: &Rc<Self>,
+        victim: &CleanSegment<D::File>,
+        spared: usize,
+    ) -> io::Result<bool> {
         let segment = victim.segment();
         self.within(segment.written()).await?;
         let (records, blocks) = {
@@ -210,11 +221,18 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         let verdict = self
             .evictor
             .borrow_mut()
-            .judge(segment.purpose(), records, blocks);
-        for record in &verdict.evicted {
+            .judge(segment.purpose(), records, blocks, spared);
+        let (survivors, evicted) = match verdict {
+            Verdict::Spared => {
+                self.index.borrow_mut().cool(segment.number);
+                return Ok(false);
+            }
+            Verdict::Reclaimed { survivors, evicted } => (survivors, evicted),
+        };
+        for record in &evicted {
             self.evict(record);
         }
-        for record in &verdict.survivors {
+        for record in &survivors {
             if !self.relocate(segment, record).await {
                 let bytes = record_bytes(record.at.payload_length);
                 self.evictor.borrow_mut().give_back(bytes);
@@ -222,7 +240,8 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             }
         }
         self.bury(segment.number).await?;
-        self.within(segment.unused()).await
+        self.within(segment.unused()).await?;
+        Ok(true)
     }
 
     async fn within(&self, wait: impl Future<Output = ()>) -> io::Result<()> {
@@ -292,7 +311,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             payload_length: header.payload_length,
         };
         let mut index = self.index.borrow_mut();
-        index.relocate(record.hash, record.at, to, record.frequency);
+        index.relocate(record.hash, record.at, to);
         true
     }
 

@@ -6,7 +6,7 @@
 
 use crate::core::Core;
 use crate::format::RecordHeader;
-use crate::key::{BlockHash, BlockId};
+use crate::key::{BlockHash, BlockId, Freshness};
 use crate::messages::{BlockPayload, PutObject, PutSource, WriteError};
 use crate::shard::AppendFailure;
 use forebay_io::disk::Disk;
@@ -49,6 +49,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             if_none_match,
             body,
         };
+        if !if_none_match {
+            self.bury_unchecked(hash, &id).await;
+        }
         let reply = match self.parts.uplink.put(id.volume.store_number, upload).await {
             Ok(reply) => reply,
             Err(error) => return Err(self.write_failed(hash, &id, error, if_none_match).await),
@@ -64,15 +67,32 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             headers,
         });
         let in_flight = self.supersede(hash);
-        let cached = self.forget(hash);
-        self.learn(&id, hash, meta.clone());
         match payload {
-            Some(payload) => self.store_block(hash, &id, &meta, payload, || true).await,
-            // No record of the new version outranks the old one, and nobody promises an insert.
-            None if in_flight || cached => self.bury(hash, &id, || true).await,
-            None => {}
+            Some(payload) => {
+                // The record replaces the old one in the index and inherits how hot it was.
+                self.learn(&id, hash, meta.clone());
+                self.store_block(hash, &id, &meta, payload, || true).await;
+            }
+            None => {
+                let cached = self.forget(hash);
+                self.learn(&id, hash, meta.clone());
+                // No record of the new version outranks the old one, and nobody promises an insert.
+                if in_flight || cached {
+                    self.bury(hash, &id, || true).await;
+                }
+            }
         }
         Ok(meta)
+    }
+
+    /// Nothing ever checks a copy of a key that is written once. If it is written again all the
+    /// same, the old copy must be gone before the store has the new one: a crash in between would
+    /// leave it there for ever.
+    async fn bury_unchecked(&self, hash: BlockHash, id: &BlockId) {
+        let is_held = self.shard(hash).is_some_and(|shard| shard.may_hold(hash));
+        if id.volume.freshness == Freshness::Immutable && is_held {
+            self.drop_key(hash, id).await;
+        }
     }
 
     /// Caches a block of an object that was just written in pieces.

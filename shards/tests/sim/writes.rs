@@ -306,3 +306,26 @@ fn a_tombstone_of_a_slow_reader_does_not_take_a_newer_block_out() {
         );
     }
 }
+
+#[test]
+fn a_crash_after_the_store_took_a_second_version_leaves_no_first_one() {
+    for seed in 0..40 {
+        let machine = Machine::new(Geometry::SMALL);
+        let volume = machine.immutable();
+        let mut world = machine.start(seed, 2);
+        put(&mut world, &volume, "k", &content(1, 10_000));
+        let (node, inside) = (world.nodes[0].clone(), volume.clone());
+        world
+            .runtime
+            .spawn(started_put(node, inside, "k", content(2, 10_000)));
+        while machine.store.object("k").as_deref() != Some(&content(2, 10_000)[..]) {
+            assert!(world.executor.run_steps(1), "the put reaches the store");
+        }
+        let mut world = crash(&machine, world, seed + 100);
+        let found = bytes_of(&mut world, &volume, "k");
+        assert!(
+            found.as_deref() == Some(&content(2, 10_000)[..]),
+            "seed {seed}: the first version outlived the second"
+        );
+    }
+}
