@@ -14,7 +14,7 @@
 //!
 //! Memory per live record: 32 bytes in the map at 7/16 to 7/8 load, one byte of control.
 
-use crate::format::RecordState;
+use crate::format::{RecordState, record_bytes};
 use crate::key::BlockHash;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
@@ -99,6 +99,8 @@ struct SegmentAccount {
     silent: Vec<BlockHash>,
     /// Live records that are dirty.
     dirty: usize,
+    /// Bytes of its live records, headers and padding included.
+    live_bytes: u64,
 }
 
 /// The records of one shard.
@@ -179,10 +181,10 @@ impl Index {
             frequency: former.map_or(0, |former| (former.frequency + 1).min(FREQUENCY_MAX)),
             state,
         };
-        self.count_dirty(&entry, true);
+        self.count(&entry, true);
         self.live.insert(hash, entry);
         if let Some(former) = former {
-            self.count_dirty(&former, false);
+            self.count(&former, false);
             self.note_stale(hash, former.at.segment);
         }
     }
@@ -191,7 +193,7 @@ impl Index {
     /// `others_in_flight`: an older record of the block is still being written and will be stale.
     pub fn publish_tombstone(&mut self, hash: BlockHash, segment: u32, others_in_flight: bool) {
         if let Some(former) = self.live.remove(&hash) {
-            self.count_dirty(&former, false);
+            self.count(&former, false);
             self.note_stale(hash, former.at.segment);
         }
         if others_in_flight || self.shadows.contains_key(&hash) {
@@ -227,7 +229,7 @@ impl Index {
     pub fn forget(&mut self, hash: BlockHash, at: Location) {
         if self.find(hash) == Some(at) {
             let former = self.live.remove(&hash).expect("found above");
-            self.count_dirty(&former, false);
+            self.count(&former, false);
             self.note_stale(hash, at.segment);
         }
     }
@@ -237,19 +239,22 @@ impl Index {
         let Some(entry) = self.live.get_mut(&hash) else {
             return;
         };
-        if entry.at == at {
-            let former = *entry;
+        if entry.at == at && entry.state == RecordState::Dirty {
             entry.state = RecordState::Clean;
-            self.count_dirty(&former, false);
+            self.account(at.segment).dirty -= 1;
         }
     }
 
     /// A clean record was copied from `from` to `to`. Whichever of the two is not live now is stale.
-    pub fn relocate(&mut self, hash: BlockHash, from: Location, to: Location) {
+    pub fn relocate(&mut self, hash: BlockHash, from: Location, to: Location, frequency: u8) {
         match self.live.get_mut(&hash) {
             Some(entry) if entry.at == from && entry.state == RecordState::Clean => {
+                let former = *entry;
                 entry.at = to;
-                entry.frequency = 0;
+                entry.frequency = frequency;
+                let moved = *entry;
+                self.count(&former, false);
+                self.count(&moved, true);
                 self.note_stale(hash, from.segment);
             }
             _ => self.note_stale(hash, to.segment),
@@ -261,6 +266,12 @@ impl Index {
         self.segments
             .get(&segment)
             .map_or(0, |account| account.dirty)
+    }
+
+    /// Bytes of the live records in a segment, headers and padding included.
+    pub fn live_bytes(&self, segment: u32) -> u64 {
+        let account = self.segments.get(&segment);
+        account.map_or(0, |account| account.live_bytes)
     }
 
     /// The live records in a segment, in the order in which they lie there.
@@ -326,12 +337,13 @@ impl Index {
     /// The segment's present life is over: none of its records can be found any more.
     ///
     /// # Panics
-    /// If one of them is dirty: a bug that would lose data.
+    /// If one of them is live: a bug that would serve another's bytes, or lose dirty ones.
     pub fn end_life(&mut self, segment: u32) {
         let Some(account) = self.segments.remove(&segment) else {
             return;
         };
         assert_eq!(account.dirty, 0, "a dirty record is never dropped");
+        assert_eq!(account.live_bytes, 0, "no live record is left behind");
         for hash in account.stale {
             let MapEntry::Occupied(mut shadow) = self.shadows.entry(hash) else {
                 unreachable!("every stale record is counted");
@@ -361,13 +373,16 @@ impl Index {
             .sum()
     }
 
-    fn count_dirty(&mut self, entry: &Entry, appears: bool) {
-        if entry.state == RecordState::Dirty {
-            let dirty = &mut self.account(entry.at.segment).dirty;
-            *dirty = match appears {
-                true => *dirty + 1,
-                false => *dirty - 1,
-            };
+    fn count(&mut self, entry: &Entry, appears: bool) {
+        let account = self.account(entry.at.segment);
+        let bytes = record_bytes(entry.at.payload_length);
+        let dirty = usize::from(entry.state == RecordState::Dirty);
+        if appears {
+            account.live_bytes += bytes;
+            account.dirty += dirty;
+        } else {
+            account.live_bytes -= bytes;
+            account.dirty -= dirty;
         }
     }
 
@@ -510,7 +525,7 @@ mod tests {
                 let hash = BlockHash(block);
                 if let Some(from) = index.find(hash) {
                     let page = folder.write(segment, hash, folder.sequence_at(from), true);
-                    index.relocate(hash, from, at(segment, page));
+                    index.relocate(hash, from, at(segment, page), 1);
                 }
             }
             Step::Reclaim(segment, tombstones_to) if segment != tombstones_to => {

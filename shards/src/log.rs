@@ -406,6 +406,34 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         }
     }
 
+    /// Takes the sealed clean segment with the fewest live bytes, if it has at most `limit`.
+    pub(crate) fn take_sparsest(
+        &self,
+        live_bytes: impl Fn(u32) -> u64,
+        limit: u64,
+    ) -> Option<CleanSegment<D::File>> {
+        let Queues {
+            probation, main, ..
+        } = &mut *self.queues.borrow_mut();
+        let fewest = |queue: &VecDeque<CleanSegment<D::File>>| {
+            let each = queue.iter().enumerate();
+            each.map(|(at, clean)| (live_bytes(clean.segment().number), at))
+                .min()
+        };
+        let (of_probation, of_main) = (fewest(probation), fewest(main));
+        let is_within =
+            |found: Option<(u64, usize)>| found.is_some_and(|(bytes, _)| bytes <= limit);
+        match (of_probation, of_main) {
+            (Some(one), other)
+                if is_within(Some(one)) && other.is_none_or(|other| one.0 <= other.0) =>
+            {
+                probation.remove(one.1)
+            }
+            (_, Some((_, at))) if is_within(of_main) => main.remove(at),
+            _ => None,
+        }
+    }
+
     /// Puts a segment that could not be reclaimed behind all others of its queue.
     pub(crate) fn put_back(&self, segment: CleanSegment<D::File>) {
         let mut queues = self.queues.borrow_mut();

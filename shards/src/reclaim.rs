@@ -12,7 +12,7 @@
 //! ```
 
 use crate::evict::{TWO_QUEUES_SEGMENTS_MIN, Verdict};
-use crate::format::{RecordHeader, SegmentPurpose, record_bytes};
+use crate::format::{RecordHeader, SegmentPurpose};
 use crate::index::{LiveRecord, Location};
 use crate::key::BlockHash;
 use crate::log::Reservation;
@@ -170,6 +170,15 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
                 Err(e) => failure = e,
             }
         }
+        if let Some(victim) = self.take_sparsest() {
+            match self.compact(&victim).await {
+                Ok(()) => return self.erase(victim.into_segment()).await,
+                Err(e) => {
+                    self.log.put_back(victim);
+                    failure = e;
+                }
+            }
+        }
         let (mut failures, mut spared) = (0, 0);
         while failures < VICTIMS_MAX {
             let (probation, main) = self.log.queue_lengths();
@@ -193,6 +202,27 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         Err(failure)
     }
 
+    /// A segment that consists of holes for the most part.
+    fn take_sparsest(&self) -> Option<CleanSegment<D::File>> {
+        let limit = self.evictor.borrow().compacted_bytes_max();
+        let index = self.index.borrow();
+        self.log
+            .take_sparsest(|segment| index.live_bytes(segment), limit)
+    }
+
+    /// Writes every live record of a segment again, into the same queue.
+    async fn compact(self: &Rc<Self>, victim: &CleanSegment<D::File>) -> io::Result<()> {
+        let segment = victim.segment();
+        self.within(segment.written()).await?;
+        let records = self.index.borrow().live_records(segment.number);
+        self.evictor.borrow_mut().compact(&records);
+        let queue = match segment.purpose() {
+            SegmentPurpose::Main => SegmentPurpose::Main,
+            _ => SegmentPurpose::Probation,
+        };
+        self.vacate(segment, &records, queue, true).await
+    }
+
     async fn erase(&self, segment: Rc<Segment<D::File>>) -> io::Result<()> {
         if let Err(e) = self.log.erase(&segment).await {
             self.reclaim.unerased.borrow_mut().push_back(segment);
@@ -204,9 +234,8 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         Ok(())
     }
 
-    /// Moves or drops every live record of a segment, buries what would come back, and waits
-    /// until nobody reads it. Returns whether that was done: false if the segment is spared, of
-    /// which `spared` others were before.
+    /// Moves or drops every live record of a segment as the evictor says. Returns whether that was
+    /// done: false if the segment is spared, as `spared` others were before.
     async fn empty(
         self: &Rc<Self>,
         victim: &CleanSegment<D::File>,
@@ -232,16 +261,29 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         for record in &evicted {
             self.evict(record);
         }
-        for record in &survivors {
-            if !self.relocate(segment, record).await {
-                let bytes = record_bytes(record.at.payload_length);
-                self.evictor.borrow_mut().give_back(bytes);
+        let main = SegmentPurpose::Main;
+        self.vacate(segment, &survivors, main, false).await?;
+        Ok(true)
+    }
+
+    /// Moves the live records of a segment to a queue, drops those that cannot be moved, buries
+    /// what would come back, and waits until nobody reads it.
+    async fn vacate(
+        self: &Rc<Self>,
+        segment: &Rc<Segment<D::File>>,
+        survivors: &[LiveRecord],
+        queue: SegmentPurpose,
+        keeps_frequency: bool,
+    ) -> io::Result<()> {
+        for record in survivors {
+            let frequency = if keeps_frequency { record.frequency } else { 0 };
+            if !self.relocate(segment, record, queue, frequency).await {
+                self.evictor.borrow_mut().give_back(record);
                 self.evict(record);
             }
         }
         self.bury(segment.number).await?;
-        self.within(segment.unused()).await?;
-        Ok(true)
+        self.within(segment.unused()).await
     }
 
     async fn within(&self, wait: impl Future<Output = ()>) -> io::Result<()> {
@@ -263,8 +305,14 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         is_live && !self.is_appending(record.hash)
     }
 
-    /// Writes a record again, into the main queue. Returns whether that was done.
-    async fn relocate(self: &Rc<Self>, from: &Rc<Segment<D::File>>, record: &LiveRecord) -> bool {
+    /// Writes a record again, into `queue`. Returns whether that was done.
+    async fn relocate(
+        self: &Rc<Self>,
+        from: &Rc<Segment<D::File>>,
+        record: &LiveRecord,
+        queue: SegmentPurpose,
+        frequency: u8,
+    ) -> bool {
         let length = record.at.payload_length as usize;
         let buffer = self.housekeeping.relocation.take(length).await;
         if !self.is_movable(record) {
@@ -281,9 +329,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         };
         drop(used);
         let bytes = header.record_bytes();
-        let Some(Reservation { used, place }) = self
-            .reserve_now(SegmentPurpose::Main, &[SegmentPurpose::Main], bytes)
-            .await
+        let Some(Reservation { used, place }) = self.reserve_now(queue, &[queue], bytes).await
         else {
             return false;
         };
@@ -311,7 +357,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             payload_length: header.payload_length,
         };
         let mut index = self.index.borrow_mut();
-        index.relocate(record.hash, record.at, to);
+        index.relocate(record.hash, record.at, to, frequency);
         true
     }
 

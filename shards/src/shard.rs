@@ -547,9 +547,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let purpose = match (header.state, header.kind) {
             (RecordState::Dirty, _) => SegmentPurpose::Dirty,
             (RecordState::Clean, RecordKind::Tombstone) => SegmentPurpose::Probation,
-            (RecordState::Clean, RecordKind::Block) => {
-                inner.evictor.borrow_mut().admit(header.hash, bytes)
-            }
+            (RecordState::Clean, RecordKind::Block) => inner.admit(header.hash, bytes),
         };
         let reservation = inner.reserve(purpose, bytes).await?;
         if !wanted() {
@@ -566,6 +564,16 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
 }
 
 impl<R: Runtime, D: Disk> Inner<R, D> {
+    /// Where a clean block's new record goes.
+    fn admit(&self, hash: BlockHash, bytes: u64) -> SegmentPurpose {
+        let index = self.index.borrow();
+        let former = index.find(hash);
+        let former = former.and_then(|at| self.log.segment(at.segment));
+        let queue = former.map(|segment| segment.purpose());
+        let mut evictor = self.evictor.borrow_mut();
+        evictor.admit(hash, bytes, queue, index.len())
+    }
+
     /// Reads the header page of the record of `hash` at `location`, and `length` bytes of payload,
     /// into an empty `buffer`. The payload is not verified.
     pub(crate) async fn read_record(
