@@ -10,6 +10,7 @@
 
 use crate::flight::{Flight, Landing, Plan};
 use crate::format::{CHUNK_BYTES, RecordHeader};
+use crate::heads::{HEADS_BYTES_MAX, Head, Heads};
 use crate::index::BlockMap;
 use crate::key::{BlockHash, BlockId, Freshness, Topology};
 use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError, WriteError};
@@ -25,18 +26,12 @@ use forebay_io::local::Turns;
 use forebay_io::runtime::{MonoTime, Runtime, timeout};
 use forebay_io::store::{ByteSpan, ObjectMeta};
 use forebay_io::uplink::Uplink;
-use lru::LruCache;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Objects whose description a core remembers without reading a record: some 300 bytes each, so
-/// about 20 MiB at most. Beyond it, a description costs one page read.
-const HEADS_MAX: usize = 64 << 10;
 
 /// How long a request waits for a block buffer before it is refused. Longer than any burst that
 /// still drains, shorter than a client's patience.
@@ -75,22 +70,11 @@ pub struct CoreParts<R: Runtime, D: Disk> {
     pub ram_bytes: usize,
 }
 
-/// What the home remembers of an object.
-#[derive(Clone)]
-struct Head {
-    meta: Arc<ObjectMeta>,
-    store_identity: u64,
-    /// When the store last vouched for it, in this run of the program.
-    validated: Option<MonoTime>,
-    /// Until when it is served unchecked, because the store did not answer.
-    excused_until: Option<MonoTime>,
-}
-
 /// A core's part of the cache.
 pub struct Core<R: Runtime, D: Disk> {
     pub(crate) parts: CoreParts<R, D>,
     pub(crate) ram: RefCell<RamTier>,
-    heads: RefCell<LruCache<BlockHash, Head>>,
+    heads: RefCell<Heads>,
     pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
@@ -126,11 +110,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         );
         let began = parts.runtime.now();
         let ram = RefCell::new(RamTier::new(parts.ram_bytes));
-        let heads_max = NonZeroUsize::new(HEADS_MAX).expect("a positive constant");
         Rc::new(Core {
             parts,
             ram,
-            heads: RefCell::new(LruCache::new(heads_max)),
+            heads: RefCell::new(Heads::new(HEADS_BYTES_MAX)),
             flights: RefCell::default(),
             turns: Turns::default(),
             stats: CoreStats::default(),
@@ -468,7 +451,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// What is known of an object without asking the store.
     async fn known(&self, id: &BlockId, hash: BlockHash) -> Known {
         let identity = id.volume.store_identity;
-        let head = self.heads.borrow_mut().get(&hash).cloned();
+        let head = self.heads.borrow_mut().get(hash).map(|head| head.clone());
         let head = match head {
             Some(head) if head.store_identity == identity => Some(head),
             _ => self.head_from_record(id, hash).await,
@@ -549,13 +532,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub(crate) fn is_current(&self, hash: BlockHash, meta: &ObjectMeta) -> bool {
         self.heads
             .borrow()
-            .peek(&hash)
+            .peek(hash)
             .is_some_and(|head| head.meta.etag == meta.etag)
     }
 
     /// The store has confirmed what is known of an object.
     pub(crate) fn confirm(&self, hash: BlockHash) {
-        if let Some(head) = self.heads.borrow_mut().get_mut(&hash) {
+        if let Some(head) = self.heads.borrow_mut().get(hash) {
             head.validated = Some(self.parts.runtime.now());
         }
     }
@@ -563,7 +546,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// The store did not answer: the copy is served a little longer.
     pub(crate) fn excuse(&self, hash: BlockHash) {
         self.stats.stale_served.add(1);
-        if let Some(head) = self.heads.borrow_mut().get_mut(&hash) {
+        if let Some(head) = self.heads.borrow_mut().get(hash) {
             head.excused_until = Some(self.parts.runtime.now().plus(STALE_GRACE));
         }
     }
@@ -572,7 +555,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// record of it may still be found at the next start.
     pub(crate) fn forget(&self, hash: BlockHash) -> bool {
         self.ram.borrow_mut().remove(hash);
-        self.heads.borrow_mut().pop(&hash);
+        self.heads.borrow_mut().remove(hash);
         self.shard(hash).is_some_and(|shard| shard.forget(hash))
     }
 
