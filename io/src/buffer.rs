@@ -45,8 +45,11 @@ pub struct Pool(Arc<PoolShared>);
 
 struct PoolShared {
     budget_bytes: usize,
-    /// Bytes handed out; kept ones in `free` are not counted, they are reused before new memory.
+    /// Bytes handed out.
     used_bytes: AtomicUsize,
+    /// Bytes in `free`: `used_bytes + kept_bytes <= budget_bytes`, but for what is just changing
+    /// hands.
+    kept_bytes: AtomicUsize,
     free: [ArrayQueue<Memory>; CLASS_COUNT],
     waiting: SegQueue<Waker>,
 }
@@ -77,6 +80,11 @@ impl Memory {
             None => handle_alloc_error(layout),
         }
     }
+
+    /// Bytes of budget that it takes.
+    fn cost(&self) -> usize {
+        PAGE + (PAGE << self.class)
+    }
 }
 
 impl Drop for Memory {
@@ -95,6 +103,7 @@ impl Pool {
         Pool(Arc::new(PoolShared {
             budget_bytes,
             used_bytes: AtomicUsize::new(0),
+            kept_bytes: AtomicUsize::new(0),
             free,
             waiting: SegQueue::new(),
         }))
@@ -122,9 +131,10 @@ impl Pool {
                 Err(now) => used = now,
             }
         }
-        let memory = self.0.free[class]
-            .pop()
-            .unwrap_or_else(|| Memory::new(class));
+        let memory = self.0.unkeep(class).unwrap_or_else(|| {
+            self.0.trim();
+            Memory::new(class)
+        });
         Some(BufferWriter {
             backing: Arc::new(Backing {
                 memory: Some(memory),
@@ -156,9 +166,44 @@ impl Pool {
         self.0.used_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes handed out before and kept to be handed out again. With those in use they stay within
+    /// the budget.
+    pub fn kept_bytes(&self) -> usize {
+        self.0.kept_bytes.load(Ordering::Relaxed)
+    }
+
     /// The most bytes that can be handed out.
     pub fn budget_bytes(&self) -> usize {
         self.0.budget_bytes
+    }
+}
+
+impl PoolShared {
+    /// Keeps memory for reuse; a full free list frees it.
+    fn keep(&self, memory: Memory) {
+        let (class, cost) = (memory.class, memory.cost());
+        self.kept_bytes.fetch_add(cost, Ordering::AcqRel);
+        if self.free[class].push(memory).is_err() {
+            self.kept_bytes.fetch_sub(cost, Ordering::AcqRel);
+        }
+    }
+
+    /// Kept memory of a class, if there is any.
+    fn unkeep(&self, class: usize) -> Option<Memory> {
+        let memory = self.free[class].pop()?;
+        self.kept_bytes.fetch_sub(memory.cost(), Ordering::AcqRel);
+        Some(memory)
+    }
+
+    /// Frees kept memory, the largest first, until all of it is within the budget: what one kind
+    /// of traffic has left behind must not come on top of what another takes.
+    fn trim(&self) {
+        for class in (0..CLASS_COUNT).rev() {
+            let held = || {
+                self.used_bytes.load(Ordering::Acquire) + self.kept_bytes.load(Ordering::Acquire)
+            };
+            while held() > self.budget_bytes && self.unkeep(class).is_some() {}
+        }
     }
 }
 
@@ -208,9 +253,8 @@ impl Backing {
 impl Drop for Backing {
     fn drop(&mut self) {
         let memory = self.memory.take().expect("dropped once");
-        let cost = PAGE + (PAGE << memory.class);
-        // A full free list frees the memory.
-        let _ = self.pool.free[memory.class].push(memory);
+        let cost = memory.cost();
+        self.pool.keep(memory);
         self.pool.used_bytes.fetch_sub(cost, Ordering::AcqRel);
         while let Some(waker) = self.pool.waiting.pop() {
             waker.wake();
@@ -497,6 +541,25 @@ mod tests {
     use super::*;
     use futures::FutureExt;
     use futures::executor::block_on;
+
+    #[test]
+    fn what_is_kept_for_reuse_is_inside_the_budget() {
+        let budget = 4 * (PAGE + (1 << 20));
+        let pool = Pool::new(budget);
+        let large: Vec<_> = (0..4).map_while(|_| pool.try_take(1 << 20)).collect();
+        assert_eq!((large.len(), pool.kept_bytes()), (4, 0));
+        drop(large);
+        assert_eq!((pool.used_bytes(), pool.kept_bytes()), (0, budget));
+        let mut small = Vec::new();
+        while let Some(buffer) = pool.try_take(PAGE) {
+            small.push(buffer);
+            assert!(pool.used_bytes() + pool.kept_bytes() <= budget);
+        }
+        assert!(small.len() > 500);
+        drop(small);
+        assert!(pool.kept_bytes() <= budget);
+        assert!(pool.try_take(1 << 20).is_some());
+    }
 
     #[test]
     fn sizes_round_to_classes() {

@@ -12,6 +12,7 @@
 //! | [`rt`] | the only door to glommio: executors, pinning, timers |
 //! | [`buffer`] | pooled, 4 KiB-aligned memory with a fill watermark |
 //! | [`disk`] | direct files on the core's own ring |
+//! | [`memory`] | how much of it there is |
 //! | [`probe`] | what the machine must permit, asked before glommio is |
 //! | [`queue`] | bounded lock-free queues; the mesh between cores |
 //! | [`uplink`] | a core's queue to its companion thread, where stores run |
@@ -23,6 +24,7 @@ pub mod buffer;
 pub mod disk;
 pub mod histogram;
 pub mod local;
+pub mod memory;
 pub mod net;
 pub mod probe;
 pub mod queue;

@@ -317,31 +317,6 @@ fn may_lock_without_limit() -> bool {
         .is_some_and(|mask| mask & (1 << CAP_IPC_LOCK_BIT) != 0)
 }
 
-/// Bytes of memory that this process may use: the machine's, or less where a cgroup says so.
-pub fn memory_bytes() -> io::Result<u64> {
-    // SAFETY: a query of two integers; -1 means that the answer is not known.
-    let (pages, page) = unsafe {
-        (
-            libc::sysconf(libc::_SC_PHYS_PAGES),
-            libc::sysconf(libc::_SC_PAGESIZE),
-        )
-    };
-    if pages <= 0 || page <= 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let machine = pages as u64 * page as u64;
-    let limits = [
-        "/sys/fs/cgroup/memory.max",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-    ];
-    let limit = limits.iter().find_map(|path| {
-        std::fs::read_to_string(path)
-            .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok())
-    });
-    Ok(limit.map_or(machine, |limit| limit.min(machine)))
-}
-
 /// Whether `folder` is a folder of ours that nobody else may enter (0700).
 pub fn private_folder(folder: &Path) -> Result<(), ProbeError> {
     let metadata = std::fs::metadata(folder).map_err(|source| unusable(folder, source))?;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Memory that glommio registers with its rings for its own files, which we do not use: the least
 /// that it takes, to spare the lockable-memory limit.
-const IO_MEMORY_BYTES: usize = 64 << 10;
+pub const IO_MEMORY_BYTES: usize = 64 << 10;
 
 /// Entries of each of glommio's three rings: polls of sockets and timers.
 const RING_DEPTH: usize = 512;

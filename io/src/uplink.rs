@@ -31,6 +31,10 @@ const LANE_CAPACITY: usize = 256;
 /// at most about 1 MiB in flight; small enough to push back on the store, large enough for a WAN.
 const BODY_PIECES_MAX: usize = 16;
 
+/// The most memory that a fetch holds outside block buffers, bytes: its pieces, and as much again
+/// in the client's buffers and TLS records.
+pub const FETCH_BYTES_MAX: usize = 2 * BODY_PIECES_MAX * (64 << 10);
+
 /// Stores by volume number. Each companion builds its own from plain descriptions.
 pub type StoreTable = Vec<Rc<dyn Store>>;
 

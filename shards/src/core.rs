@@ -9,7 +9,8 @@
 //! object is current; other blocks are asked for by version.
 
 use crate::flight::{Flight, Landing, Plan};
-use crate::format::RecordHeader;
+use crate::format::{CHUNK_BYTES, RecordHeader};
+use crate::heads::{HEADS_BYTES_MAX, Head, Heads};
 use crate::index::BlockMap;
 use crate::key::{BlockHash, BlockId, Freshness, Topology};
 use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError, WriteError};
@@ -25,18 +26,12 @@ use forebay_io::local::Turns;
 use forebay_io::runtime::{MonoTime, Runtime, timeout};
 use forebay_io::store::{ByteSpan, ObjectMeta};
 use forebay_io::uplink::Uplink;
-use lru::LruCache;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Objects whose description a core remembers without reading a record: some 300 bytes each, so
-/// about 20 MiB at most. Beyond it, a description costs one page read.
-const HEADS_MAX: usize = 64 << 10;
 
 /// How long a request waits for a block buffer before it is refused. Longer than any burst that
 /// still drains, shorter than a client's patience.
@@ -75,22 +70,11 @@ pub struct CoreParts<R: Runtime, D: Disk> {
     pub ram_bytes: usize,
 }
 
-/// What the home remembers of an object.
-#[derive(Clone)]
-struct Head {
-    meta: Arc<ObjectMeta>,
-    store_identity: u64,
-    /// When the store last vouched for it, in this run of the program.
-    validated: Option<MonoTime>,
-    /// Until when it is served unchecked, because the store did not answer.
-    excused_until: Option<MonoTime>,
-}
-
 /// A core's part of the cache.
 pub struct Core<R: Runtime, D: Disk> {
     pub(crate) parts: CoreParts<R, D>,
     pub(crate) ram: RefCell<RamTier>,
-    heads: RefCell<LruCache<BlockHash, Head>>,
+    heads: RefCell<Heads>,
     pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
@@ -126,11 +110,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         );
         let began = parts.runtime.now();
         let ram = RefCell::new(RamTier::new(parts.ram_bytes));
-        let heads_max = NonZeroUsize::new(HEADS_MAX).expect("a positive constant");
         Rc::new(Core {
             parts,
             ram,
-            heads: RefCell::new(LruCache::new(heads_max)),
+            heads: RefCell::new(Heads::new(HEADS_BYTES_MAX)),
             flights: RefCell::default(),
             turns: Turns::default(),
             stats: CoreStats::default(),
@@ -220,13 +203,24 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         })
     }
 
-    /// Makes the RAM tier give way to a buffer of so many bytes that is about to be taken.
-    fn make_room(&self, bytes: usize) {
+    /// Makes the RAM tier give way to the buffers of a read that is about to begin: of so many
+    /// bytes of a record's payload.
+    fn make_room(&self, bytes: usize, payload_length: usize) {
         let pool = &self.parts.pool;
+        // A read of a part takes whole chunks, and a second buffer for the header.
+        let body = payload_length.min(bytes + 2 * CHUNK_BYTES);
+        let header = if body < payload_length { 2 * PAGE } else { 0 };
         // A buffer may be almost twice as large as what it is for.
-        let needed = PAGE + bytes.max(PAGE).next_power_of_two();
+        let needed = header + PAGE + body.max(PAGE).next_power_of_two();
         let free = pool.budget_bytes().saturating_sub(pool.used_bytes());
         self.ram.borrow_mut().shed(needed.saturating_sub(free));
+    }
+
+    /// Notes a read of part of a block that the RAM tier does not hold, whoever answers it.
+    /// Returns whether the block is hot by now.
+    fn note_read(&self, hash: BlockHash, range: &Range<usize>, length: u64) -> bool {
+        let mut ram = self.ram.borrow_mut();
+        ram.note_read(hash, range.len(), length as usize)
     }
 
     /// Describes the object whose block 0 is `id` and gives block 0's part of `wanted`.
@@ -266,9 +260,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             };
             match self.land(&flight, own, &mut story).await? {
                 Some((meta, watch, outcome)) => {
-                    return answer(&id, meta, wanted, outcome, |range| BlockBody::Filling {
-                        watch,
-                        range,
+                    let length = block_span(0, id.volume.block_bytes, meta.size).len();
+                    return answer(&id, meta, wanted, outcome, |range| {
+                        self.note_read(hash, &range, length);
+                        BlockBody::Filling { watch, range }
                     });
                 }
                 None => continue,
@@ -353,6 +348,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let BlockRequest { id, meta, range } = request;
         let hash = id.hash();
         self.shard_to_read(hash).await;
+        let span = block_span(id.number, id.volume.block_bytes, meta.size);
         let (flight, own) = match self.flight(hash) {
             Some(flight) => (flight, false),
             None => {
@@ -369,6 +365,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Ok(Some((found, watch, outcome)))
                 if found.etag == meta.etag && found.size == meta.size =>
             {
+                self.note_read(hash, &range, span.len());
                 Ok((BlockBody::Filling { watch, range }, outcome))
             }
             Ok(_) => Err(ReadError::Changed),
@@ -401,22 +398,30 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             shard.forget_if_at(hash, location);
             return None;
         }
-        self.make_room(location.payload_length as usize);
+        // Of a block that is worth keeping in memory all is read, however little is wanted now.
+        let payload_length = location.payload_length as usize;
+        let inside = match self.note_read(hash, &range, expected.len()) {
+            true => 0..payload_length,
+            false => range.clone(),
+        };
+        let skipped = inside.start;
+        self.make_room(inside.len(), payload_length);
         shard.touch(hash, range.len());
-        match shard.read(hash, location, range).await {
+        match shard.read(hash, location, inside).await {
             Ok(found) if is_version(&found.header, id, meta) => {
                 self.stats.records_read.add(1);
-                self.stats.record_bytes_read.add(found.wanted.len() as u64);
+                self.stats.record_bytes_read.add(range.len() as u64);
+                let wanted = range.start - skipped..range.end - skipped;
+                let answer = found.wanted.slice(wanted);
                 // Still the newest: an overwrite during the read has replaced the location.
                 if let Some(payload) = found.whole
                     && shard.find(hash) == Some(location)
                 {
                     let header = Rc::new(found.header);
-                    self.ram
-                        .borrow_mut()
-                        .insert(hash, RamBlock { header, payload });
+                    let block = RamBlock { header, payload };
+                    self.ram.borrow_mut().insert_if_hot(hash, block);
                 }
-                Some((found.wanted, Outcome::HitDisk))
+                Some((answer, Outcome::HitDisk))
             }
             Ok(_) => {
                 shard.forget_if_at(hash, location);
@@ -446,7 +451,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// What is known of an object without asking the store.
     async fn known(&self, id: &BlockId, hash: BlockHash) -> Known {
         let identity = id.volume.store_identity;
-        let head = self.heads.borrow_mut().get(&hash).cloned();
+        let head = self.heads.borrow_mut().get(hash).map(|head| head.clone());
         let head = match head {
             Some(head) if head.store_identity == identity => Some(head),
             _ => self.head_from_record(id, hash).await,
@@ -527,13 +532,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub(crate) fn is_current(&self, hash: BlockHash, meta: &ObjectMeta) -> bool {
         self.heads
             .borrow()
-            .peek(&hash)
+            .peek(hash)
             .is_some_and(|head| head.meta.etag == meta.etag)
     }
 
     /// The store has confirmed what is known of an object.
     pub(crate) fn confirm(&self, hash: BlockHash) {
-        if let Some(head) = self.heads.borrow_mut().get_mut(&hash) {
+        if let Some(head) = self.heads.borrow_mut().get(hash) {
             head.validated = Some(self.parts.runtime.now());
         }
     }
@@ -541,7 +546,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// The store did not answer: the copy is served a little longer.
     pub(crate) fn excuse(&self, hash: BlockHash) {
         self.stats.stale_served.add(1);
-        if let Some(head) = self.heads.borrow_mut().get_mut(&hash) {
+        if let Some(head) = self.heads.borrow_mut().get(hash) {
             head.excused_until = Some(self.parts.runtime.now().plus(STALE_GRACE));
         }
     }
@@ -550,7 +555,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// record of it may still be found at the next start.
     pub(crate) fn forget(&self, hash: BlockHash) -> bool {
         self.ram.borrow_mut().remove(hash);
-        self.heads.borrow_mut().pop(&hash);
+        self.heads.borrow_mut().remove(hash);
         self.shard(hash).is_some_and(|shard| shard.forget(hash))
     }
 
@@ -576,7 +581,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             disk_used_bytes: shards().map(|shard| shard.log().used_bytes()).sum(),
             disk_quota_bytes: shards().map(layout_bytes).sum(),
             shard_counters: shard_values(&loaded),
-            ram_bytes: ram.used_bytes() as u64,
+            ram_bytes: ram.pinned_bytes() as u64,
             ram_blocks: ram.len() as u64,
             buffer_bytes: parts.pool.used_bytes() as u64,
             buffer_budget_bytes: parts.pool.budget_bytes() as u64,

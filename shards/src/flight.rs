@@ -338,8 +338,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             .await;
     }
 
-    /// Puts a block into the RAM tier and into the log. A block that cannot be written is only
-    /// not cached on disk. `wanted` turns false when something newer comes.
+    /// Puts a block into the log, and into the RAM tier if it is hot already. A block that cannot
+    /// be written is not cached on disk. `wanted` turns false when something newer comes.
     pub(crate) async fn store_block(
         &self,
         hash: BlockHash,
@@ -362,7 +362,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             header: Rc::new(header.clone()),
             payload: view,
         };
-        self.ram.borrow_mut().insert(hash, block);
+        self.ram.borrow_mut().insert_if_hot(hash, block);
         let bytes = header.record_bytes();
         let Some(shard) = self.shard(hash) else {
             return;

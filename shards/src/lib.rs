@@ -29,6 +29,7 @@ pub mod evict;
 pub mod flight;
 pub mod format;
 mod ghost;
+pub mod heads;
 pub mod index;
 pub mod key;
 pub mod log;

@@ -8,8 +8,8 @@ use super::CoreContext;
 use super::aws_chunked::{Decoder, Malformed, Step};
 use super::head::{self, Framing, Head, HeadError};
 use super::limits::{
-    BODY_GRACE, BODY_RATE_MIN, DRAIN_BYTES_MAX, HEAD_BYTES_MAX, HEAD_TIME_MAX, IDLE_TIME_MAX,
-    LINGER_TIME_MAX, SEND_BYTES_MAX,
+    BODY_GRACE, BODY_RATE_MIN, CHUNKED_READ_BYTES, DRAIN_BYTES_MAX, HEAD_BYTES_MAX,
+    HEAD_READ_BYTES, HEAD_TIME_MAX, IDLE_TIME_MAX, LINGER_TIME_MAX, SEND_BYTES_MAX,
 };
 use super::reply::{ErrorReply, ReplyHead};
 use forebay_io::net::Stream;
@@ -17,12 +17,6 @@ use forebay_io::runtime::{MonoTime, Runtime, timeout};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Bytes asked of the stream while looking for a head.
-const HEAD_READ_BYTES: usize = 8 << 10;
-
-/// Bytes asked of the stream while taking off a chunked transfer coding.
-const CHUNKED_READ_BYTES: usize = 64 << 10;
 
 /// Why a connection ends without another answer.
 #[derive(Debug)]

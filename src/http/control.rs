@@ -5,6 +5,7 @@ use super::connection::{Connection, Ended};
 use super::head::Head;
 use super::reply::ErrorReply;
 use crate::metrics;
+use crate::server::memory::MemoryPlan;
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -97,6 +98,21 @@ fn topology(connection: &Connection) -> String {
     format!("{body:#}\n")
 }
 
+/// How the memory was split at start: the most that each part takes.
+fn memory(plan: &MemoryPlan) -> serde_json::Value {
+    let shares: Vec<_> = plan
+        .shares
+        .iter()
+        .map(|share| json!({ "name": share.name, "bytes": share.bytes, "flag": share.flag }))
+        .collect();
+    json!({
+        "limit_bytes": plan.limit.bytes,
+        "control_group": plan.limit.control_group,
+        "connections_per_core": plan.connections_per_core,
+        "shares": shares,
+    })
+}
+
 async fn status(connection: &Connection) -> String {
     let context = connection.context();
     let snapshots = context.router.snapshots().await;
@@ -158,6 +174,7 @@ async fn status(connection: &Connection) -> String {
             "used_bytes": snapshots.first().map_or(0, |core| core.buffer_bytes),
             "budget_bytes": snapshots.first().map_or(0, |core| core.buffer_budget_bytes),
         },
+        "memory": memory(&context.server.memory),
         "ram": { "used_bytes": sum(|c| c.ram_bytes), "blocks": sum(|c| c.ram_blocks) },
         "recovery": {
             "footers": recovered(|r| r.footers),

@@ -1,5 +1,6 @@
 //! Every limit of the HTTP side, with its reason. Nothing here changes at run time.
 
+use forebay_io::net::{SOCKET_BYTES_MAX, TLS_BYTES_MAX};
 use std::time::Duration;
 
 /// Request head, bytes: the request line and all headers. S3's own limit is 8 KiB of headers;
@@ -47,8 +48,26 @@ pub const OBJECT_BYTES_MAX: u64 = 5 << 30;
 /// cached then. Objects beyond it are written around the cache and fetched when read.
 pub const PUT_BLOCKS_KEPT_MAX: usize = 8;
 
-/// Connections per core. Each idle TLS connection holds some 100 KiB.
+/// Bytes asked of the stream while looking for a head.
+pub const HEAD_READ_BYTES: usize = 8 << 10;
+
+/// Bytes asked of the stream while taking off a chunked transfer coding, or S3's own envelope.
+pub const CHUNKED_READ_BYTES: usize = 64 << 10;
+
+/// Connections per core, where memory and descriptors allow it. Each idle TLS connection holds
+/// some 20 KiB.
 pub const CONNECTIONS_MAX: usize = 8192;
+
+/// Memory of a connection's task and its state between requests, bytes.
+const CONNECTION_STATE_BYTES: usize = 16 << 10;
+
+/// The most memory that a connection holds, bytes: one that uploads through both codings, or sends
+/// as fast as it can. Block buffers are not counted: the pool counts them.
+pub const fn connection_bytes_max(tls: bool) -> usize {
+    let tls_bytes = if tls { TLS_BYTES_MAX } else { 0 };
+    let head_bytes = HEAD_BYTES_MAX + HEAD_READ_BYTES;
+    SOCKET_BYTES_MAX + tls_bytes + head_bytes + 2 * CHUNKED_READ_BYTES + CONNECTION_STATE_BYTES
+}
 
 /// How long accepting pauses when descriptors have run out.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -9,7 +9,7 @@ use super::connection::{Connection, Ended};
 use super::digest::BodyChecks;
 use super::get::{core_label, quoted};
 use super::head::{Framing, Head};
-use super::limits::{OBJECT_BYTES_MAX, PUT_BLOCKS_KEPT_MAX, SEND_BYTES_MAX};
+use super::limits::{CHUNKED_READ_BYTES, OBJECT_BYTES_MAX, PUT_BLOCKS_KEPT_MAX, SEND_BYTES_MAX};
 use super::reply::ErrorReply;
 use super::{ObjectRequest, finish_with};
 use bytes::Bytes;
@@ -137,7 +137,7 @@ impl Body {
         }
         let envelope = enveloped.then(|| Envelope {
             decoder: Decoder::default(),
-            scratch: vec![0; 64 << 10],
+            scratch: vec![0; CHUNKED_READ_BYTES],
             start: 0,
             end: 0,
         });

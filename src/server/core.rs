@@ -4,7 +4,7 @@ use super::ServerState;
 use super::volumes::VolumeTable;
 use super::watchdog;
 use crate::http::connection::Connection;
-use crate::http::limits::{ACCEPT_PAUSE, CONNECTIONS_MAX, HANDSHAKE_TIME_MAX};
+use crate::http::limits::{ACCEPT_PAUSE, HANDSHAKE_TIME_MAX};
 use crate::http::{self, CoreContext};
 use forebay_io::buffer::Pool;
 use forebay_io::disk::ring::RingDisk;
@@ -64,6 +64,8 @@ pub struct CorePlan {
     pub folder: PathBuf,
     /// Budget of its RAM tier.
     pub ram_bytes: usize,
+    /// Connections that it may have open.
+    pub connections_max: usize,
     /// Block buffers: one pool for all cores.
     pub pool: Pool,
     /// Zero of the cores' clocks.
@@ -86,7 +88,7 @@ pub async fn run(
     uplink: UplinkPort,
     mut controls: Receiver<Control>,
 ) {
-    let index = plan.index;
+    let (index, connections_max) = (plan.index, plan.connections_max);
     let runtime = GlommioRuntime::current(plan.started);
     let uplink = uplink.attach(runtime.clone());
     let disk = match RingDisk::open_folder(&plan.folder) {
@@ -126,7 +128,7 @@ pub async fn run(
         volume_table: RefCell::new(plan.table),
         requests: Cell::new(0),
     });
-    let connections = Permits::new(CONNECTIONS_MAX);
+    let connections = Permits::new(connections_max);
     runtime.spawn(tick(context.clone()));
     runtime.spawn(accept(
         context.clone(),
@@ -143,7 +145,7 @@ pub async fn run(
         uplink.replace_stores(factory).await;
         *context.volume_table.borrow_mut() = table;
     }
-    stop(&context, &connections, &engine).await;
+    stop(&context, &connections, connections_max, &engine).await;
 }
 
 /// Loads a core's shards while it serves.
@@ -275,11 +277,16 @@ async fn serve_socket(
 }
 
 /// Stops accepting, lets requests in flight end, then seals the segments.
-async fn stop(context: &Rc<CoreContext>, connections: &Permits, engine: &Rc<Engine>) {
+async fn stop(
+    context: &Rc<CoreContext>,
+    connections: &Permits,
+    connections_max: usize,
+    engine: &Rc<Engine>,
+) {
     context.stopping.set();
     let drained = async {
         // The accepting task has given its own permit back when all are free.
-        while connections.free() < CONNECTIONS_MAX {
+        while connections.free() < connections_max {
             context.runtime.sleep(Duration::from_millis(10)).await;
         }
     };

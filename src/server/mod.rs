@@ -5,6 +5,7 @@
 //! thread waits for signals. It serves nothing itself.
 
 mod core;
+pub mod memory;
 mod signals;
 pub mod volumes;
 mod watchdog;
@@ -26,6 +27,7 @@ use forebay_shards::key::Topology;
 use forebay_shards::messages::Message;
 use forebay_shards::router::MESH_CAPACITY;
 use forebay_shards::superblock::{self, FolderError, SUPERBLOCK_NAME, Superblock};
+use memory::{MemoryNeeds, MemoryPlan, MemoryShort};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,16 +37,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use volumes::{Stores, VolumeError};
 
-/// Block buffers per core beside the RAM tier: what is on its way between disk, store and clients.
-/// Sixteen of the largest blocks; more connections than that share by waiting.
-const IN_FLIGHT_BYTES_PER_CORE: usize = 256 << 20;
-
 /// Fetches and uploads in flight per core when `--maxBops` does not say: covers the
 /// bandwidth-delay product of 10 Gb/s over 100 ms with 4 MiB blocks.
 const OPERATIONS_PER_CORE: usize = 32;
 
-/// Most of the machine's memory that buffers may take, RAM tier included, in percent.
-const MEMORY_PERCENT_MAX: f64 = 80.0;
+/// Open files beside segments and connections: logs, the ledger, the rings, connections to stores.
+const OTHER_FILES_BASE: u64 = 128;
+
+/// The same for each core: its rings and event files, and its companion's connections.
+const OTHER_FILES_PER_CORE: u64 = 96;
+
+/// The fewest connections per core that a start leaves descriptors for.
+const CONNECTIONS_PER_CORE_MIN: u64 = 64;
 
 /// What all cores share and only read.
 pub struct ServerState {
@@ -56,6 +60,8 @@ pub struct ServerState {
     pub address: SocketAddr,
     /// The quota in bytes, as resolved at start.
     pub quota_bytes: u64,
+    /// How the memory is split.
+    pub memory: MemoryPlan,
     started: Instant,
     cores_ready: AtomicUsize,
 }
@@ -96,8 +102,22 @@ pub enum StartError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The memory asked for is not there.
-    #[error("--memCapacity: {0}")]
-    Memory(String),
+    #[error(transparent)]
+    Memory(#[from] MemoryShort),
+    /// There may not be as many open files as the cache has segments.
+    #[error(
+        "open files: {needed} are needed for {segments} segment files and at least \
+         {CONNECTIONS_PER_CORE_MIN} connections per core, the hard limit is {limit}; raise it with \
+         `LimitNOFILE=` in the systemd unit or `ulimit -Hn`, or lower --diskQuota"
+    )]
+    OpenFiles {
+        /// What would do.
+        needed: u64,
+        /// Segment files that the quota allows.
+        segments: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// The operating system refused.
     #[error("{what}: {source}")]
     Io {
@@ -120,7 +140,10 @@ impl StartError {
                 source: FolderError::QuotaTooSmall { .. },
                 ..
             } => true,
-            StartError::Probe(_) | StartError::Folder { .. } | StartError::Io { .. } => false,
+            StartError::Probe(_)
+            | StartError::OpenFiles { .. }
+            | StartError::Folder { .. }
+            | StartError::Io { .. } => false,
         }
     }
 }
@@ -145,8 +168,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         warnings: Vec::new(),
     };
     let table = stores.adopt(&config, settings.sse)?;
-    let memory = memory_plan(settings, cores)?;
-    probe::open_files()?;
+    let files_max = probe::open_files()?;
     probe::io_uring()?;
     probe::memlock(cores)?;
     let address = probe::exclusive_bind(settings.bind_addr)?;
@@ -156,8 +178,13 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         segments,
         segments_max,
         quota_bytes,
+        memory,
         tls,
-    } = prepare(settings)?;
+    } = prepare(settings, cores)?;
+    log::info!("{}", memory.summary());
+    let segment_files = u64::from(superblock.shards) * u64::from(segments_max);
+    let connections_max =
+        connections_with(files_max, segment_files, cores)?.min(memory.connections_per_core);
     let folder = &settings.disk_folder;
     let started = Instant::now();
     let state = Arc::new(ServerState {
@@ -165,11 +192,12 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         run_id: started_id(),
         address,
         quota_bytes,
+        memory: memory.clone(),
         started,
         cores_ready: AtomicUsize::new(0),
     });
     let topology = Topology::new(superblock.shards, cores as u32);
-    let pool = Pool::new(cores * (memory.ram_per_core + IN_FLIGHT_BYTES_PER_CORE));
+    let pool = Pool::new(memory.pool_bytes);
     let plan = |index| CorePlan {
         index,
         topology,
@@ -177,7 +205,8 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         segments_max,
         segments: shards_of(index, topology, &segments),
         folder: folder.clone(),
-        ram_bytes: memory.ram_per_core,
+        ram_bytes: memory.ram_bytes_per_core,
+        connections_max,
         pool: pool.clone(),
         started,
         tls: tls.clone(),
@@ -222,18 +251,20 @@ struct Prepared {
     segments: Vec<Vec<u32>>,
     segments_max: u32,
     quota_bytes: u64,
+    memory: MemoryPlan,
     tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 /// Asks all that can refuse before it writes anything. The folder must exist: a mount that is not
 /// there must not be papered over.
-fn prepare(settings: &StartSettings) -> Result<Prepared, StartError> {
+fn prepare(settings: &StartSettings, cores: usize) -> Result<Prepared, StartError> {
     let folder = &settings.disk_folder;
     probe::private_folder(folder)?;
     let filesystem = probe::direct_io(folder)?;
     log::info!("{} is on {filesystem}", folder.display());
     let quota_bytes = settings.disk_quota.resolve(file_system_bytes(folder)?);
     inspect(folder, quota_bytes)?;
+    let memory = memory::plan(&memory_needs(settings, cores, quota_bytes)?)?;
     let tls = load_certificate(settings)?;
     let lock = FolderLock::acquire(folder)?;
     match open_folder(folder, quota_bytes) {
@@ -243,6 +274,7 @@ fn prepare(settings: &StartSettings) -> Result<Prepared, StartError> {
             segments,
             segments_max,
             quota_bytes,
+            memory,
             tls,
         }),
         Err(error) => {
@@ -347,26 +379,46 @@ fn file_system_bytes(folder: &Path) -> Result<u64, StartError> {
     )))
 }
 
-struct MemoryPlan {
-    ram_per_core: usize,
+fn memory_needs(
+    settings: &StartSettings,
+    cores: usize,
+    quota_bytes: u64,
+) -> Result<MemoryNeeds, StartError> {
+    let limit =
+        forebay_io::memory::limit().map_err(failed("cannot ask for the machine's memory"))?;
+    let block_sizes = settings.volumes.iter().map(|volume| volume.block_size);
+    Ok(MemoryNeeds {
+        limit,
+        cores,
+        mem_capacity: settings.mem_capacity,
+        db_mem_capacity: settings.db_mem_capacity,
+        operations_per_core: operations_per_core(settings, cores),
+        quota_bytes,
+        block_bytes_min: block_sizes.min().expect("at least one volume"),
+        tls: settings.tls != TlsSetting::Off,
+    })
 }
 
-/// The one sum of all large memory: RAM tier plus buffers in flight, per core.
-fn memory_plan(settings: &StartSettings, cores: usize) -> Result<MemoryPlan, StartError> {
-    let total = probe::memory_bytes().map_err(failed("cannot ask for the machine's memory"))?;
-    let ram = settings.mem_capacity.resolve(total);
-    let in_flight = (cores * IN_FLIGHT_BYTES_PER_CORE) as u64;
-    let most = (total as f64 * MEMORY_PERCENT_MAX / 100.0) as u64;
-    if ram > most.saturating_sub(in_flight) {
-        return Err(StartError::Memory(format!(
-            "{ram} bytes for hot blocks and {in_flight} for {cores} cores' buffers exceed \
-             {MEMORY_PERCENT_MAX} % of the machine's {total}; give at most {}",
-            most.saturating_sub(in_flight)
-        )));
+fn operations_per_core(settings: &StartSettings, cores: usize) -> usize {
+    match settings.max_bops {
+        0 => OPERATIONS_PER_CORE,
+        all => all.div_ceil(cores),
     }
-    Ok(MemoryPlan {
-        ram_per_core: ram as usize / cores,
-    })
+}
+
+/// Connections per core that may be open beside all segment files.
+fn connections_with(limit: u64, segments: u64, cores: usize) -> Result<usize, StartError> {
+    let cores = cores as u64;
+    let others = OTHER_FILES_BASE + cores * OTHER_FILES_PER_CORE + segments;
+    let needed = others + cores * CONNECTIONS_PER_CORE_MIN;
+    if limit < needed {
+        return Err(StartError::OpenFiles {
+            needed,
+            segments,
+            limit,
+        });
+    }
+    Ok(((limit - others) / cores) as usize)
 }
 
 /// The shards of one core with their segment files.
@@ -392,10 +444,7 @@ impl Running {
         stores: &Stores,
         plan: impl Fn(usize) -> CorePlan,
     ) -> Result<Running, StartError> {
-        let operations = match settings.max_bops {
-            0 => OPERATIONS_PER_CORE,
-            all => all.div_ceil(cores),
-        };
+        let operations = operations_per_core(settings, cores);
         let limits = UplinkLimits {
             fetches_max: operations,
             uploads_max: operations,

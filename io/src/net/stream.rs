@@ -9,16 +9,21 @@ use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use futures_rustls::TlsAcceptor;
 use futures_rustls::server::TlsStream;
 use glommio::net::TcpStream;
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 /// Bytes read from the socket at once. rustls asks for 4 KiB at a time, which would be a system
 /// call per quarter record on uploads; 64 KiB is where fewer calls stop paying on loopback.
 const READ_BUFFER_BYTES: usize = 64 << 10;
+
+/// Read buffers that a core keeps for the next connection that has something to read. A buffer is
+/// held only from the read that fills it to the one that empties it, so a few serve thousands.
+const READ_BUFFERS_KEPT_MAX: usize = 32;
 
 /// Encrypted bytes gathered before they are sent. Fits the second-level cache together with its
 /// plaintext, so that the kernel's copy reads what encryption has just written.
@@ -27,12 +32,42 @@ const TLS_SEND_BYTES: usize = 256 << 10;
 /// Pieces per `sendmsg`; rustls offers at most 64 records at a time.
 const SEND_PIECES_MAX: usize = 64;
 
+/// The most memory that a socket holds, bytes.
+pub const SOCKET_BYTES_MAX: usize = READ_BUFFER_BYTES + (4 << 10);
+
+/// The most memory that TLS adds to it, bytes: records that wait to be sent, one record that is
+/// being received and its plaintext, keys and state.
+pub const TLS_BYTES_MAX: usize = TLS_SEND_BYTES + TLS_SEND_BYTES / 16 + 2 * (17 << 10) + (16 << 10);
+
+type ReadBuffer = Box<[u8; READ_BUFFER_BYTES]>;
+
+thread_local! {
+    static READ_BUFFERS: RefCell<Vec<ReadBuffer>> = const { RefCell::new(Vec::new()) };
+}
+
+fn take_read_buffer() -> ReadBuffer {
+    let kept = READ_BUFFERS.with_borrow_mut(Vec::pop);
+    kept.unwrap_or_else(|| {
+        let bytes = vec![0; READ_BUFFER_BYTES].into_boxed_slice();
+        bytes.try_into().expect("of that length")
+    })
+}
+
+fn keep_read_buffer(buffer: ReadBuffer) {
+    READ_BUFFERS.with_borrow_mut(|kept| {
+        if kept.len() < READ_BUFFERS_KEPT_MAX {
+            kept.push(buffer);
+        }
+    });
+}
+
 /// A TCP connection that this core has accepted or made.
 pub struct Socket {
     inner: TcpStream,
     fd: RawFd,
-    /// Allocated on the first read, so that idle connections cost nothing.
-    buffer: Vec<u8>,
+    /// Holds what was read and not asked for yet; `None` when that is nothing, so that idle
+    /// connections cost nothing.
+    buffer: Option<ReadBuffer>,
     start: usize,
     end: usize,
 }
@@ -44,7 +79,7 @@ impl Socket {
         Ok(Socket {
             inner,
             fd,
-            buffer: Vec::new(),
+            buffer: None,
             start: 0,
             end: 0,
         })
@@ -79,14 +114,29 @@ impl AsyncRead for Socket {
             if target.len() >= READ_BUFFER_BYTES {
                 return Pin::new(&mut this.inner).poll_read(cx, target);
             }
-            this.buffer.resize(READ_BUFFER_BYTES, 0);
-            this.start = 0;
-            this.end = 0;
-            this.end = ready!(Pin::new(&mut this.inner).poll_read(cx, &mut this.buffer))?;
+            let mut buffer = take_read_buffer();
+            match Pin::new(&mut this.inner).poll_read(cx, &mut buffer[..]) {
+                Poll::Ready(Ok(count)) => {
+                    this.start = 0;
+                    this.end = count;
+                    this.buffer = Some(buffer);
+                }
+                other => {
+                    keep_read_buffer(buffer);
+                    return other;
+                }
+            }
         }
         let count = target.len().min(this.end - this.start);
-        target[..count].copy_from_slice(&this.buffer[this.start..this.start + count]);
+        if let Some(buffer) = &this.buffer {
+            target[..count].copy_from_slice(&buffer[this.start..this.start + count]);
+        }
         this.start += count;
+        if this.start == this.end
+            && let Some(buffer) = this.buffer.take()
+        {
+            keep_read_buffer(buffer);
+        }
         Poll::Ready(Ok(count))
     }
 }
