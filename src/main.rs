@@ -1,8 +1,10 @@
 //! The program: read the command line, check it, run it. The only place that picks exit codes.
 
+use forebay::cli::check::{self, CheckError};
 use forebay::cli::commands::{self, CommandError};
 use forebay::cli::{
-    self, Command, DeinitCommand, InitCommand, Request, StartArguments, argv, logging,
+    self, CheckArguments, Command, DeinitCommand, InitCommand, Request, StartArguments, argv,
+    logging,
 };
 use forebay::server;
 use forebay::settings::{self, Environment, StartSettings};
@@ -51,6 +53,16 @@ impl From<CommandError> for Failure {
     }
 }
 
+impl From<CheckError> for Failure {
+    fn from(error: CheckError) -> Self {
+        if error.is_usage() {
+            Failure::usage(error)
+        } else {
+            Failure::failed(error)
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     // First of all: until this is done, every user of the machine can read the secret.
@@ -81,6 +93,7 @@ fn run(words: &[OsString]) -> Result<(), Failure> {
     let environment = Environment::of_process();
     let answer = match *command {
         Command::Start(arguments) => return start(&arguments, &environment),
+        Command::Check(arguments) => return check_folder(&arguments, &environment),
         Command::Init(init) => match init.what {
             InitCommand::Creds(arguments) => commands::init_creds(&arguments, &environment)?,
             InitCommand::Systemd(arguments) => commands::init_systemd(&arguments, &environment)?,
@@ -101,6 +114,16 @@ fn print(text: &str) -> Result<(), Failure> {
         .write_all(text.as_bytes())
         .and_then(|()| output.flush())
         .map_err(|error| Failure::failed(format!("standard output: {error}")))
+}
+
+/// Defects are a failure, so that scripts see them without reading.
+fn check_folder(arguments: &CheckArguments, environment: &Environment) -> Result<(), Failure> {
+    let mut output = std::io::stdout();
+    match check::run(arguments, environment, &mut output)? {
+        0 => Ok(()),
+        1 => Err(Failure::failed("check: 1 defect")),
+        defects => Err(Failure::failed(format!("check: {defects} defects"))),
+    }
 }
 
 fn start(arguments: &StartArguments, environment: &Environment) -> Result<(), Failure> {

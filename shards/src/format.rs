@@ -309,6 +309,14 @@ fn open_page(page: &[u8], magic: [u8; 8]) -> Result<Place, NotOurs> {
     })
 }
 
+/// Whether a page that failed its checks bears the identity of `place` all the same: then it is a
+/// page of ours that was damaged, rather than something else.
+pub fn bears_place(page: &[u8], place: &Place) -> bool {
+    let mut expected = [0; PAGE];
+    begin_page(&mut expected, RECORD_MAGIC, place);
+    page[16..56] == expected[16..56]
+}
+
 /// A segment's first page.
 pub fn encode_segment_header(page: &mut [u8], place: &Place, purpose: SegmentPurpose) {
     assert_eq!(place.offset, 0);

@@ -454,7 +454,7 @@ mod tests {
                 "--zzzzzz is not a flag of `forebay start`",
             ),
             (&["strat"], "did you mean `start`?"),
-            (&["frobnicate"], "the commands are start, init"),
+            (&["frobnicate"], "the commands are start, check, init"),
             (&["init"], "one of creds, systemd is needed"),
             (&[], "no command given"),
             (&["start", "extra"], "`extra` is not expected here"),

@@ -5,6 +5,7 @@
 //! [`crate::settings`] checks it. Nothing here picks an exit code; `main` does.
 
 pub mod argv;
+pub mod check;
 pub mod commands;
 pub mod fold;
 pub mod logging;
@@ -49,6 +50,8 @@ pub struct Arguments {
 pub enum Command {
     /// `forebay start`
     Start(StartArguments),
+    /// `forebay check`
+    Check(CheckArguments),
     /// `forebay init …`
     Init(InitArguments),
     /// `forebay deinit …`
@@ -139,6 +142,19 @@ pub struct StartArguments {
     /// try it out: loopback port 8443, everything under ./.forebay-dev, no bucket needed
     #[argh(switch)]
     pub dev: bool,
+}
+
+/// verify every byte of a cache folder whose proxy is stopped; changes nothing. Exit code 0: no
+/// defects, 1: defects or failure, 2: usage
+#[derive(Clone, Debug, Default, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "check", help_triggers("-h", "--help", "help"))]
+pub struct CheckArguments {
+    /// folder of the cache (default /cache)
+    #[argh(option)]
+    pub disk_folder: Option<String>,
+    /// say something of every segment
+    #[argh(switch, short = 'v')]
+    pub verbose: bool,
 }
 
 /// make the files that the proxy needs
