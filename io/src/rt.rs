@@ -87,6 +87,11 @@ pub(crate) fn spawn_detached(task: impl Future<Output = ()> + 'static) {
     glommio::spawn_local(task).detach();
 }
 
+/// Completes on the current executor after at least `duration`.
+pub(crate) fn sleep(duration: Duration) -> impl Future<Output = ()> + 'static {
+    glommio::timer::sleep(duration)
+}
+
 /// Runs something that blocks on glommio's helper threads.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     glommio::executor().spawn_blocking(work).await
@@ -128,7 +133,7 @@ impl Runtime for GlommioRuntime {
     }
 
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
-        glommio::timer::sleep(duration)
+        sleep(duration)
     }
 
     fn yield_now(&self) -> impl Future<Output = ()> + 'static {

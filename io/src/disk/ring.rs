@@ -30,9 +30,17 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// Submission entries. More operations wait in user space; an NVMe queue is rarely deeper.
 const RING_ENTRIES: u32 = 256;
+
+/// Times that one request is made again which met a passing error. An error that lasts longer than
+/// the waits before them, half a second in all, does not pass.
+const TRANSIENT_RETRIES_MAX: u32 = 8;
+
+/// Wait before the first retry; it doubles for each further one.
+const TRANSIENT_WAIT: Duration = Duration::from_millis(2);
 
 /// What an operation in the kernel's hands keeps alive.
 #[expect(
@@ -128,12 +136,7 @@ impl Ring {
         if uring.submission().is_empty() {
             return Ok(());
         }
-        match uring.submit() {
-            Ok(_) => Ok(()),
-            // Nothing is lost: the entries stay in the submission queue for the next turn.
-            Err(e) if is_transient(&e) => Ok(()),
-            Err(e) => Err(e),
-        }
+        uring.submit().map(drop)
     }
 
     /// Hands results to their waiters; returns how many there were.
@@ -161,12 +164,21 @@ impl Ring {
     async fn drive(self: Rc<Self>) {
         let mut readiness: Option<TcpStream> = None;
         loop {
-            if let Err(e) = self.submit() {
-                // EBADF and the like: a bug or a dying process. Nothing can be served without it.
-                log::error!("the disk ring refuses submissions: {e}");
-                std::process::abort();
+            match self.submit() {
+                Ok(()) => drop(self.reap()),
+                // Nothing is lost: the entries stay in the submission queue for the next turn.
+                Err(e) if is_transient(&e) => {
+                    if self.reap() == 0 {
+                        // The kernel is short of memory: others must run meanwhile.
+                        rt::sleep(TRANSIENT_WAIT).await;
+                    }
+                }
+                Err(e) => {
+                    // EBADF and the like: a bug or a dying process. Nothing can be served without it.
+                    log::error!("the disk ring refuses submissions: {e}");
+                    std::process::abort();
+                }
             }
-            self.reap();
             poll_fn(|cx| self.poll_work(cx, &mut readiness)).await;
         }
     }
@@ -222,8 +234,26 @@ impl Ring {
 fn is_transient(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::EAGAIN | libc::EBUSY | libc::EINTR)
+        Some(libc::EAGAIN | libc::EBUSY | libc::EINTR | libc::ENOMEM)
     )
+}
+
+/// What is left of one transfer's patience with errors that pass by themselves.
+#[derive(Default)]
+struct Retries {
+    used: u32,
+}
+
+impl Retries {
+    /// Whether to make the request again that met `error`; waits before it says so.
+    async fn allow(&mut self, error: &io::Error) -> bool {
+        if !is_transient(error) || self.used == TRANSIENT_RETRIES_MAX {
+            return false;
+        }
+        rt::sleep(TRANSIENT_WAIT * (1 << self.used)).await;
+        self.used += 1;
+        true
+    }
 }
 
 /// Waits for one operation.
@@ -403,7 +433,7 @@ impl DiskFile for RingFile {
         range: Range<usize>,
     ) -> (io::Result<usize>, BufferWriter) {
         assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
-        let mut total = 0;
+        let (mut total, mut retries) = (0, Retries::default());
         while total < range.len() {
             let end = range.end.min(range.start + total + REQUEST_BYTES_MAX);
             let target = buffer.io_target(range.start + total..end);
@@ -422,7 +452,7 @@ impl DiskFile for RingFile {
             match result {
                 Ok(0) => break,
                 Ok(count) => total += count as usize,
-                Err(e) if is_transient(&e) => {}
+                Err(e) if retries.allow(&e).await => {}
                 Err(e) => return (Err(e), buffer),
             }
             if !total.is_multiple_of(PAGE) {
@@ -435,7 +465,7 @@ impl DiskFile for RingFile {
 
     async fn write(&self, offset: u64, data: Frozen, range: Range<usize>) -> io::Result<()> {
         assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
-        let mut total = 0;
+        let (mut total, mut retries) = (0, Retries::default());
         while total < range.len() {
             let end = range.end.min(range.start + total + REQUEST_BYTES_MAX);
             let source = &data.record()[range.start + total..end];
@@ -454,7 +484,7 @@ impl DiskFile for RingFile {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
                 Ok(count) => total += count as usize,
-                Err(e) if is_transient(&e) => {}
+                Err(e) if retries.allow(&e).await => {}
                 Err(e) => return Err(e),
             }
         }
