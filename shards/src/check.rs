@@ -9,7 +9,7 @@ pub mod segment;
 
 use crate::format::{NotOurs, RecordKind};
 use crate::key::BlockHash;
-use crate::log::{parse_segment_name, segment_name};
+use crate::segment::{parse_segment_name, segment_name};
 use crate::superblock::{FolderError, LOCK_NAME, SUPERBLOCK_NAME, Superblock};
 use forebay_io::buffer::PAGE;
 use forebay_io::disk::FileEntry;

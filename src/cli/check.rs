@@ -13,7 +13,7 @@ use forebay_shards::check::{
     self, Defect, Fault, Meaning, RecordSummary, SegmentReport, SegmentSource, SegmentState,
     Summary,
 };
-use forebay_shards::log::segment_name;
+use forebay_shards::segment::segment_name;
 use forebay_shards::superblock::{FolderError, SUPERBLOCK_NAME, Superblock};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;

@@ -8,10 +8,10 @@
 use super::{Defect, Fault, Meaning, RecordSummary};
 use crate::format::{
     self, CHUNK_BYTES, FooterEntry, NotOurs, PayloadChecksums, Place, RecordHeader, RecordKind,
-    decode_segment_header, decode_trailer,
+    SegmentPurpose, decode_segment_header, decode_trailer,
 };
 use crate::key::{BlockId, Freshness, Topology, Volume};
-use crate::log::segment_name;
+use crate::segment::segment_name;
 use crate::superblock::Superblock;
 use forebay_io::buffer::PAGE;
 use std::collections::HashMap;
@@ -167,14 +167,15 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
         }
     }
 
-    /// The life that the segment is in; nothing if it never began one.
+    /// The life that the segment is in; nothing if it never began one, or if it is free.
     fn life(&mut self) -> Option<u64> {
         let place = self.place;
         let fault = match self.window.page(0) {
             // Told as unreadable, or as too short.
             None => None,
             Some(page) => match decode_segment_header(page, &place) {
-                Ok(incarnation) => return Some(incarnation),
+                Ok((_, SegmentPurpose::Free)) => return None,
+                Ok((incarnation, _)) => return Some(incarnation),
                 Err(_) if page.iter().all(|byte| *byte == 0) => Some(Fault::SegmentHeaderMissing),
                 Err(problem) => Some(Fault::SegmentHeader(problem)),
             },
