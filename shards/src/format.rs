@@ -54,6 +54,10 @@ const RECORD_MAGIC: [u8; 8] = *b"FBRECORD";
 const SEGMENT_MAGIC: [u8; 8] = *b"FBSEGMNT";
 const FOOTER_MAGIC: [u8; 8] = *b"FBFOOTER";
 
+/// Sequences and incarnations are below this: they count up from 1, one a write, and are counted on
+/// from what the disk says. A page that claims more was not written by us.
+const COUNTER_END: u64 = 1 << 63;
+
 /// Bytes of one footer entry.
 pub const FOOTER_ENTRY_BYTES: usize = 40;
 
@@ -300,6 +304,9 @@ fn open_page(page: &[u8], magic: [u8; 8]) -> Result<Place, NotOurs> {
     if u16_at(page, 12) != FORMAT_VERSION {
         return Err(NotOurs::Version(u16_at(page, 12)));
     }
+    if u64_at(page, 40) >= COUNTER_END {
+        return Err(NotOurs::Field("incarnation"));
+    }
     Ok(Place {
         folder: page[16..32].try_into().expect("sixteen bytes"),
         shard: u32_at(page, 32),
@@ -449,6 +456,9 @@ impl RecordHeader {
         }
         if page[68] > 62 {
             return Err(NotOurs::Field("block size"));
+        }
+        if u64_at(page, 56) >= COUNTER_END {
+            return Err(NotOurs::Field("sequence"));
         }
         let mut strings = [&page[..0]; 4];
         let mut at = STRINGS_AT;
@@ -646,6 +656,9 @@ pub fn decode_entries(bytes: &[u8], trailer: &Trailer) -> Result<Vec<FooterEntry
                 4 => (RecordKind::Tombstone, RecordState::Dirty),
                 _ => return Err(NotOurs::Field("kind")),
             };
+            if u64_at(entry, 16) >= COUNTER_END {
+                return Err(NotOurs::Field("sequence"));
+            }
             Ok(FooterEntry {
                 hash: BlockHash(u128_at(entry, 0)),
                 sequence: u64_at(entry, 16),

@@ -14,6 +14,9 @@ use std::task::{Poll, Waker};
 /// How segment files' names begin.
 pub const SEGMENT_NAME_PREFIX: &str = "segment-";
 
+/// Largest segment number: six digits, as the names have, and more than any quota gives a shard.
+pub const SEGMENT_NUMBER_MAX: u32 = 999_999;
+
 /// Name of a segment's file.
 pub fn segment_name(shard: u32, segment: u32) -> String {
     format!("{SEGMENT_NAME_PREFIX}{shard:03}-{segment:06}")
@@ -23,7 +26,8 @@ pub fn segment_name(shard: u32, segment: u32) -> String {
 pub fn parse_segment_name(name: &str) -> Option<(u32, u32)> {
     let (shard, segment) = name.strip_prefix(SEGMENT_NAME_PREFIX)?.split_once('-')?;
     let parsed = (shard.parse().ok()?, segment.parse().ok()?);
-    (segment_name(parsed.0, parsed.1) == name).then_some(parsed)
+    let ours = parsed.1 <= SEGMENT_NUMBER_MAX && segment_name(parsed.0, parsed.1) == name;
+    ours.then_some(parsed)
 }
 
 /// A segment file in one of its lives.
