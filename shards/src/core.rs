@@ -13,6 +13,7 @@ use crate::format::RecordHeader;
 use crate::index::BlockMap;
 use crate::key::{BlockHash, BlockId, Freshness, Topology};
 use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError, WriteError};
+use crate::patience::Patience;
 use crate::ram::{RamBlock, RamTier};
 use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::recover::RecoveryReport;
@@ -94,6 +95,7 @@ pub struct Core<R: Runtime, D: Disk> {
     pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
+    pub(crate) patience: Patience<R>,
     recovery: Cell<RecoveryReport>,
     began: MonoTime,
     /// From `began` until the last shard was here.
@@ -125,6 +127,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             "the RAM tier leaves room to work"
         );
         let began = parts.runtime.now();
+        let (index, topology) = (parts.index, parts.topology);
+        let own = (0..topology.shards()).filter(|shard| topology.core_of_shard(*shard) == index);
+        let patience = Patience::new(parts.runtime.clone(), own);
         let ram = RefCell::new(RamTier::new(parts.ram_bytes));
         let heads_max = NonZeroUsize::new(HEADS_MAX).expect("a positive constant");
         Rc::new(Core {
@@ -134,6 +139,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             flights: RefCell::default(),
             turns: Turns::default(),
             stats: CoreStats::default(),
+            patience,
             recovery: Cell::default(),
             load_ms: Cell::default(),
             began,
@@ -167,16 +173,21 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.load_ms.get()
     }
 
+    /// The number of a block's shard.
+    pub(crate) fn shard_number(&self, hash: BlockHash) -> u32 {
+        self.parts.topology.shard_of(hash)
+    }
+
     /// The shard of a block, if it is loaded.
     pub(crate) fn shard(&self, hash: BlockHash) -> Option<Rc<Shard<R, D>>> {
-        self.parts.shards.get(self.parts.topology.shard_of(hash))
+        self.parts.shards.get(self.shard_number(hash))
     }
 
     /// Waits a moment for the shard of a block that is to be read. Without it the block is fetched
     /// and not kept: the store knows every block, the shard only saves a request.
     async fn shard_to_read(&self, hash: BlockHash) {
         if self.shard(hash).is_none() {
-            let number = self.parts.topology.shard_of(hash);
+            let number = self.shard_number(hash);
             let arrival = self.parts.shards.arrival(number);
             let _ = timeout(&self.parts.runtime, READ_LOAD_WAIT, arrival).await;
         }
@@ -188,7 +199,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if self.shard(hash).is_some() {
             return Ok(());
         }
-        let number = self.parts.topology.shard_of(hash);
+        let number = self.shard_number(hash);
         let arrival = self.parts.shards.arrival(number);
         let arrived = timeout(&self.parts.runtime, WRITE_LOAD_WAIT, arrival).await;
         arrived.ok_or(WriteError::Loading)
@@ -394,6 +405,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             }
             self.ram.borrow_mut().remove(hash);
         }
+        let number = self.shard_number(hash);
         let shard = self.shard(hash)?;
         let location = shard.find(hash)?;
         let expected = block_span(id.number, id.volume.block_bytes, meta.size);
@@ -401,9 +413,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             shard.forget_if_at(hash, location);
             return None;
         }
+        if self.patience.is_read_overdue(number) {
+            return None;
+        }
         self.make_room(location.payload_length as usize);
         shard.touch(hash, range.len());
-        match shard.read(hash, location, range).await {
+        let reader = shard.clone();
+        let reading = async move { reader.read(hash, location, range).await };
+        match self.patience.read(number, reading).await? {
             Ok(found) if is_version(&found.header, id, meta) => {
                 self.stats.records_read.add(1);
                 self.stats.record_bytes_read.add(found.wanted.len() as u64);
@@ -470,9 +487,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     async fn head_from_record(&self, id: &BlockId, hash: BlockHash) -> Option<Head> {
+        let number = self.shard_number(hash);
         let shard = self.shard(hash)?;
         let location = shard.find(hash)?;
-        match shard.read_header(hash, location).await {
+        if self.patience.is_read_overdue(number) {
+            return None;
+        }
+        let reader = shard.clone();
+        let reading = async move { reader.read_header(hash, location).await };
+        match self.patience.read(number, reading).await? {
             Ok(header) if names(&header, id) => {
                 let head = Head {
                     store_identity: header.store_identity,
@@ -573,6 +596,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 .filter(|shard| shard.log().is_growth_refused())
                 .count() as u64,
             blocks: shards().map(|shard| shard.len() as u64).sum(),
+            disk_overdue: self.patience.overdue(),
             disk_used_bytes: shards().map(|shard| shard.log().used_bytes()).sum(),
             disk_quota_bytes: shards().map(layout_bytes).sum(),
             shard_counters: shard_values(&loaded),
