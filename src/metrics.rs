@@ -82,6 +82,11 @@ const DISK_USED: Metric = Metric(
     Kind::Gauge,
     "Bytes of segment files.",
 );
+const DISK_OVERDUE: Metric = Metric(
+    "forebay_disk_overdue_operations",
+    Kind::Gauge,
+    "Operations that the disk has not answered in time; their shards are passed by.",
+);
 const DISK_QUOTA: Metric = Metric(
     "forebay_disk_quota_bytes",
     Kind::Gauge,
@@ -450,6 +455,7 @@ fn render_engine(page: &mut Page, cores: &[CoreSnapshot]) {
         (&BLOCKS, (|c| c.blocks) as fn(&CoreSnapshot) -> u64),
         (&DISK_USED, |c| c.disk_used_bytes),
         (&DISK_QUOTA, |c| c.disk_quota_bytes),
+        (&DISK_OVERDUE, |c| c.disk_overdue),
         (&SHARDS, |c| c.shards),
         (&SHARDS_LOADED, |c| c.shards_loaded),
         (&SHARDS_FULL, |c| c.shards_full),

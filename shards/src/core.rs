@@ -14,6 +14,7 @@ use crate::heads::{HEADS_BYTES_MAX, Head, Heads};
 use crate::index::BlockMap;
 use crate::key::{BlockHash, BlockId, Freshness, Topology};
 use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError, WriteError};
+use crate::patience::Patience;
 use crate::ram::{RamBlock, RamTier};
 use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::recover::RecoveryReport;
@@ -78,6 +79,7 @@ pub struct Core<R: Runtime, D: Disk> {
     pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
+    pub(crate) patience: Patience<R>,
     recovery: Cell<RecoveryReport>,
     began: MonoTime,
     /// From `began` until the last shard was here.
@@ -109,6 +111,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             "the RAM tier leaves room to work"
         );
         let began = parts.runtime.now();
+        let (index, topology) = (parts.index, parts.topology);
+        let own = (0..topology.shards()).filter(|shard| topology.core_of_shard(*shard) == index);
+        let patience = Patience::new(parts.runtime.clone(), own);
         let ram = RefCell::new(RamTier::new(parts.ram_bytes));
         Rc::new(Core {
             parts,
@@ -117,6 +122,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             flights: RefCell::default(),
             turns: Turns::default(),
             stats: CoreStats::default(),
+            patience,
             recovery: Cell::default(),
             load_ms: Cell::default(),
             began,
@@ -150,16 +156,21 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.load_ms.get()
     }
 
+    /// The number of a block's shard.
+    pub(crate) fn shard_number(&self, hash: BlockHash) -> u32 {
+        self.parts.topology.shard_of(hash)
+    }
+
     /// The shard of a block, if it is loaded.
     pub(crate) fn shard(&self, hash: BlockHash) -> Option<Rc<Shard<R, D>>> {
-        self.parts.shards.get(self.parts.topology.shard_of(hash))
+        self.parts.shards.get(self.shard_number(hash))
     }
 
     /// Waits a moment for the shard of a block that is to be read. Without it the block is fetched
     /// and not kept: the store knows every block, the shard only saves a request.
     async fn shard_to_read(&self, hash: BlockHash) {
         if self.shard(hash).is_none() {
-            let number = self.parts.topology.shard_of(hash);
+            let number = self.shard_number(hash);
             let arrival = self.parts.shards.arrival(number);
             let _ = timeout(&self.parts.runtime, READ_LOAD_WAIT, arrival).await;
         }
@@ -171,7 +182,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if self.shard(hash).is_some() {
             return Ok(());
         }
-        let number = self.parts.topology.shard_of(hash);
+        let number = self.shard_number(hash);
         let arrival = self.parts.shards.arrival(number);
         let arrived = timeout(&self.parts.runtime, WRITE_LOAD_WAIT, arrival).await;
         arrived.ok_or(WriteError::Loading)
@@ -391,11 +402,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             }
             self.ram.borrow_mut().remove(hash);
         }
+        let number = self.shard_number(hash);
         let shard = self.shard(hash)?;
         let location = shard.find(hash)?;
         let expected = block_span(id.number, id.volume.block_bytes, meta.size);
         if u64::from(location.payload_length) != expected.len() {
             shard.forget_if_at(hash, location);
+            return None;
+        }
+        if self.patience.is_read_overdue(number) {
             return None;
         }
         // Of a block that is worth keeping in memory all is read, however little is wanted now.
@@ -407,7 +422,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let skipped = inside.start;
         self.make_room(inside.len(), payload_length);
         shard.touch(hash, range.len());
-        match shard.read(hash, location, inside).await {
+        let reader = shard.clone();
+        let reading = async move { reader.read(hash, location, inside).await };
+        match self.patience.read(number, reading).await? {
             Ok(found) if is_version(&found.header, id, meta) => {
                 self.stats.records_read.add(1);
                 self.stats.record_bytes_read.add(range.len() as u64);
@@ -475,9 +492,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     async fn head_from_record(&self, id: &BlockId, hash: BlockHash) -> Option<Head> {
+        let number = self.shard_number(hash);
         let shard = self.shard(hash)?;
         let location = shard.find(hash)?;
-        match shard.read_header(hash, location).await {
+        if self.patience.is_read_overdue(number) {
+            return None;
+        }
+        let reader = shard.clone();
+        let reading = async move { reader.read_header(hash, location).await };
+        match self.patience.read(number, reading).await? {
             Ok(header) if names(&header, id) => {
                 let head = Head {
                     store_identity: header.store_identity,
@@ -578,6 +601,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 .filter(|shard| shard.log().is_growth_refused())
                 .count() as u64,
             blocks: shards().map(|shard| shard.len() as u64).sum(),
+            disk_overdue: self.patience.overdue(),
             disk_used_bytes: shards().map(|shard| shard.log().used_bytes()).sum(),
             disk_quota_bytes: shards().map(layout_bytes).sum(),
             shard_counters: shard_values(&loaded),

@@ -249,10 +249,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 flight.land(Landing::Confirmed);
             }
             StoreErrorKind::NotFound if plan.id.number == 0 => {
+                let answer = || flight.land(Landing::Failed(ReadError::NotFound));
                 if !flight.superseded.get() && self.forget(hash) {
-                    self.bury(hash, &plan.id, || !flight.superseded.get()).await;
+                    let shard = self.shard_number(hash);
+                    let burying = self.bury(hash, &plan.id, || !flight.superseded.get());
+                    self.patience.watch_write(shard, burying, answer).await;
                 }
-                flight.land(Landing::Failed(ReadError::NotFound));
+                answer();
             }
             StoreErrorKind::PreconditionFailed => flight.land(Landing::Failed(ReadError::Changed)),
             StoreErrorKind::RangeNotSatisfiable if plan.id.number == 0 => {
@@ -334,12 +337,16 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if id.number == 0 {
             self.learn(id, hash, meta.clone());
         }
-        self.store_block(hash, id, &meta, payload, || !flight.superseded.get())
-            .await;
+        let shard = self.shard_number(hash);
+        let wanted = || !flight.superseded.get();
+        let storing = self.store_block(hash, id, &meta, payload, wanted);
+        self.patience.watch_write(shard, storing, || ()).await;
     }
 
     /// Puts a block into the log, and into the RAM tier if it is hot already. A block that cannot
-    /// be written is not cached on disk. `wanted` turns false when something newer comes.
+    /// be written is not cached on disk. `wanted` turns false when something newer comes. Returns
+    /// whether the log was asked: a shard of which something is overdue is not, for each block
+    /// that waits for it would keep its memory.
     pub(crate) async fn store_block(
         &self,
         hash: BlockHash,
@@ -347,7 +354,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         meta: &ObjectMeta,
         payload: BlockPayload,
         wanted: impl Fn() -> bool,
-    ) {
+    ) -> bool {
         let view = payload.buffer.watch().view_all();
         let now = self.parts.runtime.unix_seconds();
         let header = RecordHeader {
@@ -365,8 +372,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.ram.borrow_mut().insert_if_hot(hash, block);
         let bytes = header.record_bytes();
         let Some(shard) = self.shard(hash) else {
-            return;
+            return true;
         };
+        if self.patience.is_overdue(self.shard_number(hash)) {
+            self.stats.write_failures.add(1);
+            return false;
+        }
         // Only block 0 tells which version is current; others are asked for by version.
         let buries = id.number == 0 && shard.may_hold(hash);
         match shard.append(header, payload.buffer, &wanted).await {
@@ -392,6 +403,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 }
             }
         }
+        true
     }
 }
 

@@ -35,6 +35,7 @@ pub mod index;
 pub mod key;
 pub mod log;
 pub mod messages;
+pub mod patience;
 pub mod ram;
 pub mod range;
 pub mod reclaim;

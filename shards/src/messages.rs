@@ -114,6 +114,9 @@ pub enum WriteError {
     /// The key is taken, and was to be written only if free.
     #[error("the object exists")]
     Exists,
+    /// The disk does not answer, so that what it holds of the object is not known to be gone.
+    #[error("the disk does not answer")]
+    Stalled,
     /// The part of the cache that the object belongs to is still being loaded after a start.
     #[error("the cache is still loading; try again in a moment")]
     Loading,

@@ -98,6 +98,8 @@ pub struct CoreSnapshot {
     pub shards_full: u64,
     /// Blocks in their indexes.
     pub blocks: u64,
+    /// Operations of the disk that are overdue.
+    pub disk_overdue: u64,
     /// Bytes of segment files.
     pub disk_used_bytes: u64,
     /// Bytes of segment files that the quota allows.

@@ -8,9 +8,11 @@ use crate::core::Core;
 use crate::format::RecordHeader;
 use crate::key::{BlockHash, BlockId, Freshness};
 use crate::messages::{BlockPayload, PutObject, PutSource, WriteError};
+use crate::patience::DISK_WRITE_WAIT;
 use crate::shard::AppendFailure;
 use forebay_io::disk::Disk;
-use forebay_io::runtime::Runtime;
+use forebay_io::local::Turn;
+use forebay_io::runtime::{Runtime, timeout};
 use forebay_io::store::{ObjectMeta, StoreError, StoreErrorKind};
 use forebay_io::uplink::{Upload, UploadBody};
 use std::rc::Rc;
@@ -33,7 +35,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         } = object;
         let hash = id.hash();
         self.shard_to_write(hash).await?;
-        let _turn = self.turns.take(hash).await;
+        let turn = self.turn(hash).await?;
         let (payload, body) = match source {
             PutSource::Whole(payload) => {
                 let view = payload.buffer.watch().view_all();
@@ -49,12 +51,16 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             if_none_match,
             body,
         };
-        if !if_none_match {
-            self.bury_unchecked(hash, &id).await;
-        }
+        let turn = match if_none_match {
+            true => turn,
+            false => self.bury_unchecked(hash, &id, turn).await?,
+        };
         let reply = match self.parts.uplink.put(id.volume.store_number, upload).await {
             Ok(reply) => reply,
-            Err(error) => return Err(self.write_failed(hash, &id, error, if_none_match).await),
+            Err(error) => {
+                let failure = self.write_failed(hash, &id, turn, error, if_none_match);
+                return Err(failure.await);
+            }
         };
         let last_modified = match reply.last_modified {
             0 => self.parts.runtime.unix_seconds(),
@@ -67,32 +73,60 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             headers,
         });
         let in_flight = self.supersede(hash);
-        match payload {
-            Some(payload) => {
-                // The record replaces the old one in the index and inherits how hot it was.
-                self.learn(&id, hash, meta.clone());
-                self.store_block(hash, &id, &meta, payload, || true).await;
-            }
-            None => {
-                let cached = self.forget(hash);
-                self.learn(&id, hash, meta.clone());
-                // No record of the new version outranks the old one, and nobody promises an insert.
-                if in_flight || cached {
-                    self.bury(hash, &id, || true).await;
+        // A record replaces the old one in the index, and inherits how hot it was.
+        let cached = match payload {
+            Some(_) => self.shard(hash).is_some_and(|shard| shard.may_hold(hash)),
+            None => self.forget(hash),
+        };
+        self.learn(&id, hash, meta.clone());
+        let (core, written) = (self.clone(), meta.clone());
+        let caching = async move {
+            let _turn = turn;
+            let outranked = match payload {
+                Some(payload) => {
+                    core.store_block(hash, &id, &written, payload, || true)
+                        .await
                 }
+                // No record of the new version outranks the old one, and nobody promises an insert.
+                None => false,
+            };
+            if !outranked && (in_flight || cached) {
+                if let Some(shard) = core.shard(hash) {
+                    shard.forget(hash);
+                }
+                core.bury(hash, &id, || true).await;
             }
-        }
+        };
+        // The store has it: a disk that does not answer takes nothing from that.
+        self.patience.write(self.shard_number(hash), caching).await;
         Ok(meta)
     }
 
     /// Nothing ever checks a copy of a key that is written once. If it is written again all the
     /// same, the old copy must be gone before the store has the new one: a crash in between would
     /// leave it there for ever.
-    async fn bury_unchecked(&self, hash: BlockHash, id: &BlockId) {
+    ///
+    /// # Errors
+    /// [`WriteError::Stalled`] if the disk did not say in time that it has the tombstone.
+    async fn bury_unchecked(
+        self: &Rc<Self>,
+        hash: BlockHash,
+        id: &BlockId,
+        turn: Turn<BlockHash>,
+    ) -> Result<Turn<BlockHash>, WriteError> {
         let is_held = self.shard(hash).is_some_and(|shard| shard.may_hold(hash));
-        if id.volume.freshness == Freshness::Immutable && is_held {
-            self.drop_key(hash, id).await;
+        if id.volume.freshness != Freshness::Immutable || !is_held {
+            return Ok(turn);
         }
+        self.supersede(hash);
+        self.forget(hash);
+        let (core, id) = (self.clone(), id.clone());
+        let burying = async move {
+            core.bury(hash, &id, || true).await;
+            turn
+        };
+        let turn = self.patience.write(self.shard_number(hash), burying).await;
+        turn.ok_or(WriteError::Stalled)
     }
 
     /// Caches a block of an object that was just written in pieces.
@@ -106,20 +140,27 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if self.shard_to_write(hash).await.is_err() {
             return;
         }
-        let _turn = self.turns.take(hash).await;
+        let Ok(turn) = self.turn(hash).await else {
+            return;
+        };
         // Block 0 stands for the object: it must be the version that was written last.
         if id.number == 0 && !self.is_current(hash, &meta) {
             return;
         }
         self.supersede(hash);
-        self.store_block(hash, &id, &meta, payload, || true).await;
+        let core = self.clone();
+        let caching = async move {
+            let _turn = turn;
+            core.store_block(hash, &id, &meta, payload, || true).await
+        };
+        self.patience.write(self.shard_number(hash), caching).await;
     }
 
     /// Deletes an object from its store and from the cache.
     pub async fn delete(self: &Rc<Self>, id: BlockId) -> Result<(), WriteError> {
         let hash = id.hash();
         self.shard_to_write(hash).await?;
-        let _turn = self.turns.take(hash).await;
+        let turn = self.turn(hash).await?;
         match self
             .parts
             .uplink
@@ -128,27 +169,57 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         {
             Ok(()) => {}
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
-            Err(error) => return Err(self.write_failed(hash, &id, error, false).await),
+            Err(error) => return Err(self.write_failed(hash, &id, turn, error, false).await),
         }
-        self.drop_key(hash, &id).await;
-        Ok(())
+        self.drop_key(hash, &id, turn).await
     }
 
     /// Forgets an object of which the store was seen to have another version.
     pub async fn invalidate(self: &Rc<Self>, id: BlockId) {
         let hash = id.hash();
         let _ = self.shard_to_write(hash).await;
-        let _turn = self.turns.take(hash).await;
-        self.drop_key(hash, &id).await;
+        if let Ok(turn) = self.turn(hash).await {
+            let _ = self.drop_key(hash, &id, turn).await;
+        }
+    }
+
+    /// Waits for the turn of a key, as long as its disk answers.
+    async fn turn(&self, hash: BlockHash) -> Result<Turn<BlockHash>, WriteError> {
+        let mut taking = std::pin::pin!(self.turns.take(hash));
+        loop {
+            let turn = timeout(&self.parts.runtime, DISK_WRITE_WAIT, taking.as_mut()).await;
+            match turn {
+                Some(turn) => return Ok(turn),
+                None if self.patience.is_overdue(self.shard_number(hash)) => {
+                    return Err(WriteError::Stalled);
+                }
+                None => {}
+            }
+        }
     }
 
     /// Forgets a key for good: also after a restart.
-    async fn drop_key(&self, hash: BlockHash, id: &BlockId) {
+    ///
+    /// # Errors
+    /// [`WriteError::Stalled`] if the disk did not say in time that it has the tombstone.
+    async fn drop_key(
+        self: &Rc<Self>,
+        hash: BlockHash,
+        id: &BlockId,
+        turn: Turn<BlockHash>,
+    ) -> Result<(), WriteError> {
         let in_flight = self.supersede(hash);
         let cached = self.forget(hash);
-        if in_flight || cached {
-            self.bury(hash, id, || true).await;
+        if !in_flight && !cached {
+            return Ok(());
         }
+        let (core, id) = (self.clone(), id.clone());
+        let burying = async move {
+            let _turn = turn;
+            core.bury(hash, &id, || true).await;
+        };
+        let buried = self.patience.write(self.shard_number(hash), burying).await;
+        buried.ok_or(WriteError::Stalled)
     }
 
     /// Writes a tombstone, so that no record of the key is found after a restart. `wanted` turns
@@ -183,9 +254,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     async fn write_failed(
-        &self,
+        self: &Rc<Self>,
         hash: BlockHash,
         id: &BlockId,
+        turn: Turn<BlockHash>,
         error: StoreError,
         if_none_match: bool,
     ) -> WriteError {
@@ -194,7 +266,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         if error.kind.is_retryable() {
             // It may have been done after all.
-            self.drop_key(hash, id).await;
+            let _ = self.drop_key(hash, id, turn).await;
         }
         WriteError::Store(Arc::new(error))
     }

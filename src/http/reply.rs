@@ -271,6 +271,9 @@ impl From<WriteError> for ErrorReply {
                 ErrorReply::new(412, "PreconditionFailed", "the object exists already")
             }
             WriteError::Store(error) => ErrorReply::from(&*error),
+            WriteError::Stalled => {
+                ErrorReply::slow_down("the disk of this part of the cache does not answer")
+            }
             WriteError::Loading => {
                 ErrorReply::slow_down("this part of the cache is still loading after a start")
             }

@@ -36,6 +36,10 @@ use std::time::{Duration, Instant};
 /// that an orderly stop may take.
 const STOP_WAIT: Duration = Duration::from_secs(12);
 
+/// How long a stopping core waits for its footers. A healthy disk takes them in milliseconds; one
+/// that does not answer must not keep the process.
+const SEAL_WAIT: Duration = Duration::from_secs(5);
+
 /// Shards that a core loads at the same time: enough reads in flight for any one disk, and no
 /// shard waits for a slow one.
 const SHARDS_LOADED_AT_ONCE: usize = 4;
@@ -296,5 +300,13 @@ async fn stop(
     {
         log::warn!("core {}: requests in flight are cut off", context.index);
     }
-    engine.seal().await;
+    if timeout(&context.runtime, SEAL_WAIT, engine.seal())
+        .await
+        .is_none()
+    {
+        log::warn!(
+            "core {}: the disk did not take all footers; the next start scans instead",
+            context.index
+        );
+    }
 }

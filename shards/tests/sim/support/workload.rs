@@ -551,7 +551,7 @@ impl Shared {
         let ending = match result {
             Ok(()) => Ending::Done,
             Err(WriteError::Exists | WriteError::Loading) => Ending::NotDone,
-            Err(WriteError::Store(_)) => Ending::Unknown,
+            Err(WriteError::Store(_) | WriteError::Stalled) => Ending::Unknown,
         };
         self.model.borrow_mut().end_write(write, ending);
         format!("{ending:?}")
