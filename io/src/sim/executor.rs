@@ -163,6 +163,14 @@ impl SimExecutor {
     }
 }
 
+impl Drop for SimExecutor {
+    fn drop(&mut self) {
+        self.tasks.clear();
+        // What was spawned last holds this runtime, which would hold it for ever.
+        self.shared.spawned.take();
+    }
+}
+
 impl Runtime for SimRuntime {
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let id = self.0.next_task.get();

@@ -44,8 +44,9 @@ pub enum Undecided {
 /// What a crash took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CrashReport {
-    /// When the oldest write was reported complete of which a sector is gone now.
-    pub lost_since_ns: Option<u64>,
+    /// Position among all completions of the oldest write that was reported complete and of which
+    /// a sector is gone now. What was complete before it is all there.
+    pub lost_since: Option<u64>,
 }
 
 /// How the sectors that a crash leaves are chosen.
@@ -165,20 +166,20 @@ impl State {
                         content: in_flight.pages[page].clone(),
                         sectors,
                         order: Some(order),
-                        acknowledged_ns: None,
+                        acknowledged: false,
                     });
                 }
             }
-            file.complete(write, order, None);
+            file.complete(write, order, false);
         }
     }
 
     fn settle_power_cut(&mut self, keep: &mut dyn FnMut(Undecided) -> bool) -> CrashReport {
         // What is in flight may land in full; below, any of its sectors may be lost.
         self.settle_in_flight(&mut |_| true);
-        let mut lost_since_ns: Option<u64> = None;
+        let mut lost_since: Option<u64> = None;
         let mut lost = |when: Option<u64>| {
-            lost_since_ns = [lost_since_ns, when].into_iter().flatten().min();
+            lost_since = [lost_since, when].into_iter().flatten().min();
         };
         for file in self.files.values_mut() {
             for pending in std::mem::take(&mut file.pending) {
@@ -192,11 +193,11 @@ impl State {
                         })
                 });
                 if kept != pending.sectors {
-                    lost(pending.acknowledged_ns);
+                    lost(pending.acknowledged_order());
                 }
                 file.keep(&pending, kept);
             }
-            lost(file.forgotten_ns);
+            lost(file.forgotten);
             file.lose_the_rest();
         }
         for file in std::mem::take(&mut self.half_made) {
@@ -209,7 +210,7 @@ impl State {
                 self.names.entry(name).or_insert(file);
             }
         }
-        CrashReport { lost_since_ns }
+        CrashReport { lost_since }
     }
 }
 

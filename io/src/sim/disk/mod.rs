@@ -300,6 +300,16 @@ impl SimDisk {
         self.0.used_bytes_max.get()
     }
 
+    /// Forgets [`SimDisk::used_bytes_max`], as when another quota holds from now on.
+    pub fn reset_used_bytes_max(&self) {
+        self.0.used_bytes_max.set(self.used_bytes());
+    }
+
+    /// Writes completed so far: a place in the order that [`CrashReport::lost_since`] tells.
+    pub fn completions(&self) -> u64 {
+        self.0.state.borrow().order
+    }
+
     /// Reads, writes, syncs and creations begun so far.
     pub fn operations(&self) -> u64 {
         self.0.operations.get()
@@ -393,27 +403,27 @@ impl State {
                 content: in_flight.pages[page].clone(),
                 sectors: pages::ALL,
                 order: None,
-                acknowledged_ns: None,
+                acknowledged: false,
             });
         }
         in_flight.landed = in_flight.landed.max(end);
     }
 
     /// Lands all of a write and ends it.
-    fn complete(&mut self, write: u64, acknowledged_ns: Option<u64>) {
+    fn complete(&mut self, write: u64, acknowledged: bool) {
         let count = self.in_flight.get(&write).map_or(0, |w| w.pages.len());
         self.land_until(write, count);
-        self.end(write, acknowledged_ns);
+        self.end(write, acknowledged);
     }
 
     /// Ends a write; what has landed of it is complete.
-    fn end(&mut self, write: u64, acknowledged_ns: Option<u64>) {
+    fn end(&mut self, write: u64, acknowledged: bool) {
         let Some(in_flight) = self.in_flight.remove(&write) else {
             return;
         };
         self.order += 1;
         if let Some(file) = self.files.get_mut(&in_flight.file) {
-            file.complete(write, self.order, acknowledged_ns);
+            file.complete(write, self.order, acknowledged);
         }
     }
 
@@ -427,7 +437,7 @@ impl State {
             .collect();
         for write in abandoned {
             if self.dice.one_in(4) {
-                self.complete(write, None);
+                self.complete(write, false);
             }
         }
     }

@@ -272,12 +272,12 @@ impl SimFile {
                         content: content.clone(),
                         sectors,
                         order: None,
-                        acknowledged_ns: None,
+                        acknowledged: false,
                     });
                 }
             }
         }
-        state.end(write, None);
+        state.end(write, false);
         error
     }
 
@@ -391,12 +391,7 @@ impl DiskFile for SimFile {
         }
         self.folder.tell(operation, Moment::Halfway);
         self.folder.pause_ns(WORK_NS_MAX).await;
-        let now_ns = self.folder.now_ns();
-        self.folder
-            .0
-            .state
-            .borrow_mut()
-            .complete(write, Some(now_ns));
+        self.folder.0.state.borrow_mut().complete(write, true);
         self.folder.note_used_bytes();
         end(Ok(()))
     }

@@ -43,8 +43,15 @@ pub(super) struct Pending {
     pub sectors: u8,
     /// Position among all completions; `None` as long as the write is in flight.
     pub order: Option<u64>,
-    /// When the write was reported complete; `None` if it never was.
-    pub acknowledged_ns: Option<u64>,
+    /// Whether the write was reported complete.
+    pub acknowledged: bool,
+}
+
+impl Pending {
+    /// Position among all completions, if it was reported complete.
+    pub fn acknowledged_order(&self) -> Option<u64> {
+        self.order.filter(|_| self.acknowledged)
+    }
 }
 
 /// A file.
@@ -54,8 +61,8 @@ pub(super) struct Content {
     pages: Vec<PageState>,
     /// In the order in which they landed.
     pub pending: Vec<Pending>,
-    /// When the oldest write was acknowledged that a failed sync then gave up.
-    pub forgotten_ns: Option<u64>,
+    /// Position among all completions of the oldest write that a failed sync gave up.
+    pub forgotten: Option<u64>,
     /// Pages that can no longer be read.
     pub unreadable: BTreeSet<u32>,
     /// Pages that can no longer be written.
@@ -134,11 +141,11 @@ impl Content {
     }
 
     /// Says that a write is complete, as position `order` among all completions.
-    pub fn complete(&mut self, write: u64, order: u64, acknowledged_ns: Option<u64>) {
+    pub fn complete(&mut self, write: u64, order: u64, acknowledged: bool) {
         let of_write = |pending: &&mut Pending| pending.write == write;
         for pending in self.pending.iter_mut().filter(of_write) {
             pending.order = Some(order);
-            pending.acknowledged_ns = acknowledged_ns;
+            pending.acknowledged = acknowledged;
         }
     }
 
@@ -159,11 +166,8 @@ impl Content {
             .into_iter()
             .partition(|pending| pending.order.is_some_and(|at| at <= order));
         self.pending = rest;
-        let oldest = lost
-            .iter()
-            .filter_map(|pending| pending.acknowledged_ns)
-            .min();
-        self.forgotten_ns = [self.forgotten_ns, oldest].into_iter().flatten().min();
+        let oldest = lost.iter().filter_map(Pending::acknowledged_order).min();
+        self.forgotten = [self.forgotten, oldest].into_iter().flatten().min();
     }
 
     /// Makes `sectors` of a pending write durable.
@@ -179,7 +183,7 @@ impl Content {
     /// Reads show only what is durable from now on.
     pub fn lose_the_rest(&mut self) {
         self.pending.clear();
-        self.forgotten_ns = None;
+        self.forgotten = None;
         for state in &mut self.pages {
             state.visible.clone_from(&state.durable);
         }
