@@ -62,6 +62,8 @@ pub struct Life {
     crashed: bool,
     /// Whether a power cut has taken something.
     lost: bool,
+    /// How often each fault had struck when that was last told.
+    struck: [u64; DiskFault::ALL.len()],
 }
 
 /// A block as its shard knew it at an orderly stop.
@@ -136,6 +138,7 @@ impl Life {
             starts: 0,
             crashed: false,
             lost: false,
+            struck: [0; DiskFault::ALL.len()],
         }
     }
 
@@ -274,6 +277,21 @@ impl Life {
         }
         let budget = 1 + self.dice.below(12) as u32;
         self.clients.machine.disk.set_chances(chances, budget);
+    }
+
+    /// Tells which faults have struck since it was last told.
+    fn note_faults(&mut self) {
+        let disk = &self.clients.machine.disk;
+        let struck = DiskFault::ALL.map(|fault| disk.struck(fault));
+        let since = DiskFault::ALL.iter().zip(struck.iter().zip(self.struck));
+        let new: Vec<String> = since
+            .filter(|(_, (now, before))| *now > before)
+            .map(|(fault, (now, before))| format!("{} {fault:?}", now - before))
+            .collect();
+        self.struck = struck;
+        if !new.is_empty() {
+            self.note(format!("struck: {}", new.join(", ")));
+        }
     }
 
     pub fn note(&self, event: String) {
@@ -422,11 +440,13 @@ impl Life {
                 }
             });
         }
-        if crash && world.executor.run_steps(self.dice.below(3000) as usize) && left.get() > 0 {
-            return true;
+        let dies =
+            crash && world.executor.run_steps(self.dice.below(3000) as usize) && left.get() > 0;
+        if !dies {
+            world.run(async move { done.wait().await });
         }
-        world.run(async move { done.wait().await });
-        false
+        self.note_faults();
+        dies
     }
 }
 
