@@ -3,9 +3,10 @@
 //! Among the tasks that are ready it picks at random; when none is, the clock jumps to the next
 //! timer. The same seed runs the same way. It never reads a real clock or a global generator.
 
+use super::random::Dice;
 use crate::runtime::{CLOCK_START_NS, MonoTime, Runtime};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Seconds since the Unix epoch at which simulated time begins.
-const UNIX_START_SECONDS: u64 = 1_800_000_000;
+/// Seconds since the Unix epoch at which simulated time begins, unless another time is given.
+pub const UNIX_START_SECONDS: u64 = 1_800_000_000;
 
 struct Shared {
     spawned: RefCell<Vec<(u64, Task)>>,
@@ -26,7 +27,8 @@ struct Shared {
     now_ns: Cell<u64>,
     timers: RefCell<BTreeMap<(u64, u64), Waker>>,
     next_timer: Cell<u64>,
-    random: Cell<u64>,
+    random: RefCell<Dice>,
+    unix_start_seconds: u64,
 }
 
 struct TaskWaker {
@@ -47,12 +49,18 @@ pub struct SimRuntime(Rc<Shared>);
 /// The executor. Dropping it drops every task at once: a crash.
 pub struct SimExecutor {
     shared: Rc<Shared>,
-    tasks: HashMap<u64, Task>,
+    /// By number, so that a crash drops them in the same order in every run.
+    tasks: BTreeMap<u64, Task>,
 }
 
 impl SimExecutor {
     /// An executor whose every choice follows from `seed`.
     pub fn new(seed: u64) -> Self {
+        SimExecutor::starting_at(seed, UNIX_START_SECONDS)
+    }
+
+    /// As [`SimExecutor::new`], with another wall clock: a later run of the same machine.
+    pub fn starting_at(seed: u64, unix_seconds: u64) -> Self {
         SimExecutor {
             shared: Rc::new(Shared {
                 spawned: RefCell::default(),
@@ -61,9 +69,10 @@ impl SimExecutor {
                 now_ns: Cell::new(CLOCK_START_NS),
                 timers: RefCell::default(),
                 next_timer: Cell::new(0),
-                random: Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+                random: RefCell::new(Dice::new(seed)),
+                unix_start_seconds: unix_seconds,
             }),
-            tasks: HashMap::new(),
+            tasks: BTreeMap::new(),
         }
     }
 
@@ -89,6 +98,12 @@ impl SimExecutor {
             );
         }
         result.take().expect("checked above")
+    }
+
+    /// Tasks that have not ended. Those that serve queues never do; any other that is left when
+    /// nothing is asked is stuck.
+    pub fn tasks(&self) -> usize {
+        self.tasks.len() + self.shared.spawned.borrow().len()
     }
 
     /// Runs until `steps` polls were made or nothing can run; returns whether anything still can.
@@ -148,6 +163,14 @@ impl SimExecutor {
     }
 }
 
+impl Drop for SimExecutor {
+    fn drop(&mut self) {
+        self.tasks.clear();
+        // What was spawned last holds this runtime, which would hold it for ever.
+        self.shared.spawned.take();
+    }
+}
+
 impl Runtime for SimRuntime {
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let id = self.0.next_task.get();
@@ -160,7 +183,7 @@ impl Runtime for SimRuntime {
     }
 
     fn unix_seconds(&self) -> u64 {
-        UNIX_START_SECONDS + (self.0.now_ns.get() - CLOCK_START_NS) / 1_000_000_000
+        self.0.unix_start_seconds + (self.0.now_ns.get() - CLOCK_START_NS) / 1_000_000_000
     }
 
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
@@ -190,12 +213,7 @@ impl Runtime for SimRuntime {
     }
 
     fn random(&self) -> u64 {
-        // splitmix64 (Steele et al. 2014).
-        let x = self.0.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.0.random.set(x);
-        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        self.0.random.borrow_mut().draw()
     }
 }
 

@@ -2,7 +2,8 @@
 
 pub mod disk;
 pub mod executor;
+pub mod random;
 pub mod store;
 
-pub use disk::{DiskOperation, SimDisk, SimFile};
+pub use disk::{Crash, DiskOperation, SimDisk, SimFile};
 pub use executor::{SimExecutor, SimRuntime};

@@ -5,6 +5,7 @@
 //! key overlap. It never reads a clock and never draws from a global random number generator: time
 //! passes through the sleep it is given, and equal seeds give equal runs.
 
+use super::random::Dice;
 use crate::store::{
     ByteSpan, GetReply, GetRequest, ObjectMeta, PutBody, PutReply, PutRequest, Store, StoreError,
     StoreErrorKind, StoreResult, check_key,
@@ -106,7 +107,7 @@ struct Inside {
     bucket_missing: bool,
     /// `None`: any fault strikes at once when scripted, none by chance.
     chances: Option<FaultChances>,
-    random: u64,
+    dice: Option<Dice>,
     script: VecDeque<ScriptedFault>,
     writes: u64,
     requests: BTreeMap<(Verb, String), u64>,
@@ -135,7 +136,7 @@ impl MemoryStore {
     pub fn set_chances(&self, chances: FaultChances, seed: u64) {
         let mut inside = self.inside.borrow_mut();
         inside.chances = Some(chances);
-        inside.random = seed;
+        inside.dice = Some(Dice::new(seed));
     }
 
     /// From now on only scripted faults strike.
@@ -352,12 +353,12 @@ impl Inside {
             return Some(Fault::Fail(StoreErrorKind::Unreachable));
         }
         if self.strikes(chances.delay) {
-            let milliseconds = self.random() % (chances.delay_ms_max + 1);
+            let milliseconds = self.below(chances.delay_ms_max + 1);
             return Some(Fault::Delay(Duration::from_millis(milliseconds)));
         }
         if is_read && self.strikes(chances.cut) {
             let size = self.objects.get(key).map_or(0, |object| object.meta.size);
-            return Some(Fault::Cut(self.random() % (size + 1)));
+            return Some(Fault::Cut(self.below(size + 1)));
         }
         if is_write && self.strikes(chances.lost_reply) {
             return Some(Fault::LostReply);
@@ -366,16 +367,12 @@ impl Inside {
     }
 
     fn strikes(&mut self, per_mille: u32) -> bool {
-        self.random() % 1000 < u64::from(per_mille)
+        let dice = self.dice.as_mut();
+        dice.is_some_and(|dice| dice.strikes(per_mille))
     }
 
-    /// SplitMix64: a whole period from any seed, and no dependency.
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+    fn below(&mut self, limit: u64) -> u64 {
+        self.dice.as_mut().map_or(0, |dice| dice.below(limit))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Misses: fetched once, never half, never in the way of each other.
 
 use crate::support::client::{self, Answer, Refusal};
-use crate::support::workload::content;
+use crate::support::ops::content;
 use crate::support::world::{Geometry, Machine, SETTLE, World, home};
 use forebay_io::runtime::Runtime;
 use forebay_io::sim::DiskOperation;

@@ -1,7 +1,7 @@
 //! When a copy is checked, and what happens when the store does not answer or has another version.
 
 use crate::support::client::{self, Answer, Refusal};
-use crate::support::workload::content;
+use crate::support::ops::content;
 use crate::support::world::{Geometry, Machine, TTL, World, home};
 use forebay_io::sim::store::{Fault, FaultChances, Verb};
 use forebay_io::store::StoreErrorKind;

@@ -3,6 +3,7 @@
 //! Nothing here touches the kernel: the folder, the store and the clock are simulated twins, and
 //! one thread runs everything, so a seed is a complete report of a failure.
 
+mod crashes;
 mod fills;
 mod freshness;
 mod random;

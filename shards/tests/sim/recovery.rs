@@ -1,7 +1,7 @@
 //! What a start finds: after crashes, damage, reuse of segments and a smaller quota.
 
 use crate::support::client::{self, Refusal};
-use crate::support::workload::content;
+use crate::support::ops::content;
 use crate::support::world::{Geometry, Machine, SETTLE, World, home, open_shard};
 use forebay_io::buffer::{PAGE, Pool};
 use forebay_io::disk::Disk;

@@ -1,7 +1,7 @@
 //! Writes, deletes and what must not come back after them.
 
 use crate::support::client::{self, Refusal};
-use crate::support::workload::content;
+use crate::support::ops::content;
 use crate::support::world::{Geometry, Machine, Node, SETTLE, World, home};
 use bytes::Bytes;
 use forebay_io::runtime::Runtime;

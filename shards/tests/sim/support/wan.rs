@@ -31,6 +31,7 @@ pub struct Wan {
     pause_us_max: Rc<Cell<u64>>,
     /// GETs by key and first byte.
     gets: Rc<RefCell<BTreeMap<(String, u64), u64>>>,
+    trace: Rc<Cell<u64>>,
 }
 
 impl Wan {
@@ -47,7 +48,37 @@ impl Wan {
             clock,
             pause_us_max,
             gets: Rc::default(),
+            trace: Rc::default(),
         }
+    }
+
+    /// Another store with the same objects and no faults, on a line of its own.
+    pub fn fork(&self) -> Wan {
+        let fork = Wan::new();
+        for key in self.memory.keys() {
+            let bytes = self.memory.object(&key).expect("listed just now");
+            fork.memory.insert(&key, bytes);
+        }
+        fork.pause_us_max.set(self.pause_us_max.get());
+        fork
+    }
+
+    /// A digest of every request and answer so far with its virtual time.
+    pub fn trace(&self) -> u64 {
+        self.trace.get()
+    }
+
+    fn note(&self, what: &str, key: &str, ok: bool) {
+        let now = self
+            .clock
+            .borrow()
+            .as_ref()
+            .map_or(0, |clock| clock.now().0);
+        let mut trace = self.trace.get();
+        for byte in what.bytes().chain(key.bytes()).chain(now.to_le_bytes()) {
+            trace = (trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        self.trace.set(trace.rotate_left(u32::from(ok)));
     }
 
     pub fn memory(&self) -> &MemoryStore {
@@ -87,7 +118,9 @@ impl Store for Wan {
                 .entry((request.key.clone(), start))
                 .or_default() += 1;
             self.pause().await;
+            let key = request.key.clone();
             let reply = self.memory.get(request).await;
+            self.note("get", &key, reply.is_ok());
             self.pause().await;
             let GetReply { meta, span, body } = reply?;
             let line = self.clone();
@@ -111,7 +144,9 @@ impl Store for Wan {
     fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>> {
         Box::pin(async move {
             self.pause().await;
+            let name = key.clone();
             let reply = self.memory.head(key).await;
+            self.note("head", &name, reply.is_ok());
             self.pause().await;
             reply
         })
@@ -120,7 +155,9 @@ impl Store for Wan {
     fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
         Box::pin(async move {
             self.pause().await;
+            let name = request.key.clone();
             let reply = self.memory.put(request).await;
+            self.note("put", &name, reply.is_ok());
             self.pause().await;
             reply
         })
@@ -129,7 +166,9 @@ impl Store for Wan {
     fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
         Box::pin(async move {
             self.pause().await;
+            let name = key.clone();
             let reply = self.memory.delete(key).await;
+            self.note("delete", &name, reply.is_ok());
             self.pause().await;
             reply
         })

@@ -1,179 +1,69 @@
-//! Random lives of the cache, checked against the [`Model`] at every step.
+//! Random lives of the cache, checked against the model at every step.
 //!
 //! Everything follows from one seed: sizes, faults, what is asked of which core and when, where a
-//! crash falls. Equal seeds give equal event logs.
+//! crash falls. Equal seeds give equal digests. A seed has two phases. *Chaos*: several runs of the
+//! program on one folder, with other numbers of cores, each ended by a stop, a kill or a power
+//! cut. *Heal* ([`super::heal`]): the faults stop, and then everything must be well.
+//!
+//! There are two modes. In the *strict* one the disk fails in ways that it admits, at most twice a
+//! run, so that the engine can always make good (a tombstone is tried three times): every check
+//! holds. In the *damage* mode it also lies, rots and fails without limit: which checks are
+//! relaxed then is said in [`super::model`].
 
-use super::client::{self, Answer, Refusal};
-use super::model::{Ending, Model};
-use super::world::{Geometry, Machine, Node, SETTLE, World, home};
-use bytes::Bytes;
+use super::heal;
+use super::journal::Journal;
+use super::ops::{Clients, Op};
+use super::world::{Geometry, Machine, SETTLE, World, home};
 use forebay_io::local::Event;
 use forebay_io::runtime::Runtime;
+use forebay_io::sim::Crash;
+use forebay_io::sim::disk::{DiskChances, DiskFault};
+use forebay_io::sim::random::Dice;
 use forebay_io::sim::store::FaultChances;
-use forebay_io::sim::{DiskOperation, SimRuntime};
 use forebay_shards::index::Location;
-use forebay_shards::key::Volume;
-use forebay_shards::messages::{ReadError, WriteError};
+use forebay_shards::key::BlockId;
 use forebay_shards::range::RangeSpec;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
-
 /// Keys of each volume: few, so that they meet.
-const KEYS: u64 = 4;
+pub const KEYS: u64 = 4;
 
 /// Runs of the program per seed.
 const LIVES: u64 = 3;
 
-/// Batches of simultaneous operations per run.
-const BATCHES: u64 = 4;
+/// Batches of simultaneous operations per run, at most.
+const BATCHES_MAX: u64 = 4;
 
-/// SplitMix64, apart from the executor's, so that what is asked does not depend on the schedule.
-pub struct Dice(u64);
+/// Blocks that an object may have here.
+const BLOCKS_MAX: u64 = 6;
 
-impl Dice {
-    pub fn new(seed: u64) -> Dice {
-        Dice(seed ^ 0x5851_f42d_4c95_7f2d)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    pub fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-}
-
-/// `length` bytes that no other `version` shares.
-pub fn content(version: u64, length: u64) -> Bytes {
-    let mut dice = Dice::new(version.wrapping_mul(0x2545_f491_4f6c_dd1d));
-    let mut bytes = Vec::with_capacity(length as usize + 8);
-    while (bytes.len() as u64) < length {
-        bytes.extend_from_slice(&dice.next().to_le_bytes());
-    }
-    bytes.truncate(length as usize);
-    bytes.into()
-}
-
-#[derive(Clone, Debug)]
-enum Op {
-    Put {
-        immutable: bool,
-        key: String,
-        version: u64,
-        length: u64,
-    },
-    Delete {
-        immutable: bool,
-        key: String,
-    },
-    Get {
-        immutable: bool,
-        key: String,
-        spec: RangeSpec,
-    },
-    Head {
-        immutable: bool,
-        key: String,
-    },
-    Invalidate {
-        immutable: bool,
-        key: String,
-    },
-    ExternalPut {
-        key: String,
-        version: u64,
-        length: u64,
-    },
-    ExternalDelete {
-        key: String,
-    },
-}
+/// Faults per run in the strict mode: one less than would defeat a tombstone's three attempts.
+const STRICT_FAULTS_MAX: u32 = 2;
 
 /// What one seed has in store.
-struct Faults {
+struct Plan {
     store: bool,
     disk: bool,
-    flips: bool,
+    damage: bool,
+    power_cuts: bool,
 }
 
-struct Shared {
-    model: RefCell<Model>,
-    log: RefCell<Vec<String>>,
-    /// Whether errors are to be expected.
-    errors_allowed: bool,
-    checked: Arc<Volume>,
-    immutable: Arc<Volume>,
-    machine: Machine,
-}
-
-struct Run {
-    dice: Dice,
-    seed: u64,
-    faults: Faults,
-    shared: Rc<Shared>,
+/// One seed's life.
+pub struct Life {
+    pub dice: Dice,
+    pub seed: u64,
+    pub clients: Rc<Clients>,
+    plan: Plan,
     versions: u64,
+    starts: u64,
     /// Whether a crash may have torn a record.
     crashed: bool,
-}
-
-/// Runs one seed and returns its event log. Panics when a promise is broken.
-pub fn run(seed: u64) -> Vec<String> {
-    let mut dice = Dice::new(seed);
-    let mut geometry = if dice.one_in(12) {
-        Geometry::LARGE
-    } else {
-        Geometry::SMALL
-    };
-    if dice.one_in(4) {
-        // Room for a few blocks only.
-        let block = geometry.block_bytes as usize;
-        geometry.ram_bytes = 2 * block;
-        geometry.pool_bytes = 10 * block;
-    }
-    let faults = Faults {
-        store: dice.one_in(3),
-        disk: dice.one_in(4),
-        flips: dice.one_in(6),
-    };
-    let machine = Machine::new(geometry);
-    machine
-        .wan
-        .set_pause_us_max([30, 300, 3000][dice.below(3) as usize]);
-    let shared = Rc::new(Shared {
-        model: RefCell::default(),
-        log: RefCell::default(),
-        errors_allowed: faults.store || faults.disk || geometry.pool_bytes < 1 << 20,
-        checked: machine.checked(),
-        immutable: machine.immutable(),
-        machine,
-    });
-    let mut run = Run {
-        dice,
-        seed,
-        faults,
-        shared,
-        versions: 0,
-        crashed: false,
-    };
-    let mut sealed = None;
-    for life in 0..LIVES {
-        sealed = run.live(life, sealed);
-    }
-    run.finish(sealed);
-    run.shared.log.take()
+    /// Whether a power cut has taken something.
+    lost: bool,
+    /// How often each fault had struck when that was last told.
+    struck: [u64; DiskFault::ALL.len()],
 }
 
 /// A block as its shard knew it at an orderly stop.
@@ -186,19 +76,91 @@ struct Known {
     may_hold: bool,
 }
 
-type Index = Vec<Known>;
+/// Lives one seed and returns the digest of all that happened and how often each fault struck.
+/// Panics when a promise is broken; `journal` then says what came before.
+pub fn run(seed: u64, journal: &Rc<Journal>) -> (u64, Vec<u64>) {
+    let mut life = Life::new(seed, journal.clone());
+    let mut sealed = None;
+    for _ in 0..LIVES {
+        sealed = life.live(sealed);
+    }
+    let world = life.start(sealed);
+    heal::require_progress(&mut life, world);
+    let machine = &life.clients.machine;
+    journal.mix(&format!("{} {}", machine.disk.trace(), machine.wan.trace()));
+    let struck = DiskFault::ALL.map(|fault| machine.disk.struck(fault));
+    (journal.digest(), struck.to_vec())
+}
 
-impl Run {
-    fn start(&mut self, life: u64, sealed: Option<Index>) -> World {
+fn geometry(dice: &mut Dice) -> Geometry {
+    let mut geometry = match dice.one_in(16) {
+        true => Geometry::LARGE,
+        false => Geometry::SMALL,
+    };
+    if dice.one_in(4) {
+        // Room for a few blocks only.
+        let block = geometry.block_bytes as usize;
+        geometry.ram_bytes = 2 * block;
+        geometry.pool_bytes = 10 * block;
+    }
+    if dice.one_in(4) {
+        geometry.shards = 1;
+    }
+    geometry
+}
+
+impl Life {
+    fn new(seed: u64, journal: Rc<Journal>) -> Life {
+        let mut dice = Dice::new(seed);
+        let geometry = geometry(&mut dice);
+        let damage = dice.one_in(3);
+        let plan = Plan {
+            store: dice.one_in(3),
+            disk: damage || dice.one_in(2),
+            damage,
+            power_cuts: dice.one_in(2),
+        };
+        let machine = Machine::new(geometry);
+        machine.disk.set_seed(dice.draw());
+        machine.disk.set_stall_max(Duration::from_secs(3));
+        machine
+            .wan
+            .set_pause_us_max([30, 300, 3000][dice.below(3) as usize]);
+        let clients = Clients::new(machine, journal);
+        let tight = geometry.pool_bytes < 1 << 20;
+        clients.errors_allowed.set(plan.store || plan.disk || tight);
+        Life {
+            dice,
+            seed,
+            clients: Rc::new(clients),
+            plan,
+            versions: 0,
+            starts: 0,
+            crashed: false,
+            lost: false,
+            struck: [0; DiskFault::ALL.len()],
+        }
+    }
+
+    /// Starts the program on some number of cores. What an orderly stop had `sealed` is there.
+    fn start(&mut self, sealed: Option<Vec<Known>>) -> World {
         let cores = 1 + self.dice.below(4) as u32;
-        self.note(format!("life {life} on {cores} cores"));
-        let world = self
-            .shared
-            .machine
-            .start(self.seed.wrapping_mul(31) + life, cores);
+        self.starts += 1;
+        let run = self.starts;
+        let seed = self.seed.wrapping_mul(31) + run;
+        if self.plan.damage {
+            self.break_disk_beyond_repair();
+        }
+        if self.dice.one_in(4) {
+            let steps = self.dice.below(60) as usize;
+            let seed = seed.wrapping_add(1 << 40);
+            self.clients.machine.start_and_die(seed, cores, steps);
+            self.note("a start that died".into());
+        }
+        self.note(format!("run {run} on {cores} cores"));
+        let world = self.clients.machine.start(seed, cores);
         if let Some(before) = sealed {
-            let after = self.index(&world);
-            for (before, after) in before.iter().zip(&after) {
+            for (before, after) in before.iter().zip(&self.known(&world)) {
                 // A block may only come back if it was known that its record had stayed behind.
                 let expected = before.location == after.location
                     || (before.location.is_none() && before.may_hold);
@@ -211,9 +173,75 @@ impl Run {
         world
     }
 
-    fn live(&mut self, life: u64, sealed: Option<Index>) -> Option<Index> {
-        let mut world = self.start(life, sealed);
-        if self.faults.store {
+    /// Starts the program without faults and without an accident.
+    pub fn restart(&mut self) -> World {
+        let cores = 1 + self.dice.below(4) as u32;
+        self.starts += 1;
+        let seed = self.seed.wrapping_mul(31) + self.starts;
+        self.note(format!("run {} on {cores} cores", self.starts));
+        self.clients.machine.start(seed, cores)
+    }
+
+    fn live(&mut self, sealed: Option<Vec<Known>>) -> Option<Vec<Known>> {
+        let mut world = self.start(sealed);
+        self.set_faults();
+        let batches = 1 + self.dice.below(BATCHES_MAX);
+        let crash_at = self.dice.below(batches + 1);
+        for batch in 0..batches {
+            let ops = self.choose_ops();
+            let in_the_middle = batch == crash_at;
+            if self.perform(&mut world, ops, in_the_middle) {
+                self.crash(world);
+                return None;
+            }
+            self.check_quota();
+        }
+        world.rest(SETTLE);
+        world.check_rest();
+        self.check_damage_counters(&world);
+        if !self.plan.damage {
+            self.check_index(&world);
+        }
+        if self.dice.one_in(4) {
+            self.crash(world);
+            return None;
+        }
+        let index = self.known(&world);
+        world.stop();
+        self.note("stop".into());
+        if self.plan.power_cuts && self.dice.one_in(4) {
+            self.cut_power();
+            return None;
+        }
+        (!self.plan.disk).then_some(index)
+    }
+
+    /// Ends a run as no operator would.
+    pub fn crash(&mut self, world: World) {
+        self.crashed = true;
+        self.clients.model.borrow_mut().kill();
+        drop(world);
+        if self.plan.power_cuts && self.dice.one_in(2) {
+            self.cut_power();
+        } else {
+            self.clients.machine.disk.crash(Crash::Kill);
+            self.note("kill".into());
+        }
+    }
+
+    fn cut_power(&mut self) {
+        self.crashed = true;
+        let report = self.clients.machine.disk.crash(Crash::PowerCut);
+        if let Some(lost_since) = report.lost_since {
+            self.lost = true;
+            self.clients.model.borrow_mut().power_cut(lost_since);
+        }
+        self.note(format!("power cut, lost since {:?}", report.lost_since));
+    }
+
+    fn set_faults(&mut self) {
+        let machine = &self.clients.machine;
+        if self.plan.store {
             let chances = FaultChances {
                 internal: 40,
                 timeout: 40,
@@ -224,120 +252,96 @@ impl Run {
                 lost_reply: 60,
                 ..FaultChances::default()
             };
-            self.shared
-                .machine
-                .store
-                .set_chances(chances, self.dice.next());
+            machine.store.set_chances(chances, self.dice.draw());
         }
-        let crash_at = self.dice.below(BATCHES + 1);
-        for batch in 0..BATCHES {
-            if self.faults.disk && self.dice.one_in(2) {
-                self.break_disk();
-            }
-            let ops = self.choose_ops();
-            let crash = batch == crash_at;
-            if self.perform(&mut world, ops, crash) {
-                self.note("crash".into());
-                self.crashed = true;
-                self.shared.model.borrow_mut().crash();
-                drop(world);
-                self.damage();
-                return None;
-            }
-            let machine = &self.shared.machine;
-            assert!(
-                machine.disk.used_bytes_max() <= machine.geometry.quota_bytes(),
-                "quota"
-            );
+        if self.plan.disk && !self.plan.damage {
+            let chances = DiskChances::default()
+                .with(DiskFault::ReadError, 40)
+                .with(DiskFault::WriteError, 40)
+                .with(DiskFault::SyncError, 40)
+                .with(DiskFault::SyncLie, 40)
+                .with(DiskFault::CreateFull, 60)
+                .with(DiskFault::Stall, 10);
+            machine.disk.set_chances(chances, STRICT_FAULTS_MAX);
         }
-        world.rest(SETTLE);
-        world.check_rest();
-        let index = self.index(&world);
-        self.check_damage_counters(&world);
-        world.stop();
-        self.note("stop".into());
-        let damaged = self.damage();
-        (!damaged && !self.faults.disk).then_some(index)
     }
 
-    /// The last life: nothing fails any more, and the checked volume shows what the store has.
-    fn finish(&mut self, sealed: Option<Index>) {
-        let mut world = self.start(LIVES, sealed);
-        self.shared.machine.store.heal();
-        self.shared.machine.disk.heal();
-        world.rest(SETTLE);
-        self.shared.model.borrow_mut().settle();
-        let mut ops = Vec::new();
-        for key in 0..KEYS {
-            for immutable in [true, false] {
-                let key = key_name(immutable, key);
-                ops.push(Op::Get {
-                    immutable,
-                    key,
-                    spec: RangeSpec::All,
-                });
+    /// From before the start on, so that recovery meets the faults too.
+    fn break_disk_beyond_repair(&mut self) {
+        self.clients.model.borrow_mut().set_lossy();
+        let mut chances = DiskChances::default();
+        for fault in DiskFault::ALL {
+            if self.dice.one_in(3) {
+                chances = chances.with(fault, [5, 40, 200][self.dice.below(3) as usize]);
             }
         }
-        for op in ops.clone() {
-            // One by one: what is read alone cannot fail.
-            self.perform(&mut world, vec![op], false);
-        }
-        for op in &ops {
-            let Op::Get {
-                immutable: false,
-                key,
-                ..
-            } = op
-            else {
-                continue;
-            };
-            let (node, volume) = (world.nodes[0].clone(), self.shared.checked.clone());
-            let name = key.clone();
-            let got = world.run(async move {
-                client::read(&node, &volume, &name, Some(RangeSpec::All)).await
-            });
-            let stored = self.shared.machine.store.object(key);
-            match (got, stored) {
-                (Ok(answer), Some(bytes)) => assert!(answer.bytes == bytes, "{key} after healing"),
-                (Err(Refusal::Error(ReadError::NotFound)), None) => {}
-                (got, stored) => panic!("{key}: {got:?}, store {:?}", stored.map(|b| b.len())),
-            }
-        }
-        world.rest(SETTLE);
-        world.check_rest();
-        world.stop();
+        let budget = 1 + self.dice.below(12) as u32;
+        self.clients.machine.disk.set_chances(chances, budget);
     }
 
-    fn note(&self, event: String) {
-        self.shared.log.borrow_mut().push(event);
+    /// Tells which faults have struck since it was last told.
+    fn note_faults(&mut self) {
+        let disk = &self.clients.machine.disk;
+        let struck = DiskFault::ALL.map(|fault| disk.struck(fault));
+        let since = DiskFault::ALL.iter().zip(struck.iter().zip(self.struck));
+        let new: Vec<String> = since
+            .filter(|(_, (now, before))| *now > before)
+            .map(|(fault, (now, before))| format!("{} {fault:?}", now - before))
+            .collect();
+        self.struck = struck;
+        if !new.is_empty() {
+            self.note(format!("struck: {}", new.join(", ")));
+        }
     }
 
-    fn index(&self, world: &World) -> Index {
-        let mut found = Vec::new();
-        for key in 0..KEYS {
-            for immutable in [true, false] {
-                let volume = self.shared.volume(immutable);
-                let home = home(volume, &key_name(immutable, key));
-                for number in 0..8 {
-                    let id = home.sibling(number);
-                    let (shard, hash) = (world.shard_of(&id), id.hash());
-                    let (location, may_hold) = (shard.find(hash), shard.may_hold(hash));
-                    let key = key_name(immutable, key);
-                    found.push(Known {
-                        key,
-                        number,
-                        location,
-                        may_hold,
-                    });
-                }
+    pub fn note(&self, event: String) {
+        self.clients.journal.note(event);
+    }
+
+    /// Every block that these clients can have written.
+    pub fn blocks(&self) -> Vec<BlockId> {
+        let keys = key_names().chain(heal::key_names());
+        let homes = keys.map(|key| home(self.clients.volume(&key), &key));
+        homes
+            .flat_map(|home| (0..BLOCKS_MAX).map(move |number| home.sibling(number)))
+            .collect()
+    }
+
+    fn known(&self, world: &World) -> Vec<Known> {
+        let blocks = self.blocks();
+        let known = blocks.iter().map(|id| {
+            let (location, may_hold) = world.found(id.hash());
+            Known {
+                key: id.key.to_string(),
+                number: id.number,
+                location,
+                may_hold,
             }
-        }
-        found
+        });
+        known.collect()
+    }
+
+    /// The index at rest is what the disk says, as far as it can be after what happened so far.
+    pub fn check_index(&self, world: &World) {
+        let disk = &self.clients.machine.disk;
+        let failed_writes = disk.struck(DiskFault::WriteError);
+        let scans_too = failed_writes == 0 && !self.lost;
+        world.check_index(&self.blocks(), scans_too);
+    }
+
+    fn check_quota(&self) {
+        let machine = &self.clients.machine;
+        let used_bytes_max = machine.disk.used_bytes_max();
+        let quota_bytes = machine.geometry.quota_bytes();
+        assert!(
+            used_bytes_max <= quota_bytes,
+            "{used_bytes_max} bytes were used of a quota of {quota_bytes}"
+        );
     }
 
     /// A record is damaged only if somebody damaged it.
     fn check_damage_counters(&self, world: &World) {
-        if self.faults.disk || self.faults.flips {
+        if self.plan.disk {
             return;
         }
         for node in &world.nodes {
@@ -350,43 +354,6 @@ impl Run {
         }
     }
 
-    fn break_disk(&mut self) {
-        let operations = [
-            DiskOperation::Read,
-            DiskOperation::Write,
-            DiskOperation::Sync,
-            DiskOperation::Create,
-        ];
-        let operation = operations[self.dice.below(4) as usize];
-        let errno = if self.dice.one_in(2) { EIO } else { ENOSPC };
-        let times = 1 + self.dice.below(4) as u32;
-        self.note(format!("{operation:?} fails {times} times with {errno}"));
-        self.shared.model.borrow_mut().set_lossy();
-        self.shared.machine.disk.fail_next(operation, errno, times);
-    }
-
-    /// Flips bits while nobody looks; returns whether it did.
-    fn damage(&mut self) -> bool {
-        let disk = &self.shared.machine.disk;
-        let names = disk.names();
-        if !self.faults.flips || names.is_empty() || self.dice.one_in(2) {
-            return false;
-        }
-        self.shared.model.borrow_mut().set_lossy();
-        for _ in 0..20 {
-            let name = &names[self.dice.below(names.len() as u64) as usize];
-            let length = disk.length(name) as u64;
-            let mut offset = self.dice.below(length);
-            if self.dice.one_in(3) {
-                // Near the front of a page, where headers are.
-                offset = offset / 4096 * 4096 + self.dice.below(200);
-            }
-            disk.flip_bit(name, offset as usize);
-        }
-        self.note("bits flipped".into());
-        true
-    }
-
     fn choose_ops(&mut self) -> Vec<Op> {
         (0..3 + self.dice.below(9))
             .map(|_| self.choose_op())
@@ -397,23 +364,14 @@ impl Run {
         let immutable = self.dice.one_in(2);
         let key = key_name(immutable, self.dice.below(KEYS));
         match self.dice.below(20) {
-            0..5 => {
-                let (version, length) = self.new_version();
-                Op::Put {
-                    immutable,
-                    key,
-                    version,
-                    length,
-                }
-            }
-            5..7 => Op::Delete { immutable, key },
+            0..5 => self.new_put(key),
+            5..7 => Op::Delete { key },
             7..15 => Op::Get {
-                immutable,
                 key,
                 spec: self.range(),
             },
-            15 => Op::Head { immutable, key },
-            16 => Op::Invalidate { immutable, key },
+            15 => Op::Head { key },
+            16 => Op::Invalidate { key },
             17 | 18 if !immutable => {
                 let (version, length) = self.new_version();
                 Op::ExternalPut {
@@ -424,16 +382,25 @@ impl Run {
             }
             19 if !immutable => Op::ExternalDelete { key },
             _ => Op::Get {
-                immutable,
                 key,
                 spec: RangeSpec::All,
             },
         }
     }
 
+    /// A put of something new.
+    pub fn new_put(&mut self, key: String) -> Op {
+        let (version, length) = self.new_version();
+        Op::Put {
+            key,
+            version,
+            length,
+        }
+    }
+
     fn new_version(&mut self) -> (u64, u64) {
         self.versions += 1;
-        let block = self.shared.machine.geometry.block_bytes;
+        let block = self.clients.machine.geometry.block_bytes;
         let length = match self.dice.below(8) {
             0 => self.dice.below(3),
             1 => block,
@@ -445,7 +412,7 @@ impl Run {
     }
 
     fn range(&mut self) -> RangeSpec {
-        let reach = 4 * self.shared.machine.geometry.block_bytes;
+        let reach = 4 * self.clients.machine.geometry.block_bytes;
         let start = self.dice.below(reach);
         match self.dice.below(4) {
             0 => RangeSpec::From(start),
@@ -455,151 +422,40 @@ impl Run {
         }
     }
 
-    /// Carries out `ops` at once, each on some core. Returns whether it ended in a crash.
-    fn perform(&mut self, world: &mut World, ops: Vec<Op>, crash: bool) -> bool {
+    /// Carries out `ops` at once, each on some core. Returns whether it is to end in a crash.
+    pub fn perform(&mut self, world: &mut World, ops: Vec<Op>, crash: bool) -> bool {
         let left = Rc::new(Cell::new(ops.len()));
         let done = Event::default();
         for op in ops {
             let node = world.nodes[self.dice.below(world.nodes.len() as u64) as usize].clone();
-            let (shared, left, done) = (self.shared.clone(), left.clone(), done.clone());
+            let (clients, left, done) = (self.clients.clone(), left.clone(), done.clone());
             let pause = Duration::from_micros(self.dice.below(4000));
             let runtime = world.runtime.clone();
             world.runtime.spawn(async move {
                 runtime.sleep(pause).await;
-                shared.carry_out(&node, op, &runtime).await;
+                clients.carry_out(&node, op, &runtime).await;
                 left.set(left.get() - 1);
                 if left.get() == 0 {
                     done.set();
                 }
             });
         }
-        if crash && world.executor.run_steps(self.dice.below(3000) as usize) && left.get() > 0 {
-            return true;
+        let dies =
+            crash && world.executor.run_steps(self.dice.below(3000) as usize) && left.get() > 0;
+        if !dies {
+            world.run(async move { done.wait().await });
         }
-        world.run(async move { done.wait().await });
-        false
+        self.note_faults();
+        dies
     }
 }
 
-fn key_name(immutable: bool, key: u64) -> String {
-    format!("{}-{key}", if immutable { "immutable" } else { "checked" })
+pub fn key_name(immutable: bool, key: u64) -> String {
+    format!("{}{key}", if immutable { 'i' } else { 'c' })
 }
 
-impl Shared {
-    fn volume(&self, immutable: bool) -> &Arc<Volume> {
-        if immutable {
-            &self.immutable
-        } else {
-            &self.checked
-        }
-    }
-
-    async fn carry_out(&self, node: &Node, op: Op, runtime: &SimRuntime) {
-        let name = format!("{op:?}");
-        let result = match op {
-            Op::Put {
-                immutable,
-                key,
-                version,
-                length,
-            } => {
-                let bytes = content(version, length);
-                let write = self.model.borrow_mut().begin_write(&key, Some(&bytes));
-                let volume = self.volume(immutable);
-                let put = client::put(node, volume, &key, &bytes, immutable).await;
-                self.end_write(write, &put.map(drop))
-            }
-            Op::Delete { immutable, key } => {
-                let write = self.model.borrow_mut().begin_write(&key, None);
-                let deleted = client::delete(node, self.volume(immutable), &key).await;
-                self.end_write(write, &deleted)
-            }
-            Op::Get {
-                immutable,
-                key,
-                spec,
-            } => self.get(node, immutable, &key, Some(spec)).await,
-            Op::Head { immutable, key } => self.get(node, immutable, &key, None).await,
-            Op::Invalidate { immutable, key } => {
-                node.router
-                    .invalidate(home(self.volume(immutable), &key))
-                    .await;
-                String::new()
-            }
-            Op::ExternalPut {
-                key,
-                version,
-                length,
-            } => {
-                let bytes = content(version, length);
-                self.model.borrow_mut().external_write(&key, Some(&bytes));
-                self.machine.store.insert(&key, bytes).etag
-            }
-            Op::ExternalDelete { key } => {
-                self.model.borrow_mut().external_write(&key, None);
-                self.machine.store.remove(&key);
-                String::new()
-            }
-        };
-        let (now, operations) = (runtime.now().0, self.machine.disk.operations());
-        self.log
-            .borrow_mut()
-            .push(format!("{now} {operations} {name} -> {result}"));
-    }
-
-    fn end_write(&self, write: usize, result: &Result<(), WriteError>) -> String {
-        let ending = match result {
-            Ok(()) => Ending::Done,
-            Err(WriteError::Exists | WriteError::Loading) => Ending::NotDone,
-            Err(WriteError::Store(_) | WriteError::Stalled) => Ending::Unknown,
-        };
-        self.model.borrow_mut().end_write(write, ending);
-        format!("{ending:?}")
-    }
-
-    async fn get(
-        &self,
-        node: &Node,
-        immutable: bool,
-        key: &str,
-        spec: Option<RangeSpec>,
-    ) -> String {
-        let began = self.model.borrow_mut().begin_read();
-        let read = client::read(node, self.volume(immutable), key, spec).await;
-        let mut model = self.model.borrow_mut();
-        let check = |model: &mut Model, answer: &Answer| {
-            let etag = &answer.meta.etag;
-            model.check_version(key, began, Some(etag));
-            let start = answer.span.start;
-            model.check_bytes(key, etag, start, answer.meta.size, &answer.bytes);
-            format!(
-                "{:?} {} bytes of {etag}",
-                answer.outcome,
-                answer.bytes.len()
-            )
-        };
-        match read {
-            Ok(answer) => {
-                let expected = spec.map_or(0, |_| answer.span.len());
-                assert_eq!(answer.bytes.len() as u64, expected, "{key}: a short answer");
-                check(&mut model, &answer)
-            }
-            Err(Refusal::CutShort(answer)) => {
-                format!("cut short after {}", check(&mut model, &answer))
-            }
-            Err(Refusal::Error(ReadError::NotFound)) => {
-                model.check_version(key, began, None);
-                "nothing".into()
-            }
-            Err(Refusal::Error(error)) => {
-                let expected =
-                    matches!(error, ReadError::Changed | ReadError::NotSatisfiable { .. });
-                assert!(
-                    expected || self.errors_allowed,
-                    "{key}: {error} without a fault"
-                );
-                error.to_string()
-            }
-        }
-    }
+/// The keys of both volumes.
+pub fn key_names() -> impl Iterator<Item = String> {
+    let names = |key| [true, false].map(|immutable| key_name(immutable, key));
+    (0..KEYS).flat_map(names)
 }

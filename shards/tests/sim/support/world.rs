@@ -5,22 +5,26 @@
 //! laid out directly and not through the superblock, whose least segment is 16 MiB.
 
 use super::wan::Wan;
-use forebay_io::buffer::Pool;
+use forebay_io::buffer::{PAGE, Pool};
 use forebay_io::disk::Disk;
 use forebay_io::queue;
+use forebay_io::runtime::Runtime;
+use forebay_io::sim::executor::UNIX_START_SECONDS;
 use forebay_io::sim::store::MemoryStore;
-use forebay_io::sim::{SimDisk, SimExecutor, SimRuntime};
+use forebay_io::sim::{Crash, SimDisk, SimExecutor, SimRuntime};
 use forebay_io::store::Store;
 use forebay_io::uplink::{self, UplinkLimits};
 use forebay_shards::core::{Core, CoreParts};
 use forebay_shards::evict::WRITE_BUDGET_PERCENT;
-use forebay_shards::key::{BlockId, Freshness, Topology, Volume};
+use forebay_shards::index::Location;
+use forebay_shards::key::{BlockHash, BlockId, Freshness, Topology, Volume};
 use forebay_shards::log::ShardLayout;
 use forebay_shards::recover::{RecoveryReport, recover};
 use forebay_shards::router::{self, MESH_CAPACITY, Router};
 use forebay_shards::segment::parse_segment_name;
 use forebay_shards::shard::{Housekeeping, Shard, ShardParts};
 use forebay_shards::table::ShardTable;
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,6 +38,9 @@ pub const TTL: Duration = Duration::from_millis(40);
 
 /// Longer than any grace after which the store must be asked again, and than any fill.
 pub const SETTLE: Duration = Duration::from_secs(30);
+
+/// A byte of a trailer page that its checksum covers.
+const TRAILER_BYTE: usize = 60;
 
 /// Room for what recovery reads.
 const SCAN_POOL_BYTES: usize = 16 << 20;
@@ -94,6 +101,8 @@ pub struct Machine {
     pub store: MemoryStore,
     pub wan: Wan,
     pub geometry: Geometry,
+    /// The wall clock at the next start: runs follow each other.
+    pub unix_seconds: Rc<Cell<u64>>,
 }
 
 /// One core of a run.
@@ -109,6 +118,11 @@ pub struct World {
     pub executor: SimExecutor,
     pub runtime: SimRuntime,
     pub nodes: Vec<Rc<Node>>,
+    geometry: Geometry,
+    disk: SimDisk,
+    unix_seconds: Rc<Cell<u64>>,
+    /// Tasks that serve as long as the program runs.
+    tasks_at_rest: usize,
 }
 
 impl Machine {
@@ -120,6 +134,19 @@ impl Machine {
             store,
             wan,
             geometry,
+            unix_seconds: Rc::new(Cell::new(UNIX_START_SECONDS)),
+        }
+    }
+
+    /// The same machine with other hardware: what is left of it after some crash.
+    pub fn with(&self, disk: SimDisk) -> Machine {
+        let wan = self.wan.fork();
+        Machine {
+            disk,
+            store: wan.memory().clone(),
+            wan,
+            geometry: self.geometry,
+            unix_seconds: Rc::new(self.unix_seconds.as_ref().clone()),
         }
     }
 
@@ -149,13 +176,50 @@ impl Machine {
 
     /// Starts `cores` cores: recovers the shards and connects everything.
     pub fn start(&self, seed: u64, cores: u32) -> World {
-        let mut executor = SimExecutor::new(seed);
+        let (mut executor, runtime) = self.power_up(seed);
+        let boot = self.boot(runtime.clone(), cores);
+        let nodes = executor.block_on(boot);
+        let mut world = World {
+            executor,
+            runtime,
+            nodes,
+            geometry: self.geometry,
+            disk: self.disk.clone(),
+            unix_seconds: self.unix_seconds.clone(),
+            tasks_at_rest: 0,
+        };
+        // Whatever the start leaves to do has been done by then.
+        world.rest(Duration::from_secs(1));
+        world.tasks_at_rest = world.executor.tasks();
+        world
+    }
+
+    /// Starts, and dies after so many steps of the start.
+    pub fn start_and_die(&self, seed: u64, cores: u32, steps: usize) {
+        let (mut executor, runtime) = self.power_up(seed);
+        let boot = self.boot(runtime.clone(), cores);
+        runtime.spawn(async move { drop(boot.await) });
+        executor.run_steps(steps);
+        self.unix_seconds.set(runtime.unix_seconds() + 1);
+        drop(executor);
+        self.disk.crash(Crash::Kill);
+    }
+
+    fn power_up(&self, seed: u64) -> (SimExecutor, SimRuntime) {
+        let executor = SimExecutor::starting_at(seed, self.unix_seconds.get());
         let runtime = executor.runtime();
         self.disk.attach(runtime.clone());
         self.wan.attach(runtime.clone());
+        (executor, runtime)
+    }
+
+    fn boot(
+        &self,
+        runtime: SimRuntime,
+        cores: u32,
+    ) -> impl Future<Output = Vec<Rc<Node>>> + 'static {
         let (disk, wan, geometry) = (self.disk.clone(), self.wan.clone(), self.geometry);
-        let inside = runtime.clone();
-        let nodes = executor.block_on(async move {
+        async move {
             let mut nodes = Vec::new();
             let ports = queue::mesh(cores as usize, MESH_CAPACITY);
             for (index, port) in ports.into_iter().enumerate() {
@@ -167,21 +231,23 @@ impl Machine {
                 let mut recovery = RecoveryReport::default();
                 for number in numbers {
                     let (shard, report) =
-                        open_shard(&inside, &disk, &pool, geometry.layout(number)).await;
+                        open_shard(&runtime, &disk, &pool, geometry.layout(number)).await;
                     recovery.add(&report);
                     shards.insert(number, Rc::new(shard));
                 }
                 nodes.push(connect(
-                    &inside, &wan, index, topology, geometry, pool, shards, recovery, port,
+                    &runtime, &wan, index, topology, geometry, pool, shards, recovery, port,
                 ));
             }
             nodes
-        });
-        World {
-            executor,
-            runtime,
-            nodes,
         }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The next run begins later, if only by a moment.
+        self.unix_seconds.set(self.runtime.unix_seconds() + 1);
     }
 }
 
@@ -226,7 +292,6 @@ fn connect(
     recovery: RecoveryReport,
     port: queue::MeshPort<forebay_shards::messages::Message>,
 ) -> Rc<Node> {
-    use forebay_io::runtime::Runtime;
     let (uplink_port, companion) = uplink::pair();
     let store: Rc<dyn Store> = Rc::new(wan.clone());
     let limits = UplinkLimits {
@@ -265,7 +330,6 @@ impl World {
 
     /// Lets so much virtual time pass.
     pub fn rest(&mut self, duration: Duration) {
-        use forebay_io::runtime::Runtime;
         let sleep = self.runtime.sleep(duration);
         self.executor.block_on(sleep);
     }
@@ -275,6 +339,13 @@ impl World {
         let topology = self.nodes[0].router.topology();
         let node = &self.nodes[topology.core_of(id.hash())];
         node.shards[&topology.shard_of(id.hash())].clone()
+    }
+
+    /// kill -9 or a power cut; returns since when the disk has lost what it had completed.
+    pub fn crash(self, crash: Crash) -> Option<u64> {
+        let disk = self.disk.clone();
+        drop(self);
+        disk.crash(crash).lost_since
     }
 
     /// An orderly stop: seals every segment, then ends.
@@ -288,6 +359,11 @@ impl World {
     pub fn check_rest(&self) {
         let mut pinned = 0;
         let mut in_ram = 0;
+        assert_eq!(
+            self.executor.tasks(),
+            self.tasks_at_rest,
+            "tasks that do not end at rest"
+        );
         for node in &self.nodes {
             let snapshot = node.core.snapshot();
             assert_eq!(snapshot.flights, 0, "fills in flight at rest");
@@ -302,6 +378,87 @@ impl World {
             pinned, in_ram,
             "buffers held at rest by something else than the RAM tiers"
         );
+    }
+}
+
+/// What a start would make of the folder as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// By footers where there are any.
+    Footers,
+    /// By scans alone.
+    Scans,
+}
+
+impl World {
+    /// The index at rest is what a start finds, by footers and by a full scan. `blocks` are all
+    /// that were ever cached.
+    ///
+    /// `scans_too` says whether a scan must find the same. Not so after a write that failed but
+    /// landed, which no footer lists, and after a power cut, which may leave a footer that lists
+    /// what it took; a read of such a record fails its checks and is a miss.
+    pub fn check_index(&self, blocks: &[BlockId], scans_too: bool) {
+        let readings = [Some(Reading::Footers), scans_too.then_some(Reading::Scans)];
+        for reading in readings.into_iter().flatten() {
+            let found = self.recovered(reading);
+            for id in blocks {
+                let (shard, hash) = (self.shard_of(id), id.hash());
+                let live = shard.find(hash);
+                let number = self.nodes[0].router.topology().shard_of(hash) as usize;
+                let (recovered, may_hold) = (found[number].find(hash), shard.may_hold(hash));
+                // A block may only come back if it is known that its record has stayed behind.
+                assert!(
+                    live == recovered || live.is_none() && may_hold,
+                    "{} block {}: the index says {live:?} (may hold: {may_hold}), {reading:?} say \
+                     {recovered:?}",
+                    id.key,
+                    id.number
+                );
+            }
+            let live: usize = self.shards().map(|shard| shard.len()).sum();
+            let known = blocks
+                .iter()
+                .filter(|id| self.shard_of(id).find(id.hash()).is_some());
+            assert_eq!(live, known.count(), "blocks that nobody wrote");
+        }
+    }
+
+    fn shards(&self) -> impl Iterator<Item = &Rc<SimShard>> {
+        self.nodes.iter().flat_map(|node| node.shards.values())
+    }
+
+    fn recovered(&self, reading: Reading) -> Vec<SimShard> {
+        let disk = self.disk.fork();
+        disk.heal();
+        if reading == Reading::Scans {
+            for name in disk.names() {
+                let length = disk.length(&name);
+                // A file whose making a kill cut short has no footer at its end.
+                if length as u64 == self.geometry.segment_bytes {
+                    disk.flip_bit(&name, length - PAGE + TRAILER_BYTE);
+                }
+            }
+        }
+        let mut executor = SimExecutor::new(1);
+        let runtime = executor.runtime();
+        disk.attach(runtime.clone());
+        let geometry = self.geometry;
+        executor.block_on(async move {
+            let mut shards = Vec::new();
+            for number in 0..geometry.shards {
+                let layout = geometry.layout(number);
+                let (shard, _) = open_shard(&runtime, &disk, &Pool::new(PAGE), layout).await;
+                shards.push(shard);
+            }
+            shards
+        })
+    }
+
+    /// Where a block's record is, and whether it may be found although the index has none.
+    pub fn found(&self, hash: BlockHash) -> (Option<Location>, bool) {
+        let topology = self.nodes[0].router.topology();
+        let shard = &self.nodes[topology.core_of(hash)].shards[&topology.shard_of(hash)];
+        (shard.find(hash), shard.may_hold(hash))
     }
 }
 

@@ -1,0 +1,218 @@
+//! What clients ask for, and how each answer is held against the [`Model`].
+//!
+//! This file asks and checks; what is asked when is chosen in [`super::workload`].
+
+use super::client::{self, Answer, Refusal};
+use super::journal::Journal;
+use super::model::{Ending, Model, WriteTicket};
+use super::world::{Machine, Node, home};
+use bytes::Bytes;
+use forebay_io::runtime::Runtime;
+use forebay_io::sim::SimRuntime;
+use forebay_io::sim::random::Dice;
+use forebay_shards::key::Volume;
+use forebay_shards::messages::{Outcome, ReadError, WriteError};
+use forebay_shards::range::RangeSpec;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// `length` bytes that no other `version` shares.
+pub fn content(version: u64, length: u64) -> Bytes {
+    let mut dice = Dice::new(version.wrapping_mul(0x2545_f491_4f6c_dd1d));
+    let mut bytes = Vec::with_capacity(length as usize + 8);
+    while (bytes.len() as u64) < length {
+        bytes.extend_from_slice(&dice.draw().to_le_bytes());
+    }
+    bytes.truncate(length as usize);
+    bytes.into()
+}
+
+/// One request of a client, or a change behind the cache's back. The volumes share one store, so
+/// a key says by its name which volume it is of.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Put {
+        key: String,
+        version: u64,
+        length: u64,
+    },
+    Delete {
+        key: String,
+    },
+    Get {
+        key: String,
+        spec: RangeSpec,
+    },
+    Head {
+        key: String,
+    },
+    Invalidate {
+        key: String,
+    },
+    ExternalPut {
+        key: String,
+        version: u64,
+        length: u64,
+    },
+    ExternalDelete {
+        key: String,
+    },
+}
+
+impl Op {
+    pub fn key(&self) -> &str {
+        match self {
+            Op::Put { key, .. }
+            | Op::Delete { key }
+            | Op::Get { key, .. }
+            | Op::Head { key }
+            | Op::Invalidate { key }
+            | Op::ExternalPut { key, .. }
+            | Op::ExternalDelete { key } => key,
+        }
+    }
+}
+
+/// Whether a key is of the volume whose keys are written once (though these clients do not care).
+pub fn is_immutable(key: &str) -> bool {
+    key.starts_with('i')
+}
+
+/// What all clients of one seed share.
+pub struct Clients {
+    pub model: RefCell<Model>,
+    pub journal: Rc<Journal>,
+    /// Whether a read may fail although nothing is wrong with the request.
+    pub errors_allowed: Cell<bool>,
+    pub checked: Arc<Volume>,
+    pub immutable: Arc<Volume>,
+    pub machine: Machine,
+}
+
+impl Clients {
+    pub fn new(machine: Machine, journal: Rc<Journal>) -> Clients {
+        Clients {
+            model: RefCell::new(Model::new(journal.clone())),
+            journal,
+            errors_allowed: Cell::new(false),
+            checked: machine.checked(),
+            immutable: machine.immutable(),
+            machine,
+        }
+    }
+
+    pub fn volume(&self, key: &str) -> &Arc<Volume> {
+        match is_immutable(key) {
+            true => &self.immutable,
+            false => &self.checked,
+        }
+    }
+
+    /// Carries one request out and checks its answer; how it went is in the journal.
+    pub async fn carry_out(&self, node: &Node, op: Op, runtime: &SimRuntime) {
+        let began = runtime.now().0;
+        let name = format!("{op:?}");
+        let key = op.key().to_owned();
+        let volume = self.volume(&key);
+        let result = match op {
+            Op::Put {
+                version, length, ..
+            } => {
+                let bytes = content(version, length);
+                let write = self.model.borrow_mut().begin_write(&key, Some(&bytes));
+                let result = client::put(node, volume, &key, &bytes, false).await;
+                self.end_write(&write, &result.map(drop))
+            }
+            Op::Delete { .. } => {
+                let write = self.model.borrow_mut().begin_write(&key, None);
+                let result = client::delete(node, volume, &key).await;
+                self.end_write(&write, &result)
+            }
+            Op::Get { spec, .. } => self.get(node, &key, Some(spec)).await.0,
+            Op::Head { .. } => self.get(node, &key, None).await.0,
+            Op::Invalidate { .. } => {
+                node.router.invalidate(home(volume, &key)).await;
+                "forgotten".into()
+            }
+            Op::ExternalPut {
+                version, length, ..
+            } => {
+                let bytes = content(version, length);
+                self.model.borrow_mut().external_write(&key, Some(&bytes));
+                self.machine.store.insert(&key, bytes).etag
+            }
+            Op::ExternalDelete { .. } => {
+                self.model.borrow_mut().external_write(&key, None);
+                self.machine.store.remove(&key);
+                "gone".into()
+            }
+        };
+        let (now, begun) = (runtime.now().0 - START_NS, began - START_NS);
+        let us = |nanoseconds: u64| nanoseconds / 1000;
+        let text = format!("{}..{} us: {name} -> {result}", us(begun), us(now));
+        self.journal.note_of(&key, text);
+    }
+
+    fn end_write(&self, write: &WriteTicket, result: &Result<(), WriteError>) -> String {
+        let ending = match result {
+            Ok(()) => Ending::Done,
+            Err(WriteError::Exists | WriteError::Loading) => Ending::NotDone,
+            Err(WriteError::Store(_) | WriteError::Stalled) => Ending::Unknown,
+        };
+        let completions = self.machine.disk.completions();
+        let mut model = self.model.borrow_mut();
+        model.end_write(write, ending, completions);
+        format!("{ending:?}")
+    }
+
+    /// Reads and checks; gives what to say of it, and how it came about if it came.
+    pub async fn get(
+        &self,
+        node: &Node,
+        key: &str,
+        spec: Option<RangeSpec>,
+    ) -> (String, Option<Outcome>) {
+        let began = self.model.borrow_mut().begin_read();
+        match client::read(node, self.volume(key), key, spec).await {
+            Ok(answer) => {
+                let expected = spec.map_or(0, |_| answer.span.len());
+                if answer.bytes.len() as u64 != expected {
+                    self.journal.accuse(key, "a short answer");
+                }
+                (self.check(key, began, &answer), Some(answer.outcome))
+            }
+            Err(Refusal::CutShort(answer)) => {
+                let what = self.check(key, began, &answer);
+                (format!("cut short: {what}"), None)
+            }
+            Err(Refusal::Error(ReadError::NotFound)) => {
+                let mut model = self.model.borrow_mut();
+                model.check_version(key, began, None);
+                ("nothing".into(), None)
+            }
+            Err(Refusal::Error(error)) => {
+                let expected =
+                    matches!(error, ReadError::Changed | ReadError::NotSatisfiable { .. });
+                if !expected && !self.errors_allowed.get() {
+                    self.journal
+                        .accuse(key, &format!("{error} without a fault"));
+                }
+                (error.to_string(), None)
+            }
+        }
+    }
+
+    fn check(&self, key: &str, began: u64, answer: &Answer) -> String {
+        let etag = &answer.meta.etag;
+        let mut model = self.model.borrow_mut();
+        model.check_version(key, began, Some(etag));
+        let (start, size) = (answer.span.start, answer.meta.size);
+        model.check_bytes(key, etag, start, size, &answer.bytes);
+        let count = answer.bytes.len();
+        format!("{:?} {count} bytes of {etag}", answer.outcome)
+    }
+}
+
+/// Where the virtual clock of each run begins.
+const START_NS: u64 = forebay_io::runtime::CLOCK_START_NS;
