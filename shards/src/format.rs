@@ -7,7 +7,8 @@
 //! A segment file is
 //!
 //! ```text
-//! page 0          segment header: which folder, shard, segment, incarnation; purpose at byte 14
+//! page 0          segment header: which folder, shard, segment, incarnation; purpose at byte 14,
+//!                 count of graves at 56, graves (block hash 16, sequence 8) from 64
 //! page 1 ..       records: header page, then payload padded with zeroes to whole pages
 //! ..              unused
 //! last pages      footer, once sealed: entries, then the trailer page at the very end
@@ -324,17 +325,57 @@ pub fn bears_place(page: &[u8], place: &Place) -> bool {
     page[16..56] == expected[16..56]
 }
 
-/// A segment's first page.
-pub fn encode_segment_header(page: &mut [u8], place: &Place, purpose: SegmentPurpose) {
+/// Tombstones that a segment's first page has room for.
+pub const GRAVES_MAX: usize = (PAGE - GRAVES_AT) / GRAVE_BYTES;
+const GRAVES_AT: usize = 64;
+const GRAVE_BYTES: usize = 24;
+
+/// A tombstone in a segment's first page: the block has no record of this sequence or a lower one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grave {
+    /// The block.
+    pub hash: BlockHash,
+    /// The tombstone's place in the order of the shard's records.
+    pub sequence: u64,
+}
+
+/// What a segment's first page says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The segment's life.
+    pub incarnation: u64,
+    /// What it is for.
+    pub purpose: SegmentPurpose,
+    /// Blocks whose newest record went with the life before this one, while older records of them
+    /// are elsewhere. They stand here so that one write ends that life and buries them.
+    pub graves: Vec<Grave>,
+}
+
+/// Writes a segment's first page.
+///
+/// # Panics
+/// If there are more than [`GRAVES_MAX`] graves.
+pub fn encode_segment_header(
+    page: &mut [u8],
+    place: &Place,
+    purpose: SegmentPurpose,
+    graves: &[Grave],
+) {
     assert_eq!(place.offset, 0);
+    assert!(graves.len() <= GRAVES_MAX);
     begin_page(page, SEGMENT_MAGIC, place);
     page[14] = purpose.to_byte();
+    put(page, 56, &(graves.len() as u16).to_le_bytes());
+    for (i, grave) in graves.iter().enumerate() {
+        let at = GRAVES_AT + i * GRAVE_BYTES;
+        put(page, at, &grave.hash.0.to_le_bytes());
+        put(page, at + 16, &grave.sequence.to_le_bytes());
+    }
     seal_page(page);
 }
 
-/// The incarnation and the purpose of the segment whose first page this is. `place.incarnation`
-/// is not looked at.
-pub fn decode_segment_header(page: &[u8], place: &Place) -> Result<(u64, SegmentPurpose), NotOurs> {
+/// Reads a segment's first page. `place.incarnation` is not looked at.
+pub fn decode_segment_header(page: &[u8], place: &Place) -> Result<SegmentHeader, NotOurs> {
     let found = open_page(page, SEGMENT_MAGIC)?;
     if found
         != (Place {
@@ -344,7 +385,26 @@ pub fn decode_segment_header(page: &[u8], place: &Place) -> Result<(u64, Segment
     {
         return Err(NotOurs::Place);
     }
-    Ok((found.incarnation, SegmentPurpose::from_byte(page[14])?))
+    let count = usize::from(u16_at(page, 56));
+    if count > GRAVES_MAX {
+        return Err(NotOurs::Field("grave count"));
+    }
+    let grave = |i: usize| {
+        let at = GRAVES_AT + i * GRAVE_BYTES;
+        let sequence = u64_at(page, at + 16);
+        if sequence >= COUNTER_END {
+            return Err(NotOurs::Field("sequence"));
+        }
+        Ok(Grave {
+            hash: BlockHash(u128_at(page, at)),
+            sequence,
+        })
+    };
+    Ok(SegmentHeader {
+        incarnation: found.incarnation,
+        purpose: SegmentPurpose::from_byte(page[14])?,
+        graves: (0..count).map(grave).collect::<Result<_, _>>()?,
+    })
 }
 
 impl RecordHeader {
@@ -767,6 +827,27 @@ mod tests {
         large.meta.headers = vec![("x-amz-meta-a".into(), "v".repeat(4000))];
         let refused = large.encode(&mut [0; PAGE], &PLACE);
         assert!(refused.expect_err("too large").needed_bytes > 4000);
+    }
+
+    #[test]
+    fn a_segment_header_bears_its_graves() {
+        let place = Place { offset: 0, ..PLACE };
+        let graves: Vec<Grave> = (0..GRAVES_MAX as u64)
+            .map(|i| Grave {
+                hash: BlockHash(u128::from(i) << 90),
+                sequence: i * 3,
+            })
+            .collect();
+        let mut page = [0xff; PAGE];
+        encode_segment_header(&mut page, &place, SegmentPurpose::Free, &graves);
+        let header = decode_segment_header(&page, &place).expect("ours");
+        assert_eq!(header.graves, graves);
+        assert_eq!(
+            (header.incarnation, header.purpose),
+            (place.incarnation, SegmentPurpose::Free)
+        );
+        page[PAGE - 1] ^= 1;
+        assert!(decode_segment_header(&page, &place).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! At most one segment is open for each purpose. A free segment says on disk that it is free, so
 //! that nothing of its former life is found again and a start need not look through it.
 
-use crate::format::{self, FolderId, Place, SegmentPurpose};
+use crate::format::{self, FolderId, Grave, Place, SegmentPurpose};
 use crate::segment::{CleanSegment, DirtySegment, Segment, SegmentUse, segment_name};
 use forebay_io::buffer::{PAGE, Pool};
 use forebay_io::disk::{Disk, DiskFile};
@@ -345,13 +345,15 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
     }
 
     /// Opens a free segment for `purpose`: gives it an incarnation on disk before its first
-    /// record, then lets it take the place of the one that was open.
+    /// record, then lets it take the place of the one that was open. `graves` are those that it
+    /// must go on bearing.
     pub(crate) async fn open(
         &self,
         segment: Rc<Segment<D::File>>,
         purpose: SegmentPurpose,
+        graves: &[Grave],
     ) -> io::Result<()> {
-        if let Err(e) = self.write_life(&segment, purpose).await {
+        if let Err(e) = self.write_life(&segment, purpose, graves).await {
             self.free.borrow_mut().push_back(segment);
             return Err(e);
         }
@@ -360,9 +362,14 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         Ok(())
     }
 
-    /// Ends a segment's life on disk. Until this has succeeded its records may be found again.
-    pub(crate) async fn erase(&self, segment: &Rc<Segment<D::File>>) -> io::Result<()> {
-        self.write_life(segment, SegmentPurpose::Free).await
+    /// Ends a segment's life on disk and buries blocks with it. Until this has succeeded its
+    /// records may be found again.
+    pub(crate) async fn erase(
+        &self,
+        segment: &Rc<Segment<D::File>>,
+        graves: &[Grave],
+    ) -> io::Result<()> {
+        self.write_life(segment, SegmentPurpose::Free, graves).await
     }
 
     /// Makes an erased segment free.
@@ -374,13 +381,14 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         &self,
         segment: &Segment<D::File>,
         purpose: SegmentPurpose,
+        graves: &[Grave],
     ) -> io::Result<()> {
         let incarnation = self.next_incarnation.get();
         self.next_incarnation.set(incarnation + 1);
         segment.begin_life(incarnation, purpose);
         let mut buffer = self.pages.take(0).await;
         let place = self.place(segment, 0);
-        format::encode_segment_header(buffer.headroom_mut(), &place, purpose);
+        format::encode_segment_header(buffer.headroom_mut(), &place, purpose, graves);
         segment.file.write(0, buffer.freeze(), 0..PAGE).await?;
         segment.file.sync().await
     }
@@ -465,11 +473,15 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         self.created.get().saturating_sub(self.layout.segments_max)
     }
 
-    /// Deletes a free segment's file, of which nobody holds a use.
-    /// Returns whether there was one.
-    pub(crate) async fn remove_free(&self) -> io::Result<bool> {
-        let free = self.free.borrow_mut().pop_back();
-        let Some(segment) = free else {
+    /// Deletes the file of a free segment of which nobody holds a use and that `may_go`. Returns
+    /// whether there was one.
+    pub(crate) async fn remove_free(&self, may_go: impl Fn(u32) -> bool) -> io::Result<bool> {
+        let taken = {
+            let mut free = self.free.borrow_mut();
+            let at = free.iter().position(|segment| may_go(segment.number));
+            at.and_then(|at| free.remove(at))
+        };
+        let Some(segment) = taken else {
             return Ok(false);
         };
         let name = segment_name(self.layout.shard, segment.number);

@@ -6,18 +6,18 @@
 //!
 //! ```text
 //!   oldest clean segment
-//!     1  wait for its writers          4  bury what would come back from other segments, sync
-//!     2  ask the evictor               5  wait for its readers
-//!     3  copy the survivors            6  erase: from here on nothing of it can be found
+//!     1  wait for its writers          4  wait for its readers
+//!     2  ask the evictor               5  erase: one write of its first page ends its life and
+//!     3  copy the survivors               buries what would come back from other segments
 //! ```
 
 use crate::evict::{TWO_QUEUES_SEGMENTS_MIN, Verdict};
-use crate::format::{RecordHeader, SegmentPurpose};
+use crate::format::{GRAVES_MAX, Grave, RecordHeader, SegmentPurpose};
 use crate::index::{LiveRecord, Location};
 use crate::key::BlockHash;
 use crate::log::Reservation;
 use crate::segment::{CleanSegment, Segment};
-use crate::shard::{AppendFailure, Inner, Shard, footer_entry};
+use crate::shard::{Append, AppendFailure, Inner, Shard, footer_entry};
 use forebay_io::buffer::PAGE;
 use forebay_io::disk::{Disk, DiskFile};
 use forebay_io::runtime::{Runtime, timeout};
@@ -46,7 +46,8 @@ const VICTIMS_MAX: usize = 4;
 /// stalled, and another segment may do.
 const USERS_WAIT: Duration = Duration::from_secs(5);
 
-/// Rounds of burying. Each ends because a block was deleted or dropped meanwhile.
+/// Rounds of finding out what must be buried. Each ends because a record of such a block is being
+/// written, or because there were too many.
 const BURY_ROUNDS_MAX: usize = 16;
 
 /// Pause before a round that met a block of which a record is just being written.
@@ -102,9 +103,31 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             // Before the wait, so that it may be the one to be reclaimed.
             self.log.retire_open(purpose);
             let segment = self.spare_segment().await?;
-            self.log.open(segment, purpose).await?;
+            self.open(segment, purpose).await?;
             self.provide_spares();
         }
+    }
+
+    /// Opens a free segment, which keeps the graves that are still needed.
+    async fn open(
+        self: &Rc<Self>,
+        segment: Rc<Segment<D::File>>,
+        purpose: SegmentPurpose,
+    ) -> io::Result<()> {
+        let number = segment.number;
+        let burials = match self.dig(number).await {
+            Ok(burials) => burials,
+            Err(e) => {
+                self.log.release(segment);
+                return Err(e);
+            }
+        };
+        let graves: Vec<Grave> = burials.iter().map(Append::grave).collect();
+        self.log.open(segment, purpose, &graves).await?;
+        for burial in burials {
+            burial.publish_tombstone(number);
+        }
+        Ok(())
     }
 
     fn has_two_queues(&self) -> bool {
@@ -223,15 +246,50 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         self.vacate(segment, &records, queue, true).await
     }
 
-    async fn erase(&self, segment: Rc<Segment<D::File>>) -> io::Result<()> {
-        if let Err(e) = self.log.erase(&segment).await {
-            self.reclaim.unerased.borrow_mut().push_back(segment);
-            return Err(e);
+    /// Ends the life of a segment that holds no live record, and makes it free. Blocks of which a
+    /// stale record elsewhere would be found then are buried in the same write.
+    async fn erase(self: &Rc<Self>, segment: Rc<Segment<D::File>>) -> io::Result<()> {
+        let number = segment.number;
+        let erased = match self.dig(number).await {
+            Ok(burials) => {
+                let graves: Vec<Grave> = burials.iter().map(Append::grave).collect();
+                let erased = self.log.erase(&segment, &graves).await;
+                erased.map(|()| burials)
+            }
+            Err(e) => Err(e),
+        };
+        let burials = match erased {
+            Ok(burials) => burials,
+            Err(e) => {
+                self.reclaim.unerased.borrow_mut().push_back(segment);
+                return Err(e);
+            }
+        };
+        self.index.borrow_mut().end_life(number);
+        for burial in burials {
+            burial.publish_tombstone(number);
         }
-        self.index.borrow_mut().end_life(segment.number);
         self.stats.segments_reclaimed.add(1);
         self.log.release(segment);
         Ok(())
+    }
+
+    /// Tombstones for the blocks that would come back if the present life of a segment ended:
+    /// what is not written yet of each is its place in the order of its block's records.
+    async fn dig(self: &Rc<Self>, segment: u32) -> io::Result<Vec<Append<R, D>>> {
+        for _ in 0..BURY_ROUNDS_MAX {
+            let bare = self.index.borrow().needs_tombstones(segment);
+            if bare.iter().any(|hash| self.is_appending(*hash)) {
+                // Of whatever is being written it is not known yet whether it will be there.
+                self.runtime.sleep(BURY_PAUSE).await;
+            } else if let Some(excess) = bare.get(GRAVES_MAX..).filter(|rest| !rest.is_empty()) {
+                self.bury(excess).await?;
+            } else {
+                let begin = |hash| Append::begin(self, hash, self.take_sequence());
+                return Ok(bare.into_iter().map(begin).collect());
+            }
+        }
+        Err(io::ErrorKind::ResourceBusy.into())
     }
 
     /// Moves or drops every live record of a segment as the evictor says. Returns whether that was
@@ -266,8 +324,8 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         Ok(true)
     }
 
-    /// Moves the live records of a segment to a queue, drops those that cannot be moved, buries
-    /// what would come back, and waits until nobody reads it.
+    /// Moves the live records of a segment to a queue, drops those that cannot be moved, and waits
+    /// until nobody reads it.
     async fn vacate(
         self: &Rc<Self>,
         segment: &Rc<Segment<D::File>>,
@@ -282,7 +340,6 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
                 self.evict(record);
             }
         }
-        self.bury(segment.number).await?;
         self.within(segment.unused()).await
     }
 
@@ -364,7 +421,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
     /// Reserves room without reclaiming anything, in an open segment of one of `purposes` or in a
     /// spare one that is opened for `wanted`.
     async fn reserve_now(
-        &self,
+        self: &Rc<Self>,
         wanted: SegmentPurpose,
         purposes: &[SegmentPurpose],
         bytes: u64,
@@ -382,37 +439,28 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             self.log.release(segment);
             return Some(reservation);
         }
-        self.log.open(segment, wanted).await.ok()?;
+        // Boxed, because a segment with too many graves would bury in one that is opened for it.
+        Box::pin(self.open(segment, wanted)).await.ok()?;
         reserve()
     }
 
-    /// Writes tombstones for blocks of which a stale record elsewhere would be found once this
-    /// segment is gone, and makes them durable.
-    async fn bury(self: &Rc<Self>, segment: u32) -> io::Result<()> {
+    /// Writes tombstones as records, for more blocks than a segment's first page can bury, and
+    /// makes them durable.
+    async fn bury(self: &Rc<Self>, blocks: &[BlockHash]) -> io::Result<()> {
         let mut touched: Vec<Rc<Segment<D::File>>> = Vec::new();
-        for _ in 0..BURY_ROUNDS_MAX {
-            let bare = self.index.borrow().needs_tombstones(segment);
-            if bare.is_empty() {
-                for segment in touched {
-                    segment.file.sync().await?;
-                }
-                return Ok(());
-            }
-            for hash in bare {
-                if self.is_appending(hash) {
-                    self.runtime.sleep(BURY_PAUSE).await;
-                    continue;
-                }
-                let target = self.bury_block(hash).await?;
-                if touched
-                    .last()
-                    .is_none_or(|last| last.number != target.number)
-                {
-                    touched.push(target);
-                }
+        for hash in blocks {
+            let target = self.bury_block(*hash).await?;
+            if touched
+                .last()
+                .is_none_or(|last| last.number != target.number)
+            {
+                touched.push(target);
             }
         }
-        Err(io::ErrorKind::ResourceBusy.into())
+        for segment in touched {
+            segment.file.sync().await?;
+        }
+        Ok(())
     }
 
     async fn bury_block(self: &Rc<Self>, hash: BlockHash) -> io::Result<Rc<Segment<D::File>>> {
@@ -444,7 +492,12 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
     /// What the disk says; `StorageFull` if what is left cannot be reclaimed.
     pub async fn shrink(&self) -> io::Result<()> {
         while self.inner.log.excess() > 0 {
-            if !self.inner.log.remove_free().await? {
+            // One that bears graves stays until what they bury is gone.
+            let may_go = |segment| {
+                let index = self.inner.index.borrow();
+                index.needs_tombstones(segment).is_empty()
+            };
+            if !self.inner.log.remove_free(may_go).await? {
                 self.inner.reclaim_one().await?;
             }
         }

@@ -5,8 +5,8 @@
 //! block wins, whatever order the segments are read in.
 
 use crate::format::{
-    self, FooterEntry, NotOurs, Place, RecordHeader, RecordKind, RecordState, SegmentPurpose,
-    decode_segment_header, decode_trailer,
+    self, FooterEntry, Grave, NotOurs, Place, RecordHeader, RecordKind, RecordState,
+    SegmentPurpose, decode_segment_header, decode_trailer,
 };
 use crate::index::{BlockMap, Index, Location};
 use crate::log::{RecoveredSegments, ShardLayout};
@@ -72,8 +72,8 @@ struct Life {
 enum Found<F> {
     /// Records of a life, maybe none.
     Life(Life, F),
-    /// Nothing that could ever be found again.
-    Free(u32, u64, F),
+    /// No record, but perhaps graves.
+    Free(Life, F),
     /// It cannot be opened, so it is neither read nor used.
     Lost(u32),
 }
@@ -93,35 +93,36 @@ pub async fn recover<D: Disk>(
     let mut found: Vec<(Found<D::File>, RecoveryReport)> = reads.collect().await;
     // In whatever order the reads ended, the outcome is the same.
     found.sort_by_key(|(found, _)| match found {
-        Found::Life(life, _) => (life.incarnation, life.number),
-        Found::Free(number, ..) | Found::Lost(number) => (0, *number),
+        Found::Life(life, _) | Found::Free(life, _) => (life.incarnation, life.number),
+        Found::Lost(number) => (0, *number),
     });
     let mut report = RecoveryReport::default();
-    let (mut free, mut lives, mut lost) = (Vec::new(), Vec::new(), 0);
+    let (mut free, mut sealed, mut lives, mut lost) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let mut next_incarnation = 1;
     for (found, of_segment) in found {
         report.add(&of_segment);
         match found {
             Found::Life(life, file) => {
                 next_incarnation = next_incarnation.max(life.incarnation + 1);
-                lives.push((life, file));
+                sealed.push(segment_of(&life, file));
+                lives.push(life);
             }
-            Found::Free(number, incarnation, file) => {
-                next_incarnation = next_incarnation.max(incarnation + 1);
-                let purpose = SegmentPurpose::Free;
-                free.push(Rc::new(Segment::new(number, file, incarnation, purpose)));
+            Found::Free(life, file) => {
+                next_incarnation = next_incarnation.max(life.incarnation + 1);
+                free.push(segment_of(&life, file));
+                lives.push(life);
             }
             Found::Lost(_) => lost += 1,
         }
     }
     let (index, next_sequence) = index_of(&lives);
     report.blocks = index.len() as u64;
-    let sealed = lives.into_iter().map(|(life, file)| {
-        let segment = Segment::new(life.number, file, life.incarnation, life.purpose);
-        (Rc::new(segment), index.dirty_records(life.number))
+    let with_dirty = sealed.into_iter().map(|segment| {
+        let dirty_records = index.dirty_records(segment.number);
+        (segment, dirty_records)
     });
     let segments = RecoveredSegments {
-        sealed: sealed.collect(),
+        sealed: with_dirty.collect(),
         free,
         lost,
         next_number: numbers.iter().map(|number| number + 1).max().unwrap_or(0),
@@ -135,13 +136,18 @@ pub async fn recover<D: Disk>(
     (shard, report)
 }
 
+fn segment_of<F>(life: &Life, file: F) -> Rc<Segment<F>> {
+    let segment = Segment::new(life.number, file, life.incarnation, life.purpose);
+    Rc::new(segment)
+}
+
 /// The index that `lives`, in the order of their incarnations, add up to, and the first sequence
 /// that none of them has.
-fn index_of<F>(lives: &[(Life, F)]) -> (Index, u64) {
+fn index_of(lives: &[Life]) -> (Index, u64) {
     let entries = || {
         lives
             .iter()
-            .flat_map(|(life, _)| life.entries.iter().map(|entry| (life.number, entry)))
+            .flat_map(|life| life.entries.iter().map(|entry| (life.number, entry)))
     };
     let mut newest: BlockMap<(u64, u32, u32)> = BlockMap::default();
     newest.reserve(entries().count());
@@ -209,44 +215,54 @@ async fn read_segment<D: Disk>(
     };
     let found = match read_life(&file, pool, place, layout, &mut report).await {
         Ok(life) => Found::Life(life, file),
-        Err(incarnation) => {
+        Err(free) => {
             report.empty += 1;
-            Found::Free(number, incarnation, file)
+            Found::Free(free, file)
         }
     };
     (found, report)
 }
 
-/// A segment's records; the incarnation of one that is free, 0 if it never had one.
+/// A segment's records and graves; as an error one that is free, with its graves.
 async fn read_life<F: DiskFile>(
     file: &F,
     pool: &Pool,
     mut place: Place,
     layout: &ShardLayout,
     report: &mut RecoveryReport,
-) -> Result<Life, u64> {
+) -> Result<Life, Life> {
+    let free = |incarnation, entries| Life {
+        number: place.segment,
+        incarnation,
+        purpose: SegmentPurpose::Free,
+        entries,
+    };
     let first = read_pages(file, pool, 0, PAGE).await;
     if first
         .as_ref()
         .is_some_and(|page| page.iter().all(|byte| *byte == 0))
     {
-        return Err(0);
+        return Err(free(0, Vec::new()));
     }
     let header = first.and_then(|page| decode_segment_header(&page, &place).ok());
-    let mut purpose = match header {
-        Some((incarnation, SegmentPurpose::Free)) => return Err(incarnation),
-        Some((incarnation, purpose)) => {
-            place.incarnation = incarnation;
-            Some(purpose)
+    let (mut purpose, graves) = match header {
+        Some(header) => {
+            let graves = header.graves.into_iter().map(grave_entry).collect();
+            if header.purpose == SegmentPurpose::Free {
+                return Err(free(header.incarnation, graves));
+            }
+            place.incarnation = header.incarnation;
+            (Some(header.purpose), graves)
         }
-        None => {
-            place.incarnation = newest_incarnation(file, pool, place, layout)
-                .await
-                .ok_or(0_u64)?;
-            None
-        }
+        None => match newest_incarnation(file, pool, place, layout).await {
+            Some(incarnation) => {
+                place.incarnation = incarnation;
+                (None, Vec::new())
+            }
+            None => return Err(free(0, Vec::new())),
+        },
     };
-    let entries = match read_footer(file, pool, place, layout).await {
+    let mut entries = match read_footer(file, pool, place, layout).await {
         Some((entries, of_footer)) => {
             report.footers += 1;
             purpose = purpose.or(Some(of_footer));
@@ -262,12 +278,25 @@ async fn read_life<F: DiskFile>(
         true => SegmentPurpose::Dirty,
         false => SegmentPurpose::Probation,
     });
+    entries.extend::<Vec<FooterEntry>>(graves);
     Ok(Life {
         number: place.segment,
         incarnation: place.incarnation,
         purpose,
         entries,
     })
+}
+
+/// A grave as a record would be listed. It is in the segment's first page, where no record is.
+fn grave_entry(grave: Grave) -> FooterEntry {
+    FooterEntry {
+        hash: grave.hash,
+        sequence: grave.sequence,
+        page: 0,
+        payload_length: 0,
+        kind: RecordKind::Tombstone,
+        state: RecordState::Clean,
+    }
 }
 
 /// The life of a segment whose header page is damaged, told by its records. To give it up would

@@ -7,8 +7,8 @@
 
 use crate::evict::{EvictionSettings, Evictor};
 use crate::format::{
-    CHUNK_BYTES, FooterEntry, NotOurs, RecordHeader, RecordKind, RecordState, SegmentPurpose,
-    record_bytes,
+    CHUNK_BYTES, FooterEntry, Grave, NotOurs, RecordHeader, RecordKind, RecordState,
+    SegmentPurpose, record_bytes,
 };
 use crate::index::{BlockMap, Index, Location};
 use crate::key::BlockHash;
@@ -163,6 +163,25 @@ impl<R: Runtime, D: Disk> Append<R, D> {
         }
     }
 
+    /// The block and the sequence of the record.
+    pub(crate) fn grave(&self) -> Grave {
+        Grave {
+            hash: self.hash,
+            sequence: self.sequence,
+        }
+    }
+
+    /// A tombstone that is on disk now, in `segment`, becomes the newest record of its block,
+    /// unless something newer was published meanwhile.
+    pub(crate) fn publish_tombstone(&self, segment: u32) {
+        if self.is_outranked() {
+            return;
+        }
+        self.publish();
+        let mut index = self.inner.index.borrow_mut();
+        index.publish_tombstone(self.hash, segment, !self.is_alone());
+    }
+
     fn is_outranked(&self) -> bool {
         self.inner.appends.borrow()[&self.hash].published > self.sequence
     }
@@ -236,20 +255,18 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             self.note_useless(header, segment.number, true);
             return Err(AppendFailure::Superseded);
         }
-        append.publish();
-        let mut index = self.index.borrow_mut();
         match header.kind {
             RecordKind::Block => {
+                append.publish();
                 let at = Location {
                     segment: segment.number,
                     page,
                     payload_length: header.payload_length,
                 };
+                let mut index = self.index.borrow_mut();
                 index.publish(header.hash, at, header.state);
             }
-            RecordKind::Tombstone => {
-                index.publish_tombstone(header.hash, segment.number, !append.is_alone());
-            }
+            RecordKind::Tombstone => append.publish_tombstone(segment.number),
         }
         Ok(())
     }

@@ -174,8 +174,8 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
             // Told as unreadable, or as too short.
             None => None,
             Some(page) => match decode_segment_header(page, &place) {
-                Ok((_, SegmentPurpose::Free)) => return None,
-                Ok((incarnation, _)) => return Some(incarnation),
+                Ok(header) if header.purpose == SegmentPurpose::Free => return None,
+                Ok(header) => return Some(header.incarnation),
                 Err(_) if page.iter().all(|byte| *byte == 0) => Some(Fault::SegmentHeaderMissing),
                 Err(problem) => Some(Fault::SegmentHeader(problem)),
             },
