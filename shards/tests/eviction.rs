@@ -1,0 +1,67 @@
+//! What eviction promises, on small caches: as many hits as LRU of the same quota, more under a
+//! scan, within the write budget. `bench/eviction` shows the same at a larger size with figures.
+
+#[path = "../examples/eviction/contest.rs"]
+mod contest;
+#[path = "../examples/eviction/trace.rs"]
+mod trace;
+
+use contest::{Geometry, lru_hit_ratio, run_shards};
+use forebay_shards::evict::WRITE_BUDGET_PERCENT;
+use trace::Trace;
+
+/// One shard as a folder has it, so that its spare segments weigh as much as they do there.
+const GEOMETRY: Geometry = Geometry {
+    shards: 1,
+    segments: 96,
+    segment_records: 8,
+};
+
+fn holds_on(trace: Trace) {
+    for seed in [11, 12] {
+        let requests = trace.requests(GEOMETRY.cache_records(), seed);
+        let lru = lru_hit_ratio(&requests, GEOMETRY.cache_records());
+        let ours = run_shards(requests, GEOMETRY, WRITE_BUDGET_PERCENT, seed);
+        let required = lru * trace.hit_ratio_required();
+        assert!(
+            ours.hit_ratio >= required,
+            "{}, seed {seed}: hit ratio {:.4}, required {required:.4} (LRU {lru:.4})",
+            trace.name(),
+            ours.hit_ratio,
+        );
+        let written_max = 1.0 + f64::from(WRITE_BUDGET_PERCENT) / 100.0;
+        assert!(
+            ours.write_amplification <= written_max,
+            "{}, seed {seed}: {:.3} bytes written for each admitted, at most {written_max}",
+            trace.name(),
+            ours.write_amplification,
+        );
+    }
+}
+
+#[test]
+fn a_scan_does_not_flush_the_cache() {
+    holds_on(Trace::Scan);
+}
+
+#[test]
+fn a_shifting_hot_set_is_followed() {
+    holds_on(Trace::ShiftingHotSet);
+}
+
+#[test]
+fn a_loop_larger_than_the_cache_still_hits() {
+    let requests = Trace::Loop.requests(GEOMETRY.cache_records(), 1);
+    let ours = run_shards(requests, GEOMETRY, WRITE_BUDGET_PERCENT, 1);
+    assert!(
+        ours.hit_ratio > 0.1,
+        "{:.4}, and LRU has none",
+        ours.hit_ratio
+    );
+    holds_on(Trace::Loop);
+}
+
+#[test]
+fn overwrites_do_not_crowd_out_what_is_read() {
+    holds_on(Trace::Overwrites);
+}
