@@ -35,6 +35,7 @@ pub mod ram;
 pub mod range;
 pub mod recover;
 pub mod router;
+pub mod scrub;
 pub mod shard;
 pub mod stats;
 pub mod superblock;

@@ -243,6 +243,13 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         self.inner.index.borrow().get(&hash).copied()
     }
 
+    /// Every block in the index, and where it is, in no order.
+    pub fn blocks(&self) -> Vec<(BlockHash, Location)> {
+        let index = self.inner.index.borrow();
+        let blocks = index.iter().map(|(hash, location)| (*hash, *location));
+        blocks.collect()
+    }
+
     /// Whether a record of the block may be on disk, found by the index or by the next start.
     pub fn may_hold(&self, hash: BlockHash) -> bool {
         self.find(hash).is_some() || self.inner.leftovers.borrow().contains_key(&hash)
