@@ -73,7 +73,7 @@ pub struct CoreParts<R: Runtime, D: Disk> {
 struct Head {
     meta: Arc<ObjectMeta>,
     store_identity: u64,
-    /// When the store last vouched for it, in this run of the program.
+    /// When the store last vouched for it; nothing if that is not known or in doubt.
     validated: Option<MonoTime>,
     /// Until when it is served unchecked, because the store did not answer.
     excused_until: Option<MonoTime>,
@@ -389,7 +389,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             return Known::Nothing;
         };
         let fresh = match id.volume.freshness {
-            Freshness::Immutable => true,
+            // Written once, but perhaps deleted by a tombstone that is lost.
+            Freshness::Immutable => head.validated.is_some() || !self.shard(hash).is_doubtful(),
             Freshness::RevalidateAfter(limit) => {
                 let now = self.parts.runtime.now();
                 head.validated.is_some_and(|when| now.since(when) < limit)
@@ -410,7 +411,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Ok(header) if names(&header, id) => {
                 let head = Head {
                     store_identity: header.store_identity,
-                    validated: self.validated_before(header.validated_at),
+                    validated: match shard.is_doubtful() {
+                        true => None,
+                        false => self.validated_before(header.validated_at),
+                    },
                     meta: Arc::new(header.meta),
                     excused_until: None,
                 };

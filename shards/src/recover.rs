@@ -52,6 +52,8 @@ impl RecoveryReport {
 struct Life {
     incarnation: u64,
     entries: Vec<FooterEntry>,
+    /// Whether there was a record that is not among them because it cannot be read any more.
+    doubtful: bool,
 }
 
 /// Reads the segments `numbers` of one shard.
@@ -68,6 +70,7 @@ pub async fn recover<D: Disk>(
     let mut lives: Vec<(u64, Rc<Segment<D::File>>)> = Vec::new();
     let mut free = Vec::new();
     let mut newest: BlockMap<(u64, u32, FooterEntry)> = BlockMap::default();
+    let mut doubtful = false;
     for number in numbers {
         let file = disk.open(&segment_name(layout.shard, *number)).await?;
         let place = Place {
@@ -85,6 +88,7 @@ pub async fn recover<D: Disk>(
         for entry in &life.entries {
             outrank(&mut newest, *number, *entry);
         }
+        doubtful |= life.doubtful;
         let segment = Segment::recovered(*number, file, life.incarnation, life.entries);
         lives.push((life.incarnation, Rc::new(segment)));
     }
@@ -109,6 +113,7 @@ pub async fn recover<D: Disk>(
             index,
             segments,
             next_sequence,
+            doubtful,
         },
         report,
     ))
@@ -158,19 +163,27 @@ async fn read_life<F: DiskFile>(
         },
         None => newest_incarnation(file, pool, place, layout).await?,
     };
-    let entries = match read_footer(file, pool, place, layout).await {
+    let (entries, doubtful) = match read_footer(file, pool, place, layout).await {
         Some(entries) => {
             report.footers += 1;
-            entries
+            (entries, false)
         }
         None => {
             report.scans += 1;
             scan(file, pool, place, layout).await
         }
     };
+    if doubtful {
+        let (shard, segment) = (place.shard, place.segment);
+        log::warn!(
+            "shard {shard} segment {segment}: a record is damaged and may have replaced another: \
+             the store is asked before blocks of this shard are served"
+        );
+    }
     Some(Life {
         incarnation: place.incarnation,
         entries,
+        doubtful,
     })
 }
 
@@ -237,18 +250,25 @@ async fn read_pages<F: DiskFile>(
 }
 
 /// Looks for records page by page. A page that is not the head of a record of this life is
-/// stepped over, so that valid records behind a torn one are found.
+/// stepped over, so that valid records behind a torn one are found. Returns them, and whether one was
+/// there that cannot be read any more.
 async fn scan<F: DiskFile>(
     file: &F,
     pool: &Pool,
     place: Place,
     layout: &ShardLayout,
-) -> Vec<FooterEntry> {
+) -> (Vec<FooterEntry>, bool) {
+    let mut doubtful = false;
     let mut entries = Vec::new();
     let mut window = Window::new(PAGE as u64);
     while let Some((offset, page)) = window.next(file, pool, layout.segment_bytes).await {
-        let Ok(header) = found_record(page, &Place { offset, ..place }, layout) else {
-            continue;
+        let place = Place { offset, ..place };
+        let header = match found_record(page, &place, layout) {
+            Ok(header) => header,
+            Err(problem) => {
+                doubtful |= format::was_record(page, problem, &place);
+                continue;
+            }
         };
         entries.push(FooterEntry {
             hash: header.hash,
@@ -259,7 +279,7 @@ async fn scan<F: DiskFile>(
         });
         window.jump(offset + header.record_bytes());
     }
-    entries
+    (entries, doubtful || window.unreadable > 0)
 }
 
 fn found_record(page: &[u8], place: &Place, layout: &ShardLayout) -> Result<RecordHeader, NotOurs> {

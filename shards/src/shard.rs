@@ -158,6 +158,7 @@ pub struct Shard<R: Runtime, D: Disk> {
     log: SegmentLog<R, D>,
     pool: Pool,
     next_sequence: Cell<u64>,
+    doubtful: bool,
 }
 
 /// What recovery knows.
@@ -168,6 +169,8 @@ pub struct RecoveredShard<F> {
     pub segments: crate::log::RecoveredSegments<F>,
     /// Higher than every sequence seen.
     pub next_sequence: u64,
+    /// Whether a record was there that cannot be read any more and may have outranked others.
+    pub doubtful: bool,
 }
 
 impl<R: Runtime, D: Disk> Shard<R, D> {
@@ -210,6 +213,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             log: SegmentLog::new(runtime, disk, layout, found.segments, on_reclaim),
             pool,
             next_sequence: Cell::new(found.next_sequence),
+            doubtful: found.doubtful,
         }
     }
 
@@ -241,6 +245,12 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
     /// Whether a block is here, and where.
     pub fn find(&self, hash: BlockHash) -> Option<Location> {
         self.inner.index.borrow().get(&hash).copied()
+    }
+
+    /// Whether records of this shard may have been replaced or deleted by one that was lost to
+    /// damage, so that the store must be asked before they are served.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubtful
     }
 
     /// Every block in the index, and where it is, in no order.
