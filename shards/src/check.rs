@@ -174,7 +174,7 @@ pub enum Meaning {
     /// A list is lost that the next start makes anew.
     Scanned,
     /// Which block it was cannot be told, so neither can what it replaced.
-    OlderVersionPossible,
+    StoreAsked,
     /// Nothing relies on it.
     Nothing,
     /// The other copy is used.
@@ -193,9 +193,9 @@ impl fmt::Display for Meaning {
             Meaning::Scanned => {
                 "the segment will be scanned at the next start and no block is lost by this"
             }
-            Meaning::OlderVersionPossible => {
-                "the block will be fetched again from the store unless the folder holds an older \
-                 version of it, which is then served until the store is asked"
+            Meaning::StoreAsked => {
+                "it may have replaced another record, so the store will be asked before blocks of \
+                 this shard are served"
             }
             Meaning::Nothing => "nothing is lost by this",
             Meaning::OtherCopy => "the other copy is used and no block is lost by this",

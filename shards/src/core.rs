@@ -166,6 +166,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.parts.shards.get(self.shard_number(hash))
     }
 
+    /// Whether the store must be asked before records of a block's shard are served.
+    fn is_doubtful(&self, hash: BlockHash) -> bool {
+        self.shard(hash).is_some_and(|shard| shard.is_doubtful())
+    }
+
     /// Waits a moment for the shard of a block that is to be read. Without it the block is fetched
     /// and not kept: the store knows every block, the shard only saves a request.
     async fn shard_to_read(&self, hash: BlockHash) {
@@ -477,7 +482,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             return Known::Nothing;
         };
         let fresh = match id.volume.freshness {
-            Freshness::Immutable => true,
+            // Written once, but perhaps deleted by a tombstone that is lost.
+            Freshness::Immutable => head.validated.is_some() || !self.is_doubtful(hash),
             Freshness::RevalidateAfter(limit) => {
                 let now = self.parts.runtime.now();
                 head.validated.is_some_and(|when| now.since(when) < limit)
@@ -504,7 +510,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Ok(header) if names(&header, id) => {
                 let head = Head {
                     store_identity: header.store_identity,
-                    validated: self.validated_before(header.validated_at),
+                    validated: match shard.is_doubtful() {
+                        true => None,
+                        false => self.validated_before(header.validated_at),
+                    },
                     meta: Arc::new(header.meta),
                     excused_until: None,
                 };

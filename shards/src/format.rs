@@ -317,12 +317,19 @@ fn open_page(page: &[u8], magic: [u8; 8]) -> Result<Place, NotOurs> {
     })
 }
 
-/// Whether a page that failed its checks bears the identity of `place` all the same: then it is a
-/// page of ours that was damaged, rather than something else.
-pub fn bears_place(page: &[u8], place: &Place) -> bool {
-    let mut expected = [0; PAGE];
-    begin_page(&mut expected, RECORD_MAGIC, place);
-    page[16..56] == expected[16..56]
+/// Whether a page that is no valid record of `place`, because of `problem`, was one before it was
+/// damaged or torn: it has the magic number, or the identity behind it.
+pub fn was_record(page: &[u8], problem: NotOurs, place: &Place) -> bool {
+    match problem {
+        NotOurs::Checksum | NotOurs::Field(_) | NotOurs::Version(_) => true,
+        NotOurs::Magic => {
+            let mut expected = [0; PAGE];
+            begin_page(&mut expected, RECORD_MAGIC, place);
+            page[16..56] == expected[16..56]
+        }
+        // Whole, but of a former life or another place: a leftover.
+        NotOurs::Place => false,
+    }
 }
 
 /// Tombstones that a segment's first page has room for.

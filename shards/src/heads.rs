@@ -26,7 +26,7 @@ pub struct Head {
     pub meta: Arc<ObjectMeta>,
     /// Where it is stored.
     pub store_identity: u64,
-    /// When the store last vouched for it, in this run of the program.
+    /// When the store last vouched for it; nothing if that is not known or in doubt.
     pub validated: Option<MonoTime>,
     /// Until when it is served unchecked, because the store did not answer.
     pub excused_until: Option<MonoTime>,

@@ -66,6 +66,8 @@ struct Life {
     incarnation: u64,
     purpose: SegmentPurpose,
     entries: Vec<FooterEntry>,
+    /// Whether there was a record that is not among them because it cannot be read any more.
+    doubtful: bool,
 }
 
 /// A segment file, read.
@@ -99,20 +101,26 @@ pub async fn recover<D: Disk>(
     let mut report = RecoveryReport::default();
     let (mut free, mut sealed, mut lives, mut lost) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let mut next_incarnation = 1;
+    let mut doubtful = false;
     for (found, of_segment) in found {
         report.add(&of_segment);
         match found {
             Found::Life(life, file) => {
+                doubtful |= life.doubtful;
                 next_incarnation = next_incarnation.max(life.incarnation + 1);
                 sealed.push(segment_of(&life, file));
                 lives.push(life);
             }
             Found::Free(life, file) => {
+                doubtful |= life.doubtful;
                 next_incarnation = next_incarnation.max(life.incarnation + 1);
                 free.push(segment_of(&life, file));
                 lives.push(life);
             }
-            Found::Lost(_) => lost += 1,
+            Found::Lost(_) => {
+                doubtful = true;
+                lost += 1;
+            }
         }
     }
     let (index, next_sequence) = index_of(&lives);
@@ -132,6 +140,7 @@ pub async fn recover<D: Disk>(
         index,
         segments,
         next_sequence,
+        doubtful,
     };
     (shard, report)
 }
@@ -236,6 +245,7 @@ async fn read_life<F: DiskFile>(
         incarnation,
         purpose: SegmentPurpose::Free,
         entries,
+        doubtful: false,
     };
     let first = read_pages(file, pool, 0, PAGE).await;
     if first
@@ -259,20 +269,36 @@ async fn read_life<F: DiskFile>(
                 place.incarnation = incarnation;
                 (None, Vec::new())
             }
-            None => return Err(free(0, Vec::new())),
+            // Not a page that can be read, and not a record: whatever was there is lost.
+            None => {
+                return Err(Life {
+                    doubtful: true,
+                    ..free(0, Vec::new())
+                });
+            }
         },
     };
-    let mut entries = match read_footer(file, pool, place, layout).await {
+    // With the first page its graves are lost.
+    let has_graves = purpose.is_some();
+    let (mut entries, doubtful) = match read_footer(file, pool, place, layout).await {
         Some((entries, of_footer)) => {
             report.footers += 1;
             purpose = purpose.or(Some(of_footer));
-            entries
+            (entries, false)
         }
         None => {
             report.scans += 1;
             scan(file, pool, place, layout).await
         }
     };
+    let doubtful = doubtful || !has_graves;
+    if doubtful {
+        let (shard, segment) = (place.shard, place.segment);
+        log::warn!(
+            "shard {shard} segment {segment}: a record is damaged and may have replaced another: \
+             the store is asked before blocks of this shard are served"
+        );
+    }
     let is_dirty = |entry: &FooterEntry| entry.state == RecordState::Dirty;
     let purpose = purpose.unwrap_or(match entries.iter().any(is_dirty) {
         true => SegmentPurpose::Dirty,
@@ -284,6 +310,7 @@ async fn read_life<F: DiskFile>(
         incarnation: place.incarnation,
         purpose,
         entries,
+        doubtful,
     })
 }
 
@@ -373,18 +400,25 @@ async fn read_pages<F: DiskFile>(
 }
 
 /// Looks for records page by page. A page that is not the head of a record of this life is
-/// stepped over, so that valid records behind a torn one are found.
+/// stepped over, so that valid records behind a torn one are found. Returns them, and whether one was
+/// there that cannot be read any more.
 async fn scan<F: DiskFile>(
     file: &F,
     pool: &Pool,
     place: Place,
     layout: &ShardLayout,
-) -> Vec<FooterEntry> {
+) -> (Vec<FooterEntry>, bool) {
+    let mut doubtful = false;
     let mut entries = Vec::new();
     let mut window = Window::new(PAGE as u64);
     while let Some((offset, page)) = window.next(file, pool, layout.segment_bytes).await {
-        let Ok(header) = found_record(page, &Place { offset, ..place }, layout) else {
-            continue;
+        let place = Place { offset, ..place };
+        let header = match found_record(page, &place, layout) {
+            Ok(header) => header,
+            Err(problem) => {
+                doubtful |= format::was_record(page, problem, &place);
+                continue;
+            }
         };
         entries.push(FooterEntry {
             hash: header.hash,
@@ -396,7 +430,7 @@ async fn scan<F: DiskFile>(
         });
         window.jump(offset + header.record_bytes());
     }
-    entries
+    (entries, doubtful || window.unreadable > 0)
 }
 
 fn found_record(page: &[u8], place: &Place, layout: &ShardLayout) -> Result<RecordHeader, NotOurs> {

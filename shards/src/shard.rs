@@ -120,6 +120,8 @@ pub struct RecoveredShard<F> {
     pub segments: RecoveredSegments<F>,
     /// Higher than every sequence seen.
     pub next_sequence: u64,
+    /// Whether a record was there that cannot be read any more and may have outranked others.
+    pub doubtful: bool,
 }
 
 /// The records of one block that are being written at the same time.
@@ -140,6 +142,7 @@ pub(crate) struct Inner<R: Runtime, D: Disk> {
     pub(crate) reclaim: ReclaimState<D::File>,
     pub(crate) stats: ShardStats,
     blocks: Pool,
+    doubtful: bool,
     /// Blocks of which records are being written.
     appends: RefCell<BlockMap<Appends>>,
     next_sequence: Cell<u64>,
@@ -329,6 +332,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
                 reclaim: ReclaimState::default(),
                 stats: ShardStats::default(),
                 blocks,
+                doubtful: found.doubtful,
                 appends: RefCell::default(),
                 next_sequence: Cell::new(found.next_sequence),
             }),
@@ -368,6 +372,12 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
     /// Whether a block's record is the only copy of it.
     pub fn is_dirty(&self, hash: BlockHash) -> bool {
         self.inner.index.borrow().is_dirty(hash)
+    }
+
+    /// Whether records of this shard may have been replaced or deleted by one that was lost to
+    /// damage, so that the store must be asked before they are served.
+    pub fn is_doubtful(&self) -> bool {
+        self.inner.doubtful
     }
 
     /// Whether a record of the block may be on disk, found by the index or by the next start.

@@ -293,11 +293,11 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
             let entry = self.listed.as_mut().and_then(|all| all.remove(&number));
             let decoded = self.window.page(offset).map(|page| {
                 let decoded = RecordHeader::decode(page, &place);
-                let claimed = decoded
-                    .as_ref()
-                    .err()
-                    .is_some_and(|e| claims(*e, page, &place));
-                (decoded, claimed)
+                let damaged = match &decoded {
+                    Ok(_) => false,
+                    Err(problem) => format::was_record(page, *problem, &place),
+                };
+                (decoded, damaged)
             });
             offset += match (decoded, entry) {
                 (Some((Ok(header), _)), entry) => {
@@ -309,7 +309,7 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
                 (None, Some(entry)) => self.damaged_header(offset, &entry, None),
                 (Some((Err(problem), true)), None) if self.listed.is_none() => {
                     let fault = Fault::RecordHeader(problem);
-                    self.tell(offset, fault, Meaning::OlderVersionPossible);
+                    self.tell(offset, fault, Meaning::StoreAsked);
                     PAGE as u64
                 }
                 _ => PAGE as u64,
@@ -465,17 +465,6 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
             // Reads check chunks, so this one is served; its upload would be refused.
             self.tell(start, Fault::Whole { name }, Meaning::Ambiguous);
         }
-    }
-}
-
-/// Whether a page that is no valid record looks like one of this place all the same: by its magic
-/// number, or by the identity behind it.
-fn claims(problem: NotOurs, page: &[u8], place: &Place) -> bool {
-    match problem {
-        NotOurs::Checksum | NotOurs::Field(_) | NotOurs::Version(_) => true,
-        NotOurs::Magic => format::bears_place(page, place),
-        // Whole, but of a former life or another place: a leftover.
-        NotOurs::Place => false,
     }
 }
 
