@@ -364,13 +364,13 @@ pub fn direct_io(folder: &Path) -> Result<String, ProbeError> {
     let filesystem = filesystem_name(&file).map_err(|source| unusable(folder, source))?;
     match direct_round_trip(&file) {
         Ok(()) => Ok(filesystem),
-        // A full or failing disk is not a matter of direct I/O and must not be reported as one.
-        Err(source)
-            if matches!(
-                source.raw_os_error(),
-                Some(libc::ENOSPC | libc::EDQUOT | libc::EIO | libc::EROFS)
-            ) =>
-        {
+        // The file system has taken the flag, and a full disk still serves what it holds. A folder
+        // that is yet to be formatted is refused by its first write.
+        Err(source) if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+            Ok(filesystem)
+        }
+        // A failing disk is not a matter of direct I/O and must not be reported as one.
+        Err(source) if matches!(source.raw_os_error(), Some(libc::EIO | libc::EROFS)) => {
             Err(unusable(folder, source))
         }
         Err(source) => Err(ProbeError::NoDirectIo {
@@ -502,10 +502,17 @@ impl FolderLock {
                 holder,
             });
         }
-        // The number is for people: the lock, not the number, decides.
-        file.set_len(0)
+        // The number is for people: the lock, not the number, decides. A full disk has no room for
+        // it, and a number that is cut off reads as none.
+        match file
+            .set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(|source| unusable(folder, source))?;
+        {
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+                return Err(unusable(folder, e));
+            }
+            Ok(()) | Err(_) => {}
+        }
         Ok(FolderLock { file, path, made })
     }
 

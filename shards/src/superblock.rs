@@ -43,8 +43,16 @@ const SHARDS_WANTED: u64 = 4;
 /// Smallest quota that can hold a cache: seven segments of the smallest size.
 pub const QUOTA_BYTES_MIN: u64 = 64 << 20;
 
+/// What the folder takes beside its segments: superblock, lock, and the folder itself.
+const FOLDER_OVERHEAD_BYTES: u64 = 64 << 10;
+
+/// What a file system takes for a segment beside its bytes: a name, and a few blocks that say where
+/// its extents are. ext4 and xfs were seen to take one.
+const SEGMENT_OVERHEAD_BYTES: u64 = 16 << 10;
+
 const _: () = assert!(
-    (QUOTA_BYTES_MIN - 2 * PAGE as u64) / segment_bytes(SEGMENT_BASE_BYTES_MIN)
+    (QUOTA_BYTES_MIN - FOLDER_OVERHEAD_BYTES)
+        / (segment_bytes(SEGMENT_BASE_BYTES_MIN) + SEGMENT_OVERHEAD_BYTES)
         > crate::evict::TWO_QUEUES_SEGMENTS_MIN as u64
 );
 
@@ -139,12 +147,12 @@ impl Superblock {
 
     /// Segments that each shard may have under `quota_bytes`.
     pub fn segments_per_shard(&self, quota_bytes: u64) -> Result<u32, FolderError> {
-        let layer_bytes = self.segment_bytes * u64::from(self.shards);
-        let usable = quota_bytes.saturating_sub(2 * PAGE as u64);
+        let layer_bytes = (self.segment_bytes + SEGMENT_OVERHEAD_BYTES) * u64::from(self.shards);
+        let usable = quota_bytes.saturating_sub(FOLDER_OVERHEAD_BYTES);
         match usable / layer_bytes {
             0 => Err(FolderError::QuotaTooSmall {
                 given: quota_bytes,
-                needed: layer_bytes + 2 * PAGE as u64,
+                needed: layer_bytes + FOLDER_OVERHEAD_BYTES,
             }),
             count => Ok(count.min(u64::from(u32::MAX)) as u32),
         }

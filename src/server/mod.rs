@@ -159,6 +159,7 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
 /// server listens.
 pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), StartError> {
     abort_on_panic();
+    signals::ignore_file_size_limit();
     let cpus = rt::usable_cpus();
     let cores = settings.shards.unwrap_or(cpus.len());
     let mut stores = Stores::default();

@@ -298,7 +298,13 @@ impl Client {
 
     fn fill(&mut self) -> io::Result<usize> {
         let mut chunk = [0_u8; 64 * 1024];
-        let count = self.wire.read(&mut chunk)?;
+        let count = loop {
+            match self.wire.read(&mut chunk) {
+                // Of our own process: a wait with a limit is not taken up again by the kernel.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         self.pending.extend_from_slice(&chunk[..count]);
         Ok(count)
     }

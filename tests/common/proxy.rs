@@ -74,6 +74,10 @@ pub struct Setup {
     pub wrapper: Vec<String>,
     /// Where objects live; `None`: a folder of the proxy's own.
     pub store: Option<StoreSpec>,
+    /// Where segments live; `None`: a folder of the proxy's own.
+    pub cache_folder: Option<PathBuf>,
+    /// Where the proxy's own folders are made; `None`: among the system's temporary ones.
+    pub parent: Option<PathBuf>,
 }
 
 /// A store that several proxies may share.
@@ -97,6 +101,8 @@ impl Default for Setup {
             flags: Vec::new(),
             wrapper: Vec::new(),
             store: None,
+            cache_folder: None,
+            parent: None,
         }
     }
 }
@@ -111,9 +117,10 @@ impl Setup {
 
     /// Makes the folders and the settings file and picks the port, without starting.
     pub fn prepare(self) -> Proxy {
+        let parent = self.parent.clone().unwrap_or_else(std::env::temp_dir);
         let folder = tempfile::Builder::new()
             .prefix("forebay-test-")
-            .tempdir()
+            .tempdir_in(parent)
             .expect("temporary folder");
         for name in ["cache", "ledger", "store", "home"] {
             let path = folder.path().join(name);
@@ -145,7 +152,8 @@ pub struct Proxy {
 impl Proxy {
     /// Where segments live.
     pub fn cache_folder(&self) -> PathBuf {
-        self.folder.path().join("cache")
+        let own = || self.folder.path().join("cache");
+        self.setup.cache_folder.clone().unwrap_or_else(own)
     }
 
     /// Where the ledger lives.
@@ -371,6 +379,13 @@ impl Proxy {
             );
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
+    }
+
+    /// Lets go of a process that has ended by itself, so that another can be started.
+    pub fn forget(&mut self) {
+        let status = self.exit_status();
+        assert!(status.is_some(), "it still runs");
+        self.child = None;
     }
 
     /// kill -9 and a new start on the same folders, after `change` had its way with the settings.
