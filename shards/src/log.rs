@@ -157,8 +157,16 @@ pub struct Reservation<F> {
     pub place: Place,
 }
 
-/// Told which blocks go with a segment: its number and its records.
-pub type OnReclaim = Box<dyn Fn(u32, &[FooterEntry])>;
+/// How far the reclaim of a segment has come.
+pub enum Reclaim<'a> {
+    /// These records leave the index. They are on disk still: a start would find them.
+    Leaving(&'a [FooterEntry]),
+    /// No start will find them any more.
+    Gone,
+}
+
+/// Told which blocks go with a segment: its number, and what happens to its records.
+pub type OnReclaim = Box<dyn Fn(u32, Reclaim<'_>)>;
 
 /// The segments of one shard.
 pub struct SegmentLog<R: Runtime, D: Disk> {
@@ -354,7 +362,10 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
             },
         };
         match self.begin_life(&segment).await {
-            Ok(()) => Ok(segment),
+            Ok(()) => {
+                (self.on_reclaim)(segment.number, Reclaim::Gone);
+                Ok(segment)
+            }
             Err(e) => {
                 self.free.borrow_mut().push(segment);
                 Err(e)
@@ -396,10 +407,10 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         let oldest = self.sealed.borrow_mut().pop_front();
         let segment = oldest
             .ok_or_else(|| io::Error::new(io::ErrorKind::StorageFull, "no segment to reclaim"))?;
-        (self.on_reclaim)(segment.number, &segment.entries.borrow());
+        (self.on_reclaim)(segment.number, Reclaim::Leaving(&segment.entries.borrow()));
         segment.wait_until(|segment| segment.users.get() == 0).await;
         // Records that were still being written have come into the index since.
-        (self.on_reclaim)(segment.number, &segment.entries.borrow());
+        (self.on_reclaim)(segment.number, Reclaim::Leaving(&segment.entries.borrow()));
         self.reclaimed.set(self.reclaimed.get() + 1);
         Ok(segment)
     }
@@ -431,6 +442,7 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
             self.disk
                 .remove(&segment_name(self.layout.shard, segment.number))
                 .await?;
+            (self.on_reclaim)(segment.number, Reclaim::Gone);
             self.created.set(self.created.get() - 1);
             deleted.push(segment.number);
         }

@@ -6,7 +6,7 @@
 
 use crate::format::{CHUNK_BYTES, FooterEntry, NotOurs, RecordHeader, RecordKind, record_bytes};
 use crate::key::BlockHash;
-use crate::log::{Reservation, Segment, SegmentLog, SegmentUse};
+use crate::log::{Reclaim, Reservation, Segment, SegmentLog, SegmentUse};
 use forebay_io::buffer::{BufferWriter, PAGE, Pool, View, page_align};
 use forebay_io::disk::{Disk, DiskFile};
 use forebay_io::runtime::Runtime;
@@ -103,6 +103,22 @@ struct Inner<D: Disk> {
     segments: RefCell<HashMap<u32, Rc<Segment<D::File>>>>,
 }
 
+impl<D: Disk> Inner<D> {
+    /// Takes a segment's records out of the index. A block that is deleted from now on needs a
+    /// tombstone still, as long as a crash would leave the segment as it was.
+    fn leave(&self, segment: u32, entries: &[FooterEntry]) {
+        let mut index = self.index.borrow_mut();
+        let mut leftovers = self.leftovers.borrow_mut();
+        for hash in crate::log::blocks(entries) {
+            let location = index.get(&hash);
+            if location.is_some_and(|location| location.segment == segment) {
+                index.remove(&hash);
+                leftovers.entry(hash).or_insert(segment);
+            }
+        }
+    }
+}
+
 /// The records of one block that are being written at the same time.
 #[derive(Default)]
 struct Appends {
@@ -190,20 +206,12 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             segments: RefCell::new(segments),
         });
         let reclaimed = inner.clone();
-        let on_reclaim = Box::new(move |segment: u32, entries: &[FooterEntry]| {
-            let mut index = reclaimed.index.borrow_mut();
-            for hash in crate::log::blocks(entries) {
-                if index
-                    .get(&hash)
-                    .is_some_and(|location| location.segment == segment)
-                {
-                    index.remove(&hash);
-                }
-            }
-            reclaimed
+        let on_reclaim = Box::new(move |segment: u32, reclaim: Reclaim<'_>| match reclaim {
+            Reclaim::Leaving(entries) => reclaimed.leave(segment, entries),
+            Reclaim::Gone => reclaimed
                 .leftovers
                 .borrow_mut()
-                .retain(|_, at| *at != segment);
+                .retain(|_, at| *at != segment),
         });
         Shard {
             inner,

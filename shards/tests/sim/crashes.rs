@@ -16,6 +16,7 @@ use crate::support::journal::Journal;
 use crate::support::model::Model;
 use crate::support::ops::{Clients, Op};
 use crate::support::world::{Geometry, Machine, World, home};
+use forebay_io::runtime::Runtime;
 use forebay_io::sim::disk::Undecided;
 use forebay_io::sim::random::Dice;
 use forebay_io::sim::{Crash, DiskOperation, SimDisk};
@@ -70,6 +71,8 @@ enum Step {
     Rotate,
     /// Stops and starts again.
     Restart,
+    /// Deletes a key so many microseconds after a rotation has begun; not among [`STEPS`].
+    DeleteDuringRotation(u64),
 }
 
 const STEPS: [Step; 6] = [
@@ -147,8 +150,28 @@ fn ops_of(step: Step, at: u64) -> Vec<Op> {
             .zip(OTHERS)
             .map(|(n, key)| put(key, version + n))
             .collect(),
-        Step::Restart => Vec::new(),
+        Step::DeleteDuringRotation(_) | Step::Restart => Vec::new(),
     }
+}
+
+/// Rotates, and deletes a key meanwhile.
+fn delete_during_rotation(world: &mut World, clients: &Rc<Clients>, at: u64, pause_us: u64) {
+    let (node, runtime) = (world.nodes[0].clone(), world.runtime.clone());
+    let clients = clients.clone();
+    world.run(async move {
+        let rotate = async {
+            for op in ops_of(Step::Rotate, at) {
+                clients.carry_out(&node, op, &runtime).await;
+            }
+        };
+        let delete = async {
+            runtime.sleep(Duration::from_micros(pause_us)).await;
+            for op in ops_of(Step::Delete, at) {
+                clients.carry_out(&node, op, &runtime).await;
+            }
+        };
+        futures::join!(rotate, delete);
+    });
 }
 
 fn run_ops(world: &mut World, clients: &Rc<Clients>, ops: Vec<Op>) {
@@ -199,6 +222,9 @@ fn crash_points(workload: &[Step], journal: &Rc<Journal>) -> Vec<CrashPoint> {
             Step::Restart => {
                 world.stop();
                 world = clients.machine.start(2 + at as u64, 1);
+            }
+            Step::DeleteDuringRotation(pause_us) => {
+                delete_during_rotation(&mut world, &clients, at as u64, *pause_us);
             }
             step => {
                 for op in ops_of(*step, at as u64) {
@@ -383,6 +409,23 @@ fn every_crash_of_every_small_workload_keeps_every_promise() {
         workloads.len()
     );
     assert!(points > 500, "the workloads hardly touched the disk");
+}
+
+#[test]
+fn a_delete_while_its_segment_is_reclaimed_outlives_every_crash() {
+    let bounds = Bounds {
+        all_subsets_units_max: 1,
+        samples: 0,
+    };
+    for step in 0..16 {
+        let workload = [Step::DeleteDuringRotation(100 * step)];
+        let journal: Rc<Journal> = Rc::default();
+        let run = || crash_workload(&workload, &journal, &bounds);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+            eprintln!("{workload:?}, before that:\n  {}", journal.history());
+            resume_unwind(panic);
+        }
+    }
 }
 
 #[test]
