@@ -272,3 +272,19 @@ fn a_server_that_never_answers_does_not_hold_up_the_end() {
     assert!(!get(&stub, "--size 10").unwrap().is_good());
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
+
+#[test]
+fn answers_are_broken_off_when_that_is_asked_for_and_count_for_nothing() {
+    let stub = start();
+    let report = get(&stub, "--size 1MiB --keys 5 --break-off 2 --verify all").unwrap();
+    assert!(
+        report.requests > 0 && report.errors.is_empty() && report.wrong_content == 0,
+        "{report}"
+    );
+    // Each one broken off costs a connection; three would do otherwise.
+    assert!(stub.stats().connections > 6, "{:?}", stub.stats());
+    assert!(matches!(
+        get(&stub, "--size 1KiB --keys 5 --break-off 0"),
+        Err(LoadError::Usage(_))
+    ));
+}

@@ -8,8 +8,8 @@
 //!
 //! This file never does I/O and never hands out a byte above the watermark.
 
+use crate::pages::Pages;
 use crossbeam_queue::{ArrayQueue, SegQueue};
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::future::poll_fn;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
@@ -51,47 +51,33 @@ struct PoolShared {
     /// hands.
     kept_bytes: AtomicUsize,
     free: [ArrayQueue<Memory>; CLASS_COUNT],
+    /// Addresses without memory: at most as many of a class as were once handed out at a time.
+    cold: [SegQueue<Memory>; CLASS_COUNT],
     waiting: SegQueue<Waker>,
 }
 
-/// An owned aligned allocation: headroom page plus body.
+/// An owned aligned region: headroom page plus body.
 struct Memory {
-    start: NonNull<u8>,
+    pages: Pages,
     class: usize,
 }
 
-// SAFETY: `Memory` owns its allocation exclusively, like a `Box<[u8]>`.
-unsafe impl Send for Memory {}
-// SAFETY: `&Memory` gives no access to the bytes; `Backing` governs that.
-unsafe impl Sync for Memory {}
-
 impl Memory {
-    fn layout(class: usize) -> Layout {
-        Layout::from_size_align(PAGE + (PAGE << class), PAGE).expect("sizes are small constants")
-    }
-
     fn new(class: usize) -> Memory {
-        let layout = Memory::layout(class);
-        // SAFETY: the layout's size is never zero. Zeroed, so that every byte is initialised for
-        // the lifetime of the allocation, however often it is reused.
-        let start = unsafe { alloc_zeroed(layout) };
-        match NonNull::new(start) {
-            Some(start) => Memory { start, class },
-            None => handle_alloc_error(layout),
+        Memory {
+            pages: Pages::new(cost_of(class)),
+            class,
         }
     }
 
-    /// Bytes of budget that it takes.
-    fn cost(&self) -> usize {
-        PAGE + (PAGE << self.class)
+    fn start(&self) -> *mut u8 {
+        self.pages.start()
     }
 }
 
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout, freed once.
-        unsafe { dealloc(self.start.as_ptr(), Memory::layout(self.class)) }
-    }
+/// Bytes of budget that a buffer of a class takes.
+const fn cost_of(class: usize) -> usize {
+    PAGE + (PAGE << class)
 }
 
 impl Pool {
@@ -105,6 +91,7 @@ impl Pool {
             used_bytes: AtomicUsize::new(0),
             kept_bytes: AtomicUsize::new(0),
             free,
+            cold: std::array::from_fn(|_| SegQueue::new()),
             waiting: SegQueue::new(),
         }))
     }
@@ -115,7 +102,7 @@ impl Pool {
     /// If `body_bytes` exceeds [`BODY_BYTES_MAX`]: callers know their block sizes.
     pub fn try_take(&self, body_bytes: usize) -> Option<BufferWriter> {
         let class = class_of(body_bytes);
-        let cost = PAGE + (PAGE << class);
+        let cost = cost_of(class);
         let mut used = self.0.used_bytes.load(Ordering::Relaxed);
         loop {
             if used + cost > self.0.budget_bytes {
@@ -133,7 +120,9 @@ impl Pool {
         }
         let memory = self.0.unkeep(class).unwrap_or_else(|| {
             self.0.trim();
-            Memory::new(class)
+            self.0.cold[class]
+                .pop()
+                .unwrap_or_else(|| Memory::new(class))
         });
         Some(BufferWriter {
             backing: Arc::new(Backing {
@@ -179,19 +168,26 @@ impl Pool {
 }
 
 impl PoolShared {
-    /// Keeps memory for reuse; a full free list frees it.
+    /// Keeps memory for reuse; beyond a full free list only its addresses.
     fn keep(&self, memory: Memory) {
-        let (class, cost) = (memory.class, memory.cost());
+        let (class, cost) = (memory.class, cost_of(memory.class));
         self.kept_bytes.fetch_add(cost, Ordering::AcqRel);
-        if self.free[class].push(memory).is_err() {
+        if let Err(memory) = self.free[class].push(memory) {
             self.kept_bytes.fetch_sub(cost, Ordering::AcqRel);
+            self.cool(memory);
+        }
+    }
+
+    fn cool(&self, mut memory: Memory) {
+        if memory.pages.cool() {
+            self.cold[memory.class].push(memory);
         }
     }
 
     /// Kept memory of a class, if there is any.
     fn unkeep(&self, class: usize) -> Option<Memory> {
         let memory = self.free[class].pop()?;
-        self.kept_bytes.fetch_sub(memory.cost(), Ordering::AcqRel);
+        self.kept_bytes.fetch_sub(cost_of(class), Ordering::AcqRel);
         Some(memory)
     }
 
@@ -202,7 +198,11 @@ impl PoolShared {
             let held = || {
                 self.used_bytes.load(Ordering::Acquire) + self.kept_bytes.load(Ordering::Acquire)
             };
-            while held() > self.budget_bytes && self.unkeep(class).is_some() {}
+            while held() > self.budget_bytes
+                && let Some(memory) = self.unkeep(class)
+            {
+                self.cool(memory);
+            }
         }
     }
 }
@@ -232,11 +232,7 @@ struct Backing {
 
 impl Backing {
     fn start(&self) -> *mut u8 {
-        self.memory
-            .as_ref()
-            .expect("present until drop")
-            .start
-            .as_ptr()
+        self.memory.as_ref().expect("present until drop").start()
     }
 
     fn body_capacity(&self) -> usize {
@@ -253,7 +249,7 @@ impl Backing {
 impl Drop for Backing {
     fn drop(&mut self) {
         let memory = self.memory.take().expect("dropped once");
-        let cost = memory.cost();
+        let cost = cost_of(memory.class);
         self.pool.keep(memory);
         self.pool.used_bytes.fetch_sub(cost, Ordering::AcqRel);
         while let Some(waker) = self.pool.waiting.pop() {

@@ -26,6 +26,7 @@ pub mod histogram;
 pub mod local;
 pub mod memory;
 pub mod net;
+mod pages;
 pub mod probe;
 pub mod queue;
 pub mod rt;

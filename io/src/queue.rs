@@ -91,6 +91,24 @@ impl<T> Sender<T> {
         Poll::Pending
     }
 
+    /// Waits until everything that was sent has been received, or the receiver is gone.
+    pub async fn drained(&self) {
+        let is_over = || self.0.items.is_empty() || self.is_closed();
+        poll_fn(|cx| {
+            if is_over() {
+                return Poll::Ready(());
+            }
+            // Woken for each place that becomes free, as those who wait for one.
+            self.0.waiting_senders.push(cx.waker().clone());
+            if is_over() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
     /// Whether the receiver is gone.
     pub fn is_closed(&self) -> bool {
         self.0.receiver_gone.load(Ordering::Acquire)
@@ -309,6 +327,25 @@ mod tests {
         for thread in threads {
             thread.join().expect("sender thread");
         }
+    }
+
+    #[test]
+    fn a_queue_is_drained_when_all_was_received_or_nobody_receives() {
+        use futures::FutureExt;
+        let (sender, mut receiver) = bounded(3);
+        assert_eq!(sender.drained().now_or_never(), Some(()));
+        sender.try_send(1).expect("room");
+        sender.try_send(2).expect("room");
+        let mut drained = Box::pin(sender.drained());
+        assert_eq!(drained.as_mut().now_or_never(), None);
+        assert_eq!(receiver.try_recv(), Some(1));
+        assert_eq!(drained.as_mut().now_or_never(), None);
+        assert_eq!(receiver.try_recv(), Some(2));
+        assert_eq!(drained.as_mut().now_or_never(), Some(()));
+        sender.try_send(3).expect("room");
+        let waiting = std::thread::spawn(move || futures::executor::block_on(sender.drained()));
+        drop(receiver);
+        waiting.join().expect("ends when the receiver is gone");
     }
 
     #[test]

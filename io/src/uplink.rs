@@ -27,13 +27,18 @@ use std::task::Poll;
 /// is the buffers that they hold, so this only has to cover the companion's reaction time.
 const LANE_CAPACITY: usize = 256;
 
-/// Pieces of one body between companion and core. Pieces are up to some 64 KiB, so a fetch holds
-/// at most about 1 MiB in flight; small enough to push back on the store, large enough for a WAN.
-const BODY_PIECES_MAX: usize = 16;
+/// Pieces of one body between companion and core: enough that the companion reads on while the core
+/// copies. A fetch counts as in flight until the last is taken, or bodies would pile up here
+/// whenever block buffers are short.
+const BODY_PIECES_MAX: usize = 4;
 
-/// The most memory that a fetch holds outside block buffers, bytes: its pieces, and as much again
-/// in the client's buffers and TLS records.
-pub const FETCH_BYTES_MAX: usize = 2 * BODY_PIECES_MAX * (64 << 10);
+/// Largest piece of a body, bytes: what the HTTP client reads at once at most. A smaller piece may
+/// keep that much memory.
+const PIECE_BYTES_MAX: usize = 408 << 10;
+
+/// The most memory that a fetch holds outside block buffers, bytes: its pieces, the one that the
+/// client is reading, and TLS records.
+pub const FETCH_BYTES_MAX: usize = (BODY_PIECES_MAX + 1) * PIECE_BYTES_MAX + (64 << 10);
 
 /// Stores by volume number. Each companion builds its own from plain descriptions.
 pub type StoreTable = Vec<Rc<dyn Store>>;
@@ -389,6 +394,7 @@ async fn fetch(
             return;
         }
     }
+    pieces.drained().await;
 }
 
 fn into_request(upload: Upload) -> PutRequest {

@@ -101,10 +101,12 @@ impl RamTier {
         }
     }
 
-    /// Gives up at least `bytes` of payload memory, least wanted blocks first, as far as there is
-    /// any.
+    /// Gives up at least `bytes` of payload memory, least wanted blocks first, but never below
+    /// half of its budget: a crowd of requests for cold blocks waits for each other's buffers
+    /// rather than empty the tier.
     pub fn shed(&mut self, bytes: usize) {
-        let target = self.pinned_bytes.saturating_sub(bytes);
+        let floor = self.blocks.budget_bytes() / 2;
+        let target = self.pinned_bytes.saturating_sub(bytes).max(floor);
         let pinned_bytes = &mut self.pinned_bytes;
         while *pinned_bytes > target {
             // What is said of blocks counts too, so this may take a few rounds.
@@ -181,6 +183,8 @@ mod tests {
         tier.shed(1);
         assert_eq!((tier.len(), pool.used_bytes()), (1, 2 * PAGE));
         tier.shed(usize::MAX);
+        assert_eq!(tier.len(), 1, "half of the budget stays");
+        tier.clear();
         assert_eq!((tier.used_bytes(), pool.used_bytes()), (0, 0));
     }
 

@@ -8,6 +8,7 @@
 use crate::http::limits::{CONNECTIONS_MAX, connection_bytes_max};
 use crate::size::Amount;
 use forebay_io::memory::MemoryLimit;
+use forebay_io::net::TLS_CORE_BYTES_MAX;
 use forebay_io::rt::IO_MEMORY_BYTES;
 use forebay_io::uplink::FETCH_BYTES_MAX;
 use forebay_shards::heads::HEADS_BYTES_MAX;
@@ -35,7 +36,7 @@ const IN_FLIGHT_SHARE: u64 = 8;
 
 /// Share of the memory that connections take at their worst where that is less than
 /// [`CONNECTIONS_MAX`] would.
-const CONNECTIONS_SHARE: u64 = 6;
+const CONNECTIONS_SHARE: u64 = 8;
 
 /// The fewest connections that each core takes, whatever they cost.
 const CONNECTIONS_PER_CORE_MIN: usize = 64;
@@ -257,9 +258,10 @@ fn connections_per_core(needs: &MemoryNeeds) -> usize {
     (count as usize).clamp(CONNECTIONS_PER_CORE_MIN, CONNECTIONS_MAX)
 }
 
-/// All of those connections, each at its worst.
+/// All of those connections, each at its worst, and what a few of them may have encrypted ahead.
 fn connections(needs: &MemoryNeeds, per_core: usize) -> u64 {
-    (needs.cores * per_core * connection_bytes_max(needs.tls)) as u64
+    let tls_bytes = if needs.tls { TLS_CORE_BYTES_MAX } else { 0 };
+    (needs.cores * (per_core * connection_bytes_max(needs.tls) + tls_bytes)) as u64
 }
 
 /// Requests to stores: what a body has in flight before it reaches a block buffer.

@@ -93,6 +93,10 @@ pub struct Get {
     /// gaps between open-loop requests: poisson or fixed (default poisson)
     #[argh(option, default = "String::from(\"poisson\")")]
     pub arrivals: String,
+    /// break the connection off in the middle of one answer in this many; such requests are in no figure
+    /// (default: never)
+    #[argh(option)]
+    pub break_off: Option<u64>,
     /// what is checked of a body: length, sample (length of all, bytes of one in 16) or all (default length)
     #[argh(option, default = "String::from(\"length\")")]
     pub verify: String,

@@ -83,6 +83,8 @@ pub(super) struct Plan {
     pub(super) cpus: Vec<usize>,
     pub(super) arrivals: Option<Arrivals>,
     pub(super) verify: Verify,
+    /// One answer in this many is broken off by closing the connection.
+    pub(super) break_off: Option<u64>,
 }
 
 impl Plan {
@@ -130,6 +132,7 @@ impl Plan {
             cpus: numbers("--pin", get.pin.as_deref())?,
             arrivals: arrivals(get.rate, &get.arrivals)?,
             verify,
+            break_off: get.break_off,
         }
         .checked()
     }
@@ -173,6 +176,7 @@ impl Plan {
             cpus: numbers("--pin", put.pin.as_deref())?,
             arrivals: arrivals(put.rate, &put.arrivals)?,
             verify: Verify::Length,
+            break_off: None,
         }
         .checked()
     }
@@ -187,6 +191,9 @@ impl Plan {
             return Err(usage(
                 "--threads must be between 1 and --connections".into(),
             ));
+        }
+        if self.break_off == Some(0) {
+            return Err(usage("--break-off must be above 0".into()));
         }
         if self.seconds.is_zero() {
             return Err(usage("--seconds must be above 0".into()));

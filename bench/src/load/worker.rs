@@ -194,7 +194,8 @@ impl Connection {
             let begun = self.schedule.next().await;
             let task = self.next_task();
             let failure = match self.exchange(&task).await {
-                Ok(response) => response
+                Ok(None) => continue,
+                Ok(Some(response)) => response
                     .flaw()
                     .map(|flaw| (flaw.kind(), flaw.is_wrong_content())),
                 Err(error) => {
@@ -278,7 +279,8 @@ impl Connection {
         }
     }
 
-    async fn exchange(&mut self, task: &Task) -> io::Result<Response> {
+    /// Sends a request and takes its answer in; `None` if it was broken off on purpose.
+    async fn exchange(&mut self, task: &Task) -> io::Result<Option<Response>> {
         let mut wire = match self.wire.take() {
             Some(wire) => wire,
             None => {
@@ -292,9 +294,19 @@ impl Connection {
             self.send_body(&mut wire, content).await?;
         }
         let mut response = Response::new(task.expectation);
+        let break_off = self
+            .plan
+            .break_off
+            .is_some_and(|every| self.random.below(every) == 0)
+            .then(|| self.plan.body_bytes() / 2);
+        let mut received = 0;
         while !response.is_complete() {
             wire.receive(|bytes| response.push(bytes)).await?;
             let new_bytes = response.take_new_bytes();
+            received += new_bytes;
+            if break_off.is_some_and(|bytes| received >= bytes) {
+                return Ok(None);
+            }
             if self.plan.method == Method::Get {
                 self.window.add_bytes(new_bytes);
             }
@@ -305,7 +317,7 @@ impl Connection {
         if response.keep_alive() {
             self.wire = Some(wire);
         }
-        Ok(response)
+        Ok(Some(response))
     }
 
     async fn send_body(&mut self, wire: &mut Wire, content: &Content) -> io::Result<()> {

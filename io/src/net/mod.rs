@@ -5,7 +5,7 @@
 
 mod stream;
 
-pub use stream::{SOCKET_BYTES_MAX, Socket, Stream, TLS_BYTES_MAX};
+pub use stream::{SOCKET_BYTES_MAX, Socket, Stream, TLS_BYTES_MAX, TLS_CORE_BYTES_MAX};
 
 use glommio::net::TcpListener;
 use socket2::{Domain, Protocol, SockAddr, Type};

@@ -9,7 +9,7 @@ use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use futures_rustls::TlsAcceptor;
 use futures_rustls::server::TlsStream;
 use glommio::net::TcpStream;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -29,15 +29,25 @@ const READ_BUFFERS_KEPT_MAX: usize = 32;
 /// plaintext, so that the kernel's copy reads what encryption has just written.
 const TLS_SEND_BYTES: usize = 256 << 10;
 
+/// The same where many connections are being sent to at once: two records.
+const TLS_SEND_BYTES_MIN: usize = 32 << 10;
+
+/// Encrypted bytes that wait to be sent on all connections of a core before each gets only
+/// [`TLS_SEND_BYTES_MIN`] more. As many as fill a 10 Gb/s line for 25 ms.
+const TLS_SENDS_BYTES_MAX: usize = 32 << 20;
+
 /// Pieces per `sendmsg`; rustls offers at most 64 records at a time.
 const SEND_PIECES_MAX: usize = 64;
 
 /// The most memory that a socket holds, bytes.
 pub const SOCKET_BYTES_MAX: usize = READ_BUFFER_BYTES + (4 << 10);
 
-/// The most memory that TLS adds to it, bytes: records that wait to be sent, one record that is
+/// The most memory that TLS adds to it, bytes: a few records that wait to be sent, one that is
 /// being received and its plaintext, keys and state.
-pub const TLS_BYTES_MAX: usize = TLS_SEND_BYTES + TLS_SEND_BYTES / 16 + 2 * (17 << 10) + (16 << 10);
+pub const TLS_BYTES_MAX: usize = TLS_SEND_BYTES_MIN + 3 * (20 << 10) + (16 << 10);
+
+/// The most memory that encrypted bytes on their way take beyond that, for each core.
+pub const TLS_CORE_BYTES_MAX: usize = TLS_SENDS_BYTES_MAX + TLS_SENDS_BYTES_MAX / 4;
 
 type ReadBuffer = Box<[u8; READ_BUFFER_BYTES]>;
 
@@ -178,6 +188,40 @@ impl AsyncWrite for Socket {
     }
 }
 
+thread_local! {
+    /// Bytes of the large send windows that are out on this core.
+    static TLS_SENDS_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How much one connection may encrypt ahead; what is large of it is given back when it ends.
+struct SendWindow {
+    bytes: usize,
+    claimed_bytes: usize,
+}
+
+impl SendWindow {
+    fn claim() -> SendWindow {
+        let claimed_bytes = TLS_SENDS_BYTES.with(|all| {
+            let claimed = all.get() + TLS_SEND_BYTES;
+            if claimed > TLS_SENDS_BYTES_MAX {
+                return 0;
+            }
+            all.set(claimed);
+            TLS_SEND_BYTES
+        });
+        SendWindow {
+            bytes: claimed_bytes.max(TLS_SEND_BYTES_MIN),
+            claimed_bytes,
+        }
+    }
+}
+
+impl Drop for SendWindow {
+    fn drop(&mut self) {
+        TLS_SENDS_BYTES.with(|all| all.set(all.get() - self.claimed_bytes));
+    }
+}
+
 /// A connection ready for a protocol.
 pub enum Stream {
     /// Bytes as they are.
@@ -189,8 +233,7 @@ pub enum Stream {
 impl Stream {
     /// Performs the server's side of a TLS handshake. The caller sets the deadline.
     pub async fn accept_tls(socket: Socket, config: Arc<rustls::ServerConfig>) -> io::Result<Self> {
-        let mut stream = TlsAcceptor::from(config).accept(socket).await?;
-        stream.get_mut().1.set_buffer_limit(Some(TLS_SEND_BYTES));
+        let stream = TlsAcceptor::from(config).accept(socket).await?;
         Ok(Stream::Tls(Box::new(stream)))
     }
 
@@ -237,6 +280,8 @@ async fn send_plain(socket: &mut Socket, pieces: &[&[u8]]) -> io::Result<()> {
 /// Encrypts pieces until the send limit is full, sends that with few large calls, and so on. The
 /// stream's own `write` would send after every piece.
 async fn send_tls(stream: &mut TlsStream<Socket>, pieces: &[&[u8]]) -> io::Result<()> {
+    let window = SendWindow::claim();
+    stream.get_mut().1.set_buffer_limit(Some(window.bytes));
     for piece in pieces {
         let mut rest = *piece;
         while !rest.is_empty() {

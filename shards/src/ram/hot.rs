@@ -179,6 +179,11 @@ impl<V> HotSet<V> {
         *self = HotSet::new(self.budget_bytes);
     }
 
+    /// The most that the costs of what is kept may add up to.
+    pub fn budget_bytes(&self) -> usize {
+        self.budget_bytes
+    }
+
     /// The sum of the costs of what is kept.
     pub fn used_bytes(&self) -> usize {
         self.used_bytes

@@ -1,0 +1,113 @@
+//! Aligned memory straight from the kernel: what block buffers are made of.
+//!
+//! This file owns the mapping. Buffers do not come from the allocator: freed on another core than
+//! the one that took them, as most are, they would stay with it for long and in no account. It
+//! never says how much there may be; [`crate::buffer::Pool`] does.
+
+use crate::buffer::PAGE;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+
+/// Smallest region that is mapped. Smaller ones come from the allocator: a process may have some
+/// 65,000 mappings, and a cache of tiny objects would need more.
+const MAPPED_BYTES_MIN: usize = 64 << 10;
+
+/// An owned, page-aligned region whose every byte is initialised.
+pub(crate) struct Pages {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: `Pages` owns its memory exclusively, like a `Box<[u8]>`.
+unsafe impl Send for Pages {}
+// SAFETY: `&Pages` gives no access to the bytes; who shares them governs that.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// A region of zeroes.
+    pub(crate) fn new(bytes: usize) -> Pages {
+        assert!(bytes > 0 && bytes.is_multiple_of(PAGE));
+        let layout = Pages::layout(bytes);
+        let start = if bytes < MAPPED_BYTES_MIN {
+            // SAFETY: the layout's size is not zero.
+            unsafe { alloc_zeroed(layout) }
+        } else {
+            map(bytes)
+        };
+        match NonNull::new(start) {
+            Some(start) => Pages { start, bytes },
+            None => handle_alloc_error(layout),
+        }
+    }
+
+    fn layout(bytes: usize) -> Layout {
+        Layout::from_size_align(bytes, PAGE).expect("sizes are small constants")
+    }
+
+    /// Its first byte.
+    pub(crate) fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Gives the memory back to the kernel, not the addresses; returns whether it could. The
+    /// bytes are zeroes then. Mappings are kept because each hole among them would count as one
+    /// more.
+    pub(crate) fn cool(&mut self) -> bool {
+        if self.bytes < MAPPED_BYTES_MIN {
+            return false;
+        }
+        // SAFETY: a mapping of our own, private and anonymous, which nobody else refers to.
+        let outcome =
+            unsafe { libc::madvise(self.start.as_ptr().cast(), self.bytes, libc::MADV_DONTNEED) };
+        outcome == 0
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        if self.bytes < MAPPED_BYTES_MIN {
+            // SAFETY: allocated in `new` with the same layout, freed once.
+            unsafe { dealloc(self.start.as_ptr(), Pages::layout(self.bytes)) }
+        } else {
+            // SAFETY: mapped in `new` with this length, and nobody refers to it any more.
+            unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+        }
+    }
+}
+
+/// Maps fresh memory; null if the kernel refuses.
+fn map(bytes: usize) -> *mut u8 {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping at an address that the kernel chooses touches no memory of ours.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0) };
+    if start == libc::MAP_FAILED {
+        std::ptr::null_mut()
+    } else {
+        start.cast()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_of_both_kinds_are_zero_aligned_and_writable() {
+        for bytes in [PAGE, MAPPED_BYTES_MIN, (1 << 20) + PAGE] {
+            let mut pages = Pages::new(bytes);
+            assert!((pages.start() as usize).is_multiple_of(PAGE));
+            // SAFETY: the region is ours and initialised, and lives to the end of the loop.
+            let all = unsafe { std::slice::from_raw_parts_mut(pages.start(), bytes) };
+            assert!(all.iter().all(|byte| *byte == 0));
+            all.fill(7);
+            if pages.cool() {
+                // SAFETY: as above; the former slice is not used any more.
+                let all = unsafe { std::slice::from_raw_parts(pages.start(), bytes) };
+                assert!(all.iter().all(|byte| *byte == 0));
+            } else {
+                assert_eq!(bytes, PAGE);
+            }
+        }
+    }
+}
