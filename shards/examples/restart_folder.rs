@@ -201,7 +201,7 @@ impl Maker {
             offset: 0,
         };
         let mut page = vec![0; PAGE];
-        format::encode_segment_header(&mut page, &place, purpose);
+        format::encode_segment_header(&mut page, &place, purpose, &[]);
         file.write_all_at(&page, 0)?;
         let has_headers = is_open || self.records_max <= SEALED_HEADERS_MAX;
         place.offset = PAGE as u64;
