@@ -288,6 +288,12 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
     }
 }
 
+/// How far a start leaps ahead of the counters that it found: beyond all that one run hands out,
+/// and not as far as another start from the same state. 2^29 starts use up half of a counter.
+fn counter_leap<R: Runtime>(runtime: &R) -> u64 {
+    (1 << 32) + (runtime.random() & u64::from(u32::MAX))
+}
+
 /// A record as its segment's footer lists it.
 pub(crate) fn footer_entry(header: &RecordHeader, page: u32) -> FooterEntry {
     FooterEntry {
@@ -307,7 +313,7 @@ pub struct Shard<R: Runtime, D: Disk> {
 
 impl<R: Runtime, D: Disk> Shard<R, D> {
     /// A shard over what recovery found.
-    pub fn new(parts: ShardParts<R, D>, found: RecoveredShard<D::File>) -> Self {
+    pub fn new(parts: ShardParts<R, D>, mut found: RecoveredShard<D::File>) -> Self {
         let ShardParts {
             runtime,
             disk,
@@ -322,6 +328,10 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             write_budget_percent,
         });
         let pages = housekeeping.pages.clone();
+        // A disk that lost the write of a header hides a life, and what is hidden now may be seen
+        // again: neither its incarnation nor its sequences may be handed out a second time.
+        found.segments.next_incarnation += counter_leap(&runtime);
+        found.next_sequence += counter_leap(&runtime);
         Shard {
             inner: Rc::new(Inner {
                 log: SegmentLog::new(runtime.clone(), disk, pages, layout, found.segments),
