@@ -78,8 +78,9 @@ pub struct SegmentLog<R: Runtime, D: Disk> {
     /// By purpose.
     open: RefCell<OpenSegments<D::File>>,
     queues: RefCell<Queues<D::File>>,
-    /// Those that failed to begin a life go to the back.
     free: RefCell<VecDeque<Rc<Segment<D::File>>>>,
+    /// Free ones that could not be opened when they were last tried: for when there is no other.
+    bad: RefCell<VecDeque<Rc<Segment<D::File>>>>,
     /// Segment files that exist, also those that cannot be opened.
     created: Cell<u32>,
     /// Numbers from here up were never used.
@@ -151,6 +152,7 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
                 dirty: Vec::new(),
             }),
             free: RefCell::new(found.free.into()),
+            bad: RefCell::default(),
             next_number: Cell::new(found.next_number),
             next_incarnation: Cell::new(found.next_incarnation),
             rotations: [Permits::new(1), Permits::new(1), Permits::new(1)],
@@ -188,8 +190,7 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
 
     /// Whether the file system, and not the quota, keeps the shard from growing.
     pub fn is_growth_refused(&self) -> bool {
-        let refused = self.growth_refused_until.get();
-        refused.is_some() && self.created.get() < self.layout.segments_max
+        self.created.get() < self.layout.segments_max && !self.may_grow()
     }
 
     /// The largest record that a segment can hold.
@@ -315,6 +316,20 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         }
     }
 
+    /// A free segment that could not be opened before, for when nothing else can be had.
+    pub(crate) fn take_bad(&self) -> Option<Rc<Segment<D::File>>> {
+        self.bad.borrow_mut().pop_front()
+    }
+
+    /// Segments that this shard can have now: as the quota says, or what exists while the file
+    /// system has no room for more.
+    pub(crate) fn segments_within_reach(&self) -> u32 {
+        match self.may_grow() {
+            true => self.layout.segments_max,
+            false => self.created.get(),
+        }
+    }
+
     async fn grow(&self) -> io::Result<Option<Rc<Segment<D::File>>>> {
         let number = self.next_number.get();
         // Before the wait: the next one who grows must not take the same number or place.
@@ -354,7 +369,7 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         graves: &[Grave],
     ) -> io::Result<()> {
         if let Err(e) = self.write_life(&segment, purpose, graves).await {
-            self.free.borrow_mut().push_back(segment);
+            self.bad.borrow_mut().push_back(segment);
             return Err(e);
         }
         self.retire_open(purpose);

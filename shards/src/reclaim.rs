@@ -39,6 +39,10 @@ const SPARES_WANTED: usize = KEPT_FOR_RELOCATION + 1;
 /// more than a few mean that others take what comes free.
 const RECLAIMS_PER_ROTATION_MAX: usize = 8;
 
+/// Segments that one rotation tries to open: one bad place on the disk is passed by, a disk that
+/// takes nothing is not asked for long.
+const OPENINGS_MAX: usize = 3;
+
 /// Segments tried by one reclaim before it gives up.
 const VICTIMS_MAX: usize = 4;
 
@@ -102,10 +106,28 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             }
             // Before the wait, so that it may be the one to be reclaimed.
             self.log.retire_open(purpose);
-            let segment = self.spare_segment().await?;
-            self.open(segment, purpose).await?;
+            self.open_another(purpose).await?;
             self.provide_spares();
         }
+    }
+
+    /// Opens a segment for `purpose`. One that cannot be opened is set aside, and another tried.
+    async fn open_another(self: &Rc<Self>, purpose: SegmentPurpose) -> io::Result<()> {
+        let mut failure = no_room("no segment can be opened");
+        for _ in 0..OPENINGS_MAX {
+            let segment = match self.spare_segment().await {
+                Ok(segment) => segment,
+                Err(e) => match self.log.take_bad() {
+                    Some(segment) => segment,
+                    None => return Err(e),
+                },
+            };
+            match self.open(segment, purpose).await {
+                Ok(()) => return Ok(()),
+                Err(e) => failure = e,
+            }
+        }
+        Err(failure)
     }
 
     /// Opens a free segment, which keeps the graves that are still needed.
@@ -131,7 +153,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
     }
 
     fn has_two_queues(&self) -> bool {
-        self.log.layout().segments_max >= TWO_QUEUES_SEGMENTS_MIN
+        self.log.segments_within_reach() >= TWO_QUEUES_SEGMENTS_MIN
     }
 
     async fn spare_segment(self: &Rc<Self>) -> io::Result<Rc<Segment<D::File>>> {
