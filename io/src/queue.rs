@@ -342,6 +342,7 @@ mod tests {
         assert_eq!(drained.as_mut().now_or_never(), None);
         assert_eq!(receiver.try_recv(), Some(2));
         assert_eq!(drained.as_mut().now_or_never(), Some(()));
+        drop(drained);
         sender.try_send(3).expect("room");
         let waiting = std::thread::spawn(move || futures::executor::block_on(sender.drained()));
         drop(receiver);

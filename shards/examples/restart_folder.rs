@@ -172,7 +172,7 @@ impl Maker {
             let number = number as u32;
             // The last of each queue were open when the program ended.
             let is_open = self.is_crash && number as usize + 2 >= groups.len();
-            let is_main = number % MAIN_EVERY == 0 || number as usize + 1 == groups.len();
+            let is_main = number.is_multiple_of(MAIN_EVERY) || number as usize + 1 == groups.len();
             let purpose = match is_main {
                 true => SegmentPurpose::Main,
                 false => SegmentPurpose::Probation,
