@@ -114,7 +114,6 @@ fn row_23_a_disk_that_refuses_everything_is_passed_by() {
 }
 
 #[test]
-#[ignore = "a shard takes its one free segment again and again and does not grow instead"]
 fn row_23_a_segment_whose_first_page_is_bad_is_left_alone() {
     let Some(rig) = Rig::start() else { return };
     let bad = Fault::on_segments(Op::Write, Effect::Fail(libc::EIO)).between(0, FIRST_RECORD);
