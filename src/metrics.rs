@@ -92,6 +92,21 @@ const DISK_QUOTA: Metric = Metric(
     Kind::Gauge,
     "Bytes of segment files that the quota allows.",
 );
+const SCRUB_CYCLE: Metric = Metric(
+    "forebay_scrub_cycle",
+    Kind::Gauge,
+    "Times that the background scrub has begun to read the core's shards.",
+);
+const SCRUB_BYTES: Metric = Metric(
+    "forebay_scrub_bytes_total",
+    Kind::Counter,
+    "Payload bytes that the background scrub has read and verified.",
+);
+const SCRUB_DAMAGED: Metric = Metric(
+    "forebay_scrub_damaged_records_total",
+    Kind::Counter,
+    "Records that the background scrub found damaged or unreadable, and dropped.",
+);
 const SHARDS: Metric = Metric(
     "forebay_shards",
     Kind::Gauge,
@@ -456,6 +471,9 @@ fn render_engine(page: &mut Page, cores: &[CoreSnapshot]) {
         (&DISK_USED, |c| c.disk_used_bytes),
         (&DISK_QUOTA, |c| c.disk_quota_bytes),
         (&DISK_OVERDUE, |c| c.disk_overdue),
+        (&SCRUB_CYCLE, |c| c.scrub.cycle),
+        (&SCRUB_BYTES, |c| c.scrub.bytes),
+        (&SCRUB_DAMAGED, |c| c.scrub.damaged + c.scrub.unreadable),
         (&SHARDS, |c| c.shards),
         (&SHARDS_LOADED, |c| c.shards_loaded),
         (&SHARDS_FULL, |c| c.shards_full),

@@ -18,6 +18,7 @@ use crate::patience::Patience;
 use crate::ram::{RamBlock, RamTier};
 use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::recover::RecoveryReport;
+use crate::scrub::Scrub;
 use crate::shard::{ReadFailure, Shard};
 use crate::stats::{CoreSnapshot, CoreStats};
 use crate::table::ShardTable;
@@ -84,6 +85,8 @@ pub struct Core<R: Runtime, D: Disk> {
     began: MonoTime,
     /// From `began` until the last shard was here.
     load_ms: Cell<Option<u64>>,
+    /// The scrub of each shard that had one, by its number.
+    pub(crate) scrubs: RefCell<BTreeMap<u32, Rc<Scrub<R, D>>>>,
 }
 
 /// What has happened to one open so far.
@@ -125,6 +128,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             patience,
             recovery: Cell::default(),
             load_ms: Cell::default(),
+            scrubs: RefCell::default(),
             began,
         })
     }
@@ -626,6 +630,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             store_latency: parts.uplink.stats().latency.snapshot(),
             recovery: self.recovery.get(),
             load_ms: self.load_ms.get(),
+            scrub: self.scrub_progress(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! wanted. It never writes, never holds more than one block in memory, and never reads faster than
 //! it is told, however far it has fallen behind.
 
+use crate::core::Core;
 use crate::index::Location;
 use crate::key::BlockHash;
 use crate::shard::{ReadFailure, Shard};
@@ -21,7 +22,7 @@ pub const CYCLE_INTERVAL_MIN: Duration = Duration::from_secs(60 * 60);
 /// How far a scrub has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScrubProgress {
-    /// Cycles begun since start; 0 before the first.
+    /// Cycles begun since start; 0 before the first. Of several shards that of the last one.
     pub cycle: u64,
     /// Records of this cycle that were dealt with: read, or found gone meanwhile.
     pub records_done: u64,
@@ -36,7 +37,7 @@ pub struct ScrubProgress {
 }
 
 impl ScrubProgress {
-    /// Adds another shard's, for a total over shards: the cycle is that of the one furthest behind.
+    /// Adds another shard's or core's, for a total: the cycle is that of the one furthest behind.
     pub fn add(&mut self, other: &ScrubProgress) {
         self.cycle = self.cycle.min(other.cycle);
         self.records_done += other.records_done;
@@ -47,7 +48,7 @@ impl ScrubProgress {
     }
 }
 
-/// Walks over one shard for ever.
+/// Walks over one shard.
 pub struct Scrub<R: Runtime, D: Disk> {
     runtime: R,
     shard: Rc<Shard<R, D>>,
@@ -76,16 +77,6 @@ impl<R: Runtime, D: Disk> Scrub<R, D> {
     /// How far it has come.
     pub fn progress(&self) -> ScrubProgress {
         self.progress.get()
-    }
-
-    /// Reads the shard over and over. Never ends; dropping it ends it.
-    pub async fn run(&self) {
-        loop {
-            let began = self.runtime.now();
-            self.cycle().await;
-            let next = began.plus(CYCLE_INTERVAL_MIN);
-            self.wait_until(next).await;
-        }
     }
 
     /// Reads once every block that is live now and still is when its turn comes.
@@ -154,5 +145,41 @@ impl<R: Runtime, D: Disk> Scrub<R, D> {
         let mut progress = self.progress.get();
         change(&mut progress);
         self.progress.set(progress);
+    }
+}
+
+impl<R: Runtime, D: Disk> Core<R, D> {
+    /// Reads the shards of this core over and over, one after the other, at no more than
+    /// `rate_bytes_per_second` in all. Never ends; dropping it ends it.
+    pub async fn scrub(self: Rc<Self>, rate_bytes_per_second: u64) {
+        let runtime = self.parts.runtime.clone();
+        loop {
+            let began = runtime.now();
+            // Shards may still be loading in the first cycle; those come with the next.
+            for shard in self.shards().loaded() {
+                self.scrub_of(&shard, rate_bytes_per_second).cycle().await;
+            }
+            let rest = began.plus(CYCLE_INTERVAL_MIN).since(runtime.now());
+            runtime.sleep(rest).await;
+        }
+    }
+
+    fn scrub_of(&self, shard: &Rc<Shard<R, D>>, rate_bytes_per_second: u64) -> Rc<Scrub<R, D>> {
+        let number = shard.log().layout().shard;
+        let make = || {
+            let runtime = self.parts.runtime.clone();
+            Rc::new(Scrub::new(runtime, shard.clone(), rate_bytes_per_second))
+        };
+        let mut scrubs = self.scrubs.borrow_mut();
+        scrubs.entry(number).or_insert_with(make).clone()
+    }
+
+    /// How far the scrub of all shards has come.
+    pub fn scrub_progress(&self) -> ScrubProgress {
+        let scrubs = self.scrubs.borrow();
+        let mut each = scrubs.values().map(|scrub| scrub.progress());
+        let mut sum = each.next().unwrap_or_default();
+        each.for_each(|progress| sum.add(&progress));
+        sum
     }
 }

@@ -1,6 +1,7 @@
 //! Plain counters of one core, and their values at one moment. No names: those are the metrics'.
 
 use crate::recover::RecoveryReport;
+use crate::scrub::ScrubProgress;
 use forebay_io::histogram::HistogramSnapshot;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -130,6 +131,8 @@ pub struct CoreSnapshot {
     pub recovery: RecoveryReport,
     /// How long the core took until all of its shards were loaded, milliseconds.
     pub load_ms: Option<u64>,
+    /// How far the scrub has come.
+    pub scrub: ScrubProgress,
 }
 
 impl CoreStats {

@@ -3,7 +3,7 @@
 
 mod damage;
 
-use damage::support::world::{Geometry, SimShard, World};
+use damage::support::world::{Geometry, SimCore, SimShard, World};
 use damage::{End, Folder};
 use forebay_io::buffer::PAGE;
 use forebay_io::runtime::Runtime;
@@ -39,10 +39,11 @@ fn started(folder: &Folder) -> (World, Rc<SimShard>, SimScrub) {
     (world, shard, Rc::new(scrub))
 }
 
-/// Lets it run in the background, as the server does.
-fn set_going(world: &World, scrub: &SimScrub) {
-    let scrub = scrub.clone();
-    world.runtime.spawn(async move { scrub.run().await });
+/// Lets the core scrub in the background, as the server does.
+fn set_going(world: &World) -> Rc<SimCore> {
+    let core = world.nodes[0].core.clone();
+    world.runtime.spawn(core.clone().scrub(RATE));
+    core
 }
 
 /// Bytes of all live payloads, and how many there are.
@@ -61,18 +62,21 @@ fn an_intact_shard_is_read_once_a_cycle_at_the_pace_given() {
     let (bytes, records) = live(&shard);
     assert!(records >= 5);
     assert_eq!(scrub.progress(), ScrubProgress::default());
-    set_going(&world, &scrub);
+    let core = set_going(&world);
     let step = Duration::from_millis(250);
     let mut waited = Duration::ZERO;
-    while scrub.progress().bytes < bytes {
+    while core.scrub_progress().bytes < bytes {
         world.rest(step);
         waited += step;
         let most = RATE as f64 * waited.as_secs_f64() + PAYLOAD_MAX as f64;
-        assert!(scrub.progress().bytes as f64 <= most, "after {waited:?}");
+        assert!(
+            core.scrub_progress().bytes as f64 <= most,
+            "after {waited:?}"
+        );
         assert!(
             waited < Duration::from_secs(bytes / RATE + 2),
             "slower than it may be: {:?}",
-            scrub.progress()
+            core.scrub_progress()
         );
     }
     world.rest(Duration::from_secs(10));
@@ -83,9 +87,9 @@ fn an_intact_shard_is_read_once_a_cycle_at_the_pace_given() {
         bytes,
         ..ScrubProgress::default()
     };
-    assert_eq!(scrub.progress(), once);
+    assert_eq!(core.scrub_progress(), once);
     world.rest(CYCLE_INTERVAL_MIN);
-    let progress = scrub.progress();
+    let progress = core.scrub_progress();
     assert_eq!((progress.cycle, progress.bytes), (2, 2 * bytes));
     assert_eq!(shard.len() as u64, records, "nothing was dropped");
 }
@@ -127,16 +131,16 @@ fn a_record_that_cannot_be_read_is_told_apart_and_the_rest_is_read() {
 #[test]
 fn blocks_that_change_during_a_cycle_are_no_damage() {
     let folder = Folder::make(SMALL, End::Stop);
-    let (mut world, shard, scrub) = started(&folder);
+    let (mut world, shard, _) = started(&folder);
     let (_, records) = live(&shard);
-    set_going(&world, &scrub);
+    let core = set_going(&world);
     // In the middle of the cycle everything is written and deleted again, several times.
     for _ in 0..6 {
         world.rest(Duration::from_millis(900));
         folder.write_again(&mut world);
     }
     world.rest(Duration::from_secs(60));
-    let progress = scrub.progress();
+    let progress = core.scrub_progress();
     assert_eq!(progress.records_done, records, "the cycle ended");
     assert_eq!((progress.damaged, progress.unreadable), (0, 0));
     for (volume, key, expected) in &folder.expected {

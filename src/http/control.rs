@@ -6,6 +6,7 @@ use super::head::Head;
 use super::reply::ErrorReply;
 use crate::metrics;
 use crate::server::memory::MemoryPlan;
+use forebay_shards::scrub::ScrubProgress;
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -145,6 +146,13 @@ async fn status(connection: &Connection) -> String {
             })
         })
         .collect();
+    let mut scrub = ScrubProgress::default();
+    for (n, core) in snapshots.iter().enumerate() {
+        match n {
+            0 => scrub = core.scrub,
+            _ => scrub.add(&core.scrub),
+        }
+    }
     let mut shard_counters = BTreeMap::<&str, u64>::new();
     for (name, value) in snapshots.iter().flat_map(|core| &core.shard_counters) {
         *shard_counters.entry(name).or_default() += value;
@@ -182,6 +190,14 @@ async fn status(connection: &Connection) -> String {
             "empty": recovered(|r| r.empty),
             "lost": recovered(|r| r.lost),
             "blocks": recovered(|r| r.blocks),
+        },
+        "scrub": {
+            "cycle": scrub.cycle,
+            "records_done": scrub.records_done,
+            "records_total": scrub.records_total.max(sum(|c| c.blocks)),
+            "bytes": scrub.bytes,
+            "damaged": scrub.damaged,
+            "unreadable": scrub.unreadable,
         },
         "volumes": volumes,
         "cores": cores,

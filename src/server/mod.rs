@@ -201,6 +201,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     let pool = Pool::new(memory.pool_bytes);
     let plan = |index| CorePlan {
         index,
+        cores,
         topology,
         superblock,
         segments_max,
