@@ -14,6 +14,8 @@ mod crash;
 mod faults;
 mod operations;
 mod pages;
+#[cfg(test)]
+mod tests;
 
 pub use crash::{Crash, CrashReport, Undecided};
 pub use faults::{DiskChances, DiskFault, DiskOperation};
