@@ -297,6 +297,25 @@ async fn format<D: Disk>(disk: &D, pool: &Pool, superblock: &Superblock) -> io::
     file.sync().await
 }
 
+/// Removes segment files without any content and takes them out of the folder's listing. A process
+/// that dies while it makes a segment leaves one: no space was ever set aside for it.
+///
+/// # Errors
+/// What the disk says.
+pub async fn discard_unmade<D: Disk>(
+    disk: &D,
+    entries: &mut Vec<forebay_io::disk::FileEntry>,
+) -> io::Result<()> {
+    let is_unmade = |entry: &forebay_io::disk::FileEntry| {
+        entry.size == 0 && parse_segment_name(&entry.name).is_some()
+    };
+    for entry in entries.iter().filter(|entry| is_unmade(entry)) {
+        disk.remove(&entry.name).await?;
+    }
+    entries.retain(|entry| !is_unmade(entry));
+    Ok(())
+}
+
 /// Numbers of the segment files of each shard, from the folder's listing.
 pub fn segment_files(
     entries: &[forebay_io::disk::FileEntry],

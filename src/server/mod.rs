@@ -355,7 +355,11 @@ fn open_folder(
         let runtime = GlommioRuntime::current(Instant::now());
         let pool = Pool::new(1 << 20);
         let superblock = superblock::open_or_format(&runtime, &disk, &pool, quota_bytes).await?;
-        let entries = disk.list().await.map_err(cannot)?;
+        let mut entries = disk.list().await.map_err(cannot)?;
+        if let Err(error) = superblock::discard_unmade(&disk, &mut entries).await {
+            // As on a disk that was remounted read-only: an empty file does no harm.
+            log::warn!("{}: an empty segment file stays: {error}", path.display());
+        }
         let segments_max = superblock.segments_per_shard(quota_bytes)?;
         Ok((
             superblock,

@@ -23,6 +23,7 @@ use forebay_shards::recover::{RecoveryReport, recover};
 use forebay_shards::router::{self, MESH_CAPACITY, Router};
 use forebay_shards::segment::parse_segment_name;
 use forebay_shards::shard::{Housekeeping, Shard, ShardParts};
+use forebay_shards::superblock::discard_unmade;
 use forebay_shards::table::ShardTable;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
@@ -258,7 +259,9 @@ pub async fn open_shard(
     pool: &Pool,
     layout: ShardLayout,
 ) -> (SimShard, RecoveryReport) {
-    let entries = disk.list().await.expect("a simulated folder can be listed");
+    let mut entries = disk.list().await.expect("a simulated folder can be listed");
+    let discarded = discard_unmade(disk, &mut entries).await;
+    discarded.expect("simulated files can be removed");
     let numbers: Vec<u32> = entries
         .iter()
         .filter_map(|entry| parse_segment_name(&entry.name))
