@@ -48,14 +48,6 @@ pub enum Trace {
 }
 
 impl Trace {
-    /// All of them.
-    pub const ALL: [Trace; 4] = [
-        Trace::Scan,
-        Trace::ShiftingHotSet,
-        Trace::Loop,
-        Trace::Overwrites,
-    ];
-
     /// What to call it in a table.
     pub fn name(self) -> &'static str {
         match self {
