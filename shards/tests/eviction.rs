@@ -1,5 +1,5 @@
 //! What eviction promises, on small caches: as many hits as LRU of the same quota, more under a
-//! scan, within the write budget. `bench/eviction` shows the same at a larger size with figures.
+//! scan, within the write budget. `bench/eviction` shows the same with more seeds and with figures.
 
 #[path = "../examples/eviction/contest.rs"]
 mod contest;
@@ -10,7 +10,7 @@ use contest::{Geometry, lru_hit_ratio, run_shards};
 use forebay_shards::evict::WRITE_BUDGET_PERCENT;
 use trace::Trace;
 
-/// Shards cut as in a small folder, so that their spare segments weigh as much as they do there.
+/// The same as in `bench/eviction`: shards cut as in a small folder, so that their spare segments weigh as much as they do there.
 const GEOMETRY: Geometry = Geometry {
     shards: 4,
     segments: 96,
