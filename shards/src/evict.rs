@@ -148,7 +148,7 @@ impl Evictor {
         let known = |origin, window: f64| (self.ghost.filled(origin) as f64).min(window).max(1.0);
         let probation_known = known(Origin::Probation, probation_window);
         let main_known = known(Origin::Main, main_window);
-        let age = remembered.age as f64;
+        let age = f64::from(remembered.age);
         let change = match remembered.origin {
             Origin::Probation if age <= probation_window => {
                 (main_known / probation_known).max(1.0) / blocks
