@@ -184,6 +184,11 @@ const BUFFERS: Metric = Metric(
     Kind::Gauge,
     "Bytes of block buffers in use by all cores, RAM tiers included.",
 );
+const BUFFERS_KEPT: Metric = Metric(
+    "forebay_buffer_kept_bytes",
+    Kind::Gauge,
+    "Bytes of block buffers not in use and kept for reuse.",
+);
 const BUFFER_BUDGET: Metric = Metric(
     "forebay_buffer_budget_bytes",
     Kind::Gauge,
@@ -490,6 +495,7 @@ fn render_buffers(page: &mut Page, cores: &[CoreSnapshot]) {
     let Some(core) = cores.first() else { return };
     for (metric, value) in [
         (&BUFFERS, core.buffer_bytes),
+        (&BUFFERS_KEPT, core.buffer_kept_bytes),
         (&BUFFER_BUDGET, core.buffer_budget_bytes),
     ] {
         page.begin(metric);

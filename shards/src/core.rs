@@ -621,6 +621,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             ram_bytes: ram.pinned_bytes() as u64,
             ram_blocks: ram.len() as u64,
             buffer_bytes: parts.pool.used_bytes() as u64,
+            buffer_kept_bytes: parts.pool.kept_bytes() as u64,
             buffer_budget_bytes: parts.pool.budget_bytes() as u64,
             flights: self.flights.borrow().len() as u64,
             turns: self.turns.len() as u64,

@@ -113,6 +113,8 @@ pub struct CoreSnapshot {
     pub ram_blocks: u64,
     /// Bytes of block buffers in use, RAM tier included.
     pub buffer_bytes: u64,
+    /// Bytes of block buffers that are not in use and kept for reuse.
+    pub buffer_kept_bytes: u64,
     /// Bytes of block buffers that may be in use.
     pub buffer_budget_bytes: u64,
     /// Fetches in flight.

@@ -180,6 +180,7 @@ async fn status(connection: &Connection) -> String {
         },
         "buffers": {
             "used_bytes": snapshots.first().map_or(0, |core| core.buffer_bytes),
+            "kept_bytes": snapshots.first().map_or(0, |core| core.buffer_kept_bytes),
             "budget_bytes": snapshots.first().map_or(0, |core| core.buffer_budget_bytes),
         },
         "memory": memory(&context.server.memory),
