@@ -7,7 +7,7 @@
 
 pub mod segment;
 
-use crate::format::{NotOurs, RecordKind};
+use crate::format::{NotOurs, RecordKind, RecordState, SegmentPurpose};
 use crate::key::BlockHash;
 use crate::segment::{parse_segment_name, segment_name};
 use crate::superblock::{FolderError, LOCK_NAME, SUPERBLOCK_NAME, Superblock};
@@ -169,6 +169,8 @@ pub enum Fault {
 pub enum Meaning {
     /// The block is not served from here.
     FetchedAgain,
+    /// The record may be the only copy of what was acknowledged.
+    AcknowledgedLost,
     /// All blocks of the segment are not served from here.
     SegmentFetchedAgain,
     /// A list is lost that the next start makes anew.
@@ -187,6 +189,9 @@ impl fmt::Display for Meaning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Meaning::FetchedAgain => "the block will be fetched again from the store",
+            Meaning::AcknowledgedLost => {
+                "the store may not have had the block yet: an acknowledged write may be lost"
+            }
             Meaning::SegmentFetchedAgain => {
                 "what cannot be read of its blocks will be fetched again from the store"
             }
@@ -204,7 +209,20 @@ impl fmt::Display for Meaning {
     }
 }
 
-/// What a check keeps of a record until its shard is complete.
+impl Meaning {
+    /// What it means when a record of this state cannot be served.
+    pub fn of_loss(state: RecordState) -> Meaning {
+        match state {
+            RecordState::Clean => Meaning::FetchedAgain,
+            RecordState::Dirty => Meaning::AcknowledgedLost,
+        }
+    }
+}
+
+/// Page of a grave: it stands in the segment's header, where no record is.
+const GRAVE_PAGE: u32 = 0;
+
+/// What a check keeps of a record, or of a grave in a segment's header, until its shard is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordSummary {
     /// The block.
@@ -221,6 +239,8 @@ pub struct RecordSummary {
     pub payload_length: u32,
     /// What the record says.
     pub kind: RecordKind,
+    /// Whether the store had it when it was written.
+    pub state: RecordState,
 }
 
 /// Counts of a checked folder.
@@ -232,11 +252,20 @@ pub struct Summary {
     pub segments_open: u64,
     /// Segments that hold nothing.
     pub segments_empty: u64,
+    /// Segments with records, sealed or open, that hold new clean blocks.
+    pub segments_probation: u64,
+    /// Those that hold clean blocks which were wanted again.
+    pub segments_main: u64,
+    /// Those that hold blocks which were dirty when they were written.
+    pub segments_dirty: u64,
     /// Records that the next start puts into the index.
     pub records_live: u64,
+    /// Those of them that were dirty when they were written; the ledger may know that some have
+    /// been uploaded since.
+    pub records_dirty: u64,
     /// Records of blocks of which there is a newer record, or the same once more.
     pub records_replaced: u64,
-    /// Records that say that a block is deleted, replaced ones apart.
+    /// Records and graves that say that a block is deleted, replaced ones apart.
     pub tombstones: u64,
     /// Payload bytes of live records.
     pub live_bytes: u64,
@@ -252,7 +281,11 @@ impl Summary {
         self.segments_sealed += other.segments_sealed;
         self.segments_open += other.segments_open;
         self.segments_empty += other.segments_empty;
+        self.segments_probation += other.segments_probation;
+        self.segments_main += other.segments_main;
+        self.segments_dirty += other.segments_dirty;
         self.records_live += other.records_live;
+        self.records_dirty += other.records_dirty;
         self.records_replaced += other.records_replaced;
         self.tombstones += other.tombstones;
         self.live_bytes += other.live_bytes;
@@ -261,11 +294,17 @@ impl Summary {
     }
 
     /// Counts a segment.
-    pub fn count_segment(&mut self, state: SegmentState) {
-        match state {
+    pub fn count_segment(&mut self, report: &SegmentReport) {
+        match report.state {
             SegmentState::Empty => self.segments_empty += 1,
             SegmentState::Open => self.segments_open += 1,
             SegmentState::Sealed => self.segments_sealed += 1,
+        }
+        match report.purpose {
+            Some(SegmentPurpose::Probation) => self.segments_probation += 1,
+            Some(SegmentPurpose::Main) => self.segments_main += 1,
+            Some(SegmentPurpose::Dirty) => self.segments_dirty += 1,
+            Some(SegmentPurpose::Free) | None => {}
         }
     }
 }
@@ -369,8 +408,10 @@ pub fn rank_shard(shard: u32, mut records: Vec<RecordSummary>) -> (Summary, Vec<
                 (0, RecordKind::Block) => {
                     summary.records_live += 1;
                     summary.live_bytes += bytes;
+                    summary.records_dirty += u64::from(record.state == RecordState::Dirty);
                 }
                 (0, RecordKind::Tombstone) => summary.tombstones += 1,
+                _ if record.page == GRAVE_PAGE => {}
                 _ => {
                     summary.records_replaced += 1;
                     summary.replaced_bytes += bytes;
@@ -395,7 +436,8 @@ pub fn rank_shard(shard: u32, mut records: Vec<RecordSummary>) -> (Summary, Vec<
     (summary, defects)
 }
 
-/// Whether two records of one sequence may both be there. A record whose header is damaged has a
+/// Whether two records of one sequence may both be there: one is a copy of the other, clean by now
+/// perhaps, or a grave that was made of it. A record whose header is damaged has a
 /// defect of its own and is not judged twice.
 fn same_content(one: &RecordSummary, other: &RecordSummary) -> bool {
     let (Some(one_crc), Some(other_crc)) = (one.payload_crc64, other.payload_crc64) else {
@@ -417,6 +459,16 @@ mod tests {
             page,
             payload_length: 100,
             kind: RecordKind::Block,
+            state: RecordState::Clean,
+        }
+    }
+
+    fn grave(hash: u128, sequence: u64) -> RecordSummary {
+        RecordSummary {
+            payload_crc64: None,
+            kind: RecordKind::Tombstone,
+            payload_length: 0,
+            ..record(hash, sequence, GRAVE_PAGE, 0)
         }
     }
 
@@ -435,15 +487,20 @@ mod tests {
             record(3, 7, 9, 0xd),
             // Written once more to outlive its segment: the same content.
             record(3, 7, 11, 0xd),
+            // Deleted by a tombstone whose segment was reclaimed.
+            record(4, 3, 13, 0xe),
+            grave(4, 4),
+            // Replaced since.
+            grave(1, 4),
         ];
         let (summary, defects) = rank_shard(0, records);
         assert_eq!(defects, []);
         let expected = Summary {
             records_live: 2,
-            records_replaced: 3,
-            tombstones: 1,
+            records_replaced: 4,
+            tombstones: 2,
             live_bytes: 200,
-            replaced_bytes: 300,
+            replaced_bytes: 400,
             ..Summary::default()
         };
         assert_eq!(summary, expected);

@@ -35,7 +35,7 @@ const SMALL: Geometry = Geometry {
 };
 
 /// Seeds that a debug build runs in a few seconds per test.
-const ROUNDS_DEFAULT: u64 = 1_000;
+const ROUNDS_DEFAULT: u64 = 3_000;
 
 /// Decoders are this many times faster than the recovery of a folder.
 const DECODES_PER_ROUND: u64 = 20;

@@ -13,6 +13,7 @@ use forebay_shards::check::{
     self, Defect, Fault, Meaning, RecordSummary, SegmentReport, SegmentSource, SegmentState,
     Summary,
 };
+use forebay_shards::format::SegmentPurpose;
 use forebay_shards::segment::segment_name;
 use forebay_shards::superblock::{FolderError, SUPERBLOCK_NAME, Superblock};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
@@ -267,6 +268,7 @@ impl Work<'_> {
             }
             Err(error) => SegmentReport {
                 state: SegmentState::Empty,
+                purpose: None,
                 records: Vec::new(),
                 defects: vec![Defect {
                     file: name,
@@ -377,7 +379,7 @@ impl Report<'_> {
         segment: u32,
         found: &SegmentReport,
     ) -> Result<(), CheckError> {
-        self.summary.count_segment(found.state);
+        self.summary.count_segment(found);
         for defect in &found.defects {
             self.tell(defect)?;
         }
@@ -389,10 +391,17 @@ impl Report<'_> {
             SegmentState::Open => "open",
             SegmentState::Sealed => "sealed",
         };
+        let purpose = match found.purpose {
+            Some(SegmentPurpose::Probation) => "probation",
+            Some(SegmentPurpose::Main) => "main",
+            Some(SegmentPurpose::Dirty) => "dirty",
+            Some(SegmentPurpose::Free) => "free",
+            None => "of unknown purpose",
+        };
         let name = segment_name(shard, segment);
         let (records, defects) = (found.records.len(), found.defects.len());
         self.line(&format!(
-            "{name}: {state}, {records} records, {defects} defects"
+            "{name}: {state}, {purpose}, {records} records and graves, {defects} defects"
         ))
     }
 
@@ -424,7 +433,11 @@ fn closing_text(
         segments_sealed,
         segments_open,
         segments_empty,
+        segments_probation,
+        segments_main,
+        segments_dirty,
         records_live,
+        records_dirty,
         records_replaced,
         tombstones,
         live_bytes,
@@ -438,8 +451,10 @@ fn closing_text(
     };
     format!(
         "folder    {} ({} virtual shards, segments of {})\n\
-         segments  {segments_sealed} sealed, {segments_open} open, {segments_empty} empty\n\
-         records   {records_live} live ({}), {records_replaced} replaced ({}), {tombstones} tombstones\n\
+         segments  {segments_sealed} sealed, {segments_open} open, {segments_empty} empty \
+         ({segments_probation} probation, {segments_main} main, {segments_dirty} dirty)\n\
+         records   {records_live} live ({}, {records_dirty} written dirty), {records_replaced} replaced ({}), \
+         {tombstones} tombstones\n\
          read      {} in {:.1} s, {:.2} GiB/s\n\
          found     {verdict}\n",
         folder.display(),

@@ -5,10 +5,10 @@
 //! that its memory does not depend on the segment, and it ends whatever the bytes are: each step
 //! goes at least a page ahead.
 
-use super::{Defect, Fault, Meaning, RecordSummary};
+use super::{Defect, Fault, GRAVE_PAGE, Meaning, RecordSummary};
 use crate::format::{
-    self, CHUNK_BYTES, FooterEntry, NotOurs, PayloadChecksums, Place, RecordHeader, RecordKind,
-    SegmentPurpose, decode_segment_header, decode_trailer,
+    self, CHUNK_BYTES, FooterEntry, Grave, NotOurs, PayloadChecksums, Place, RecordHeader,
+    RecordKind, RecordState, SegmentPurpose, decode_segment_header, decode_trailer,
 };
 use crate::key::{BlockId, Freshness, Topology, Volume};
 use crate::segment::segment_name;
@@ -49,7 +49,10 @@ pub enum SegmentState {
 pub struct SegmentReport {
     /// Its state.
     pub state: SegmentState,
-    /// Its records, damaged ones included where it is known that they are there.
+    /// What it is for, if that can be told.
+    pub purpose: Option<SegmentPurpose>,
+    /// Its records, damaged ones included where it is known that they are there, and the graves of
+    /// its header.
     pub records: Vec<RecordSummary>,
     /// What is wrong with it.
     pub defects: Vec<Defect>,
@@ -89,6 +92,7 @@ pub fn check_segment<S: SegmentSource>(
         },
         topology: Topology::new(superblock.shards, 1),
         segment_bytes,
+        purpose: None,
         listed: None,
         records: Vec::new(),
         defects: Vec::new(),
@@ -96,6 +100,7 @@ pub fn check_segment<S: SegmentSource>(
     let state = check.run();
     check.report_unreadable();
     let SegmentCheck {
+        purpose,
         records,
         mut defects,
         ..
@@ -103,6 +108,7 @@ pub fn check_segment<S: SegmentSource>(
     defects.sort_by_key(|defect| defect.offset);
     SegmentReport {
         state,
+        purpose,
         records,
         defects,
     }
@@ -117,6 +123,7 @@ struct SegmentCheck<'a, S> {
     place: Place,
     topology: Topology,
     segment_bytes: u64,
+    purpose: Option<SegmentPurpose>,
     listed: Option<Listed>,
     records: Vec<RecordSummary>,
     defects: Vec<Defect>,
@@ -174,8 +181,12 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
             // Told as unreadable, or as too short.
             None => None,
             Some(page) => match decode_segment_header(page, &place) {
-                Ok(header) if header.purpose == SegmentPurpose::Free => return None,
-                Ok(header) => return Some(header.incarnation),
+                Ok(header) => {
+                    self.purpose = Some(header.purpose);
+                    header.graves.iter().for_each(|grave| self.grave(grave));
+                    let is_free = header.purpose == SegmentPurpose::Free;
+                    return (!is_free).then_some(header.incarnation);
+                }
                 Err(_) if page.iter().all(|byte| *byte == 0) => Some(Fault::SegmentHeaderMissing),
                 Err(problem) => Some(Fault::SegmentHeader(problem)),
             },
@@ -187,11 +198,26 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
                 // A start takes an empty first page for a segment that was never used.
                 self.tell(0, Fault::SegmentHeaderMissing, Meaning::SegmentFetchedAgain);
             }
-            (Some(fault), Some(_)) => self.tell(0, fault.clone(), Meaning::Nothing),
+            // Its graves are lost with it, and nobody knows whose they were.
+            (Some(fault), Some(_)) => self.tell(0, fault.clone(), Meaning::StoreAsked),
             (Some(fault), None) => self.tell(0, fault.clone(), Meaning::SegmentFetchedAgain),
             (None, Some(_)) => {}
         }
         newest
+    }
+
+    /// A block that the segment's header says is deleted.
+    fn grave(&mut self, grave: &Grave) {
+        self.records.push(RecordSummary {
+            hash: grave.hash,
+            sequence: grave.sequence,
+            payload_crc64: None,
+            segment: self.place.segment,
+            page: GRAVE_PAGE,
+            payload_length: 0,
+            kind: RecordKind::Tombstone,
+            state: RecordState::Clean,
+        });
     }
 
     /// The highest incarnation that any record of the segment bears.
@@ -228,6 +254,7 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
                 return self.window.end;
             }
         };
+        self.purpose.get_or_insert(trailer.purpose);
         let length = (at - trailer.offset) as usize;
         let Some(pages) = self.window.copy(trailer.offset, length) else {
             return self.window.end;
@@ -336,7 +363,7 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
     ) -> u64 {
         if let Some(problem) = problem {
             let meaning = match entry.kind {
-                RecordKind::Block => Meaning::FetchedAgain,
+                RecordKind::Block => Meaning::of_loss(entry.state),
                 // The footer says as much as the tombstone did.
                 RecordKind::Tombstone => Meaning::Nothing,
             };
@@ -350,6 +377,7 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
             page: entry.page,
             payload_length: entry.payload_length,
             kind: entry.kind,
+            state: entry.state,
         });
         format::record_bytes(entry.payload_length)
     }
@@ -365,10 +393,11 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
         let offset = place.offset;
         let name = name_of(&header);
         let bytes = header.record_bytes();
+        let loss = Meaning::of_loss(header.state);
         if offset + bytes > records_end {
             let problem = "it reaches past the end of the records";
             let fault = Fault::RecordField { name, problem };
-            self.tell(offset, fault, Meaning::FetchedAgain);
+            self.tell(offset, fault, loss);
             return PAGE as u64;
         }
         let problem = if self.topology.shard_of(header.hash) == self.place.shard {
@@ -379,14 +408,14 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
         if let Some(problem) = problem {
             let name = name.clone();
             let fault = Fault::RecordField { name, problem };
-            self.tell(offset, fault, Meaning::FetchedAgain);
+            self.tell(offset, fault, loss);
         }
         match (entry, &self.listed) {
             (Some(entry), _) if !agrees(entry, &header) => {
                 let name = name.clone();
                 let problem = "the footer lists another record here";
                 let fault = Fault::RecordField { name, problem };
-                self.tell(offset, fault, Meaning::FetchedAgain);
+                self.tell(offset, fault, loss);
             }
             (None, Some(_)) => {
                 let name = name.clone();
@@ -403,6 +432,7 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
             page: (offset / PAGE as u64) as u32,
             payload_length: header.payload_length,
             kind: header.kind,
+            state: header.state,
         });
         bytes
     }
@@ -460,7 +490,7 @@ impl<S: SegmentSource> SegmentCheck<'_, S> {
                 first,
             };
             let offset = start + (first * CHUNK_BYTES) as u64;
-            self.tell(offset, fault, Meaning::FetchedAgain);
+            self.tell(offset, fault, Meaning::of_loss(header.state));
         } else if whole != header.payload_crc64 {
             // Reads check chunks, so this one is served; its upload would be refused.
             self.tell(start, Fault::Whole { name }, Meaning::Ambiguous);
@@ -473,6 +503,7 @@ fn agrees(entry: &FooterEntry, header: &RecordHeader) -> bool {
         && entry.sequence == header.sequence
         && entry.payload_length == header.payload_length
         && entry.kind == header.kind
+        && entry.state == header.state
 }
 
 /// A block in words.
