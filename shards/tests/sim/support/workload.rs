@@ -150,10 +150,6 @@ impl Life {
         let seed = self.seed.wrapping_mul(31) + run;
         if self.plan.damage {
             self.break_disk_beyond_repair();
-        } else {
-            // A start that cannot read a segment may take it for an empty one: that is damage.
-            let disk = &self.clients.machine.disk;
-            disk.set_chances(DiskChances::default(), 0);
         }
         if self.dice.one_in(4) {
             let steps = self.dice.below(60) as usize;
