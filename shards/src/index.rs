@@ -365,14 +365,6 @@ impl Index {
         }
     }
 
-    /// Stale records, for the account of memory and for tests.
-    pub fn stale_records(&self) -> usize {
-        self.shadows
-            .values()
-            .map(|shadow| shadow.stale as usize)
-            .sum()
-    }
-
     fn count(&mut self, entry: &Entry, appears: bool) {
         let account = self.account(entry.at.segment);
         let bytes = record_bytes(entry.at.payload_length);

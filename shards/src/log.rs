@@ -478,11 +478,6 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         }
     }
 
-    /// Segments that hold, or may hold, dirty records; the open one not counted.
-    pub fn dirty_segments(&self) -> usize {
-        self.queues.borrow().dirty.len()
-    }
-
     /// Segments beyond what the quota allows.
     pub(crate) fn excess(&self) -> u32 {
         self.created.get().saturating_sub(self.layout.segments_max)

@@ -88,11 +88,6 @@ impl Housekeeping {
             relocation: Pool::new(PAGE + BODY_BYTES_MAX),
         }
     }
-
-    /// The most bytes that it ever takes.
-    pub fn budget_bytes(&self) -> usize {
-        self.pages.budget_bytes() + self.relocation.budget_bytes()
-    }
 }
 
 /// What a shard is made of.
