@@ -69,7 +69,7 @@ impl RamTier {
     }
 
     /// Notes a read of `bytes` of a block of `length` that is not here. Returns whether the block
-    /// is hot by now, so that whoever has all of it should [`RamTier::insert`] it.
+    /// is hot by now, so that whoever has all of it should insert it.
     pub fn note_read(&mut self, hash: BlockHash, bytes: usize, length: usize) -> bool {
         self.blocks.note_read(hash, bytes as u64, length as u64)
     }

@@ -1,7 +1,7 @@
 //! The one budget of all memory: what each part may take, why, and whether the machine has it.
 //!
 //! This file owns the split. Every part that grows with settings, connections or the folder's size
-//! has a function here; what is in none of them is small and constant, and in [`fixed`]. It
+//! has a function here; what is in none of them is small and constant, and in `fixed`. It
 //! is asked before anything starts, refuses in one line that names a flag, and enforces nothing:
 //! pools, tiers and permits are made from its figures by those who own them.
 

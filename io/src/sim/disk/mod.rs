@@ -6,7 +6,7 @@
 //! script or by seeded chance, and equal seeds give equal runs.
 //!
 //! What the file system promises here: a file's directory entry is durable when `create` returned,
-//! as [`Disk::create`] says; a kill during it leaves no file, an empty one or a whole one. A removal
+//! as [`crate::disk::Disk::create`] says; a kill during it leaves no file, an empty one or a whole one. A removal
 //! is durable only once a later `create` has synced the directory: a power cut before that may
 //! bring the file back as it was.
 
