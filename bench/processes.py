@@ -26,6 +26,10 @@ UNCHECKED.check_hostname = False
 UNCHECKED.verify_mode = ssl.CERT_NONE
 
 
+class ProcessDied(Exception):
+    """What was measured is no more."""
+
+
 def build(*what):
     """Builds with the profile `quick` and returns the folder of the binaries."""
     command = ["cargo", "build", "--quiet", "--profile", "quick", *what]
@@ -59,6 +63,8 @@ def memory_of(pid):
         name, _, value = line.partition(":")
         if name in ("VmRSS", "VmHWM"):
             fields[name] = int(value.split()[0]) * 1024
+    if "VmRSS" not in fields:
+        raise ProcessDied(f"process {pid} has ended by itself")
     return fields["VmRSS"], fields["VmHWM"]
 
 
@@ -130,8 +136,11 @@ class Proxy:
                 return time.monotonic()
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.005)
-        tail = (self.folder / "forebay.log").read_text().splitlines()[-5:]
-        raise SystemExit("the proxy did not start:\n" + "\n".join(tail))
+        raise SystemExit(f"the proxy did not start:\n{self.last_words()}")
+
+    def last_words(self):
+        """How its log ends."""
+        return "\n".join((self.folder / "forebay.log").read_text().splitlines()[-20:])
 
     def ask(self, path):
         request = urllib.request.Request(self.url(path), headers={"Authorization": f"Bearer {OPERATOR_TOKEN}"})

@@ -30,7 +30,7 @@ const LANE_CAPACITY: usize = 256;
 /// Pieces of one body between companion and core: enough that the companion reads on while the core
 /// copies. A fetch counts as in flight until the last is taken, or bodies would pile up here
 /// whenever block buffers are short.
-const BODY_PIECES_MAX: usize = 4;
+const BODY_PIECES_MAX: usize = 3;
 
 /// Largest piece of a body, bytes: what the HTTP client reads at once at most. A smaller piece may
 /// keep that much memory.

@@ -33,8 +33,8 @@ const TLS_SEND_BYTES: usize = 256 << 10;
 const TLS_SEND_BYTES_MIN: usize = 32 << 10;
 
 /// Encrypted bytes that wait to be sent on all connections of a core before each gets only
-/// [`TLS_SEND_BYTES_MIN`] more. As many as fill a 10 Gb/s line for 25 ms.
-const TLS_SENDS_BYTES_MAX: usize = 32 << 20;
+/// [`TLS_SEND_BYTES_MIN`] more. As many as fill a 10 Gb/s line for 13 ms.
+const TLS_SENDS_BYTES_MAX: usize = 16 << 20;
 
 /// Pieces per `sendmsg`; rustls offers at most 64 records at a time.
 const SEND_PIECES_MAX: usize = 64;
