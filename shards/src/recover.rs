@@ -448,6 +448,9 @@ struct Window {
     /// Where `bytes` are from.
     start: u64,
     bytes: View,
+    /// Whether a record is expected at `next`. Then its page alone is read: what follows is
+    /// payload, which need not be looked at if the record is there.
+    expects: bool,
     /// Reads that failed.
     unreadable: u32,
 }
@@ -458,13 +461,15 @@ impl Window {
             next,
             start: 0,
             bytes: View::empty(),
+            expects: true,
             unreadable: 0,
         }
     }
 
-    /// Goes on at another page.
+    /// Goes on at another page, at which a record is expected.
     fn jump(&mut self, next: u64) {
         self.next = next;
+        self.expects = true;
     }
 
     /// The next readable page and its offset; `None` at the end.
@@ -493,7 +498,8 @@ impl Window {
         offset >= self.start && offset + PAGE as u64 <= end
     }
 
-    /// Reads what follows `offset`, or its page alone if something behind it cannot be read.
+    /// Reads what follows `offset`, or its page alone if a record is expected there or something
+    /// behind it cannot be read.
     async fn load<F: DiskFile>(
         &mut self,
         file: &F,
@@ -503,7 +509,11 @@ impl Window {
     ) -> bool {
         self.bytes = View::empty();
         self.start = offset;
-        for length in [SCAN_BYTES, PAGE] {
+        let first = match std::mem::take(&mut self.expects) {
+            true => PAGE,
+            false => SCAN_BYTES,
+        };
+        for length in [first, PAGE] {
             let length = (segment_bytes - offset).min(length as u64) as usize;
             if let Some(bytes) = read_pages(file, pool, offset, length).await {
                 self.bytes = bytes;
