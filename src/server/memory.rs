@@ -146,7 +146,7 @@ pub fn plan(needs: &MemoryNeeds) -> Result<MemoryPlan, MemoryShort> {
         (
             "connections",
             connections(needs, connections_per_core),
-            None,
+            Some("--shards"),
         ),
         ("store_transfers", store_transfers(needs), Some("--maxBops")),
         ("heads", heads(needs), Some("--shards")),
@@ -154,7 +154,7 @@ pub fn plan(needs: &MemoryNeeds) -> Result<MemoryPlan, MemoryShort> {
         ("fixed", fixed(needs), Some("--shards")),
     ]
     .map(|(name, bytes, flag)| Share { name, bytes, flag });
-    check(&shares, &needs.limit)?;
+    check(&shares, &needs.limit, needs.cores)?;
     Ok(MemoryPlan {
         limit: needs.limit.clone(),
         shares: shares.to_vec(),
@@ -181,7 +181,7 @@ impl MemoryPlan {
 }
 
 /// Refuses a sum that does not fit. The advice is the first flag that alone would make it fit.
-fn check(shares: &[Share], limit: &MemoryLimit) -> Result<(), MemoryShort> {
+fn check(shares: &[Share], limit: &MemoryLimit, cores: usize) -> Result<(), MemoryShort> {
     let needed_bytes: u64 = shares
         .iter()
         .fold(0, |sum: u64, share| sum.saturating_add(share.bytes));
@@ -194,10 +194,16 @@ fn check(shares: &[Share], limit: &MemoryLimit) -> Result<(), MemoryShort> {
     };
     // In the order in which an operator would rather give something up.
     let order = ["--memCapacity", "--dbMemCapacity", "--maxBops", "--shards"];
-    let lowest = order.iter().find_map(|flag| {
-        let of_flag = shares.iter().filter(|share| share.flag == Some(flag));
+    let may_lower = |flag: &&&str| cores > 1 || **flag != "--shards";
+    let lowest = order.iter().filter(may_lower).find_map(|flag| {
+        // Each core makes its own requests to stores.
+        let also = (*flag == "--shards").then_some("--maxBops");
+        let of_flag = shares
+            .iter()
+            .filter(|share| share.flag == Some(flag) || also.is_some() && share.flag == also);
         let bytes: u64 = of_flag.map(|share| share.bytes).sum();
-        (bytes > excess).then_some((*flag, bytes - excess))
+        let rest = bytes.checked_sub(excess).filter(|rest| *rest > 0)?;
+        Some((*flag, rest))
     });
     let advice = match lowest {
         Some((flag @ ("--memCapacity" | "--dbMemCapacity"), bytes)) => {
