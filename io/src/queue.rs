@@ -91,15 +91,18 @@ impl<T> Sender<T> {
         Poll::Pending
     }
 
-    /// Waits until everything that was sent has been received, or the receiver is gone.
-    pub async fn drained(&self) {
-        let is_over = || self.0.items.is_empty() || self.is_closed();
+    /// Sends no more, and waits until everything that was sent has been received or the receiver
+    /// is gone. The receiver is told of the end at once: it does not wait for this one.
+    pub async fn drained(self) {
+        let shared = self.0.clone();
+        drop(self);
+        let is_over = || shared.items.is_empty() || shared.receiver_gone.load(Ordering::Acquire);
         poll_fn(|cx| {
             if is_over() {
                 return Poll::Ready(());
             }
             // Woken for each place that becomes free, as those who wait for one.
-            self.0.waiting_senders.push(cx.waker().clone());
+            shared.waiting_senders.push(cx.waker().clone());
             if is_over() {
                 Poll::Ready(())
             } else {
@@ -333,20 +336,31 @@ mod tests {
     fn a_queue_is_drained_when_all_was_received_or_nobody_receives() {
         use futures::FutureExt;
         let (sender, mut receiver) = bounded(3);
-        assert_eq!(sender.drained().now_or_never(), Some(()));
+        assert_eq!(sender.clone().drained().now_or_never(), Some(()));
         sender.try_send(1).expect("room");
         sender.try_send(2).expect("room");
-        let mut drained = Box::pin(sender.drained());
+        let mut drained = Box::pin(sender.clone().drained());
         assert_eq!(drained.as_mut().now_or_never(), None);
         assert_eq!(receiver.try_recv(), Some(1));
         assert_eq!(drained.as_mut().now_or_never(), None);
         assert_eq!(receiver.try_recv(), Some(2));
         assert_eq!(drained.as_mut().now_or_never(), Some(()));
-        drop(drained);
         sender.try_send(3).expect("room");
         let waiting = std::thread::spawn(move || futures::executor::block_on(sender.drained()));
         drop(receiver);
         waiting.join().expect("ends when the receiver is gone");
+    }
+
+    #[test]
+    fn the_end_is_told_before_the_queue_is_drained() {
+        use futures::FutureExt;
+        let (sender, mut receiver) = bounded(3);
+        sender.try_send(1).expect("room");
+        let mut drained = Box::pin(sender.drained());
+        assert_eq!(drained.as_mut().now_or_never(), None);
+        assert_eq!(receiver.recv().now_or_never(), Some(Some(1)));
+        assert_eq!(receiver.recv().now_or_never(), Some(None));
+        assert_eq!(drained.as_mut().now_or_never(), Some(()));
     }
 
     #[test]
