@@ -120,6 +120,17 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         self.supersede(hash);
         self.forget(hash);
+        self.bury_in_turn(hash, id, turn).await
+    }
+
+    /// Writes a tombstone and gives the turn back. If the disk does not answer, the turn stays with
+    /// the tombstone.
+    async fn bury_in_turn(
+        self: &Rc<Self>,
+        hash: BlockHash,
+        id: &BlockId,
+        turn: Turn<BlockHash>,
+    ) -> Result<Turn<BlockHash>, WriteError> {
         let (core, id) = (self.clone(), id.clone());
         let burying = async move {
             core.bury(hash, &id, || true).await;
@@ -213,13 +224,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if !in_flight && !cached {
             return Ok(());
         }
-        let (core, id) = (self.clone(), id.clone());
-        let burying = async move {
-            let _turn = turn;
-            core.bury(hash, &id, || true).await;
-        };
-        let buried = self.patience.write(self.shard_number(hash), burying).await;
-        buried.ok_or(WriteError::Stalled)
+        self.bury_in_turn(hash, id, turn).await.map(drop)
     }
 
     /// Writes a tombstone, so that no record of the key is found after a restart. `wanted` turns
