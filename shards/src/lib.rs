@@ -41,6 +41,7 @@ pub mod range;
 pub mod reclaim;
 pub mod recover;
 pub mod router;
+pub mod schedule;
 pub mod scrub;
 pub mod segment;
 pub mod shard;
