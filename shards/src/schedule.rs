@@ -261,7 +261,7 @@ impl Schedule {
     }
 
     /// An upload that [`Schedule::next`] told to start has ended. `age` is that of the content that
-    /// was uploaded: what was added since is none the wiser. `random` is any number.
+    /// was uploaded; what was added since still waits. `random` is any number.
     pub fn ended(&mut self, block: BlockHash, age: Age, end: Ended, now: MonoTime, random: u64) {
         let Some(upload) = self.uploading.remove(&block) else {
             debug_assert!(false, "{block:?} was not being uploaded");

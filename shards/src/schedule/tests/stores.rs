@@ -216,11 +216,11 @@ fn stores_do_not_suffer_from_each_other() {
         // Those of the store in trouble are all older.
         simulation.add(0..1000, 0);
         simulation.add(1000..3000, 1);
-        simulation.run(after(110), |attempt| match attempt.store {
+        simulation.run(after(59), |attempt| match attempt.store {
             0 => (SECOND * 60, failed(cause)),
             _ => (MS * 50, Ended::Uploaded),
         });
-        // Two slots are its own for the first minute, and nearly all then.
+        // Two slots are its own while the other six hang: 40 a second.
         let uploaded = simulation.uploaded().len();
         assert_eq!(uploaded, 2000, "{cause:?}");
     }
@@ -315,6 +315,35 @@ fn blamed_blocks_take_a_quarter_of_the_slots_at_most_while_others_wait() {
     });
     assert_eq!(simulation.uploaded().len(), 9000);
     assert_eq!(most, [6, 2], "when alone, and while others wait");
+}
+
+#[test]
+fn blamed_blocks_of_many_stores_share_one_quarter() {
+    let mut schedule = schedule(8);
+    let mut now = START;
+    for store in 0..4 {
+        for n in 0..5 {
+            let n = u64::from(store) * 100 + n;
+            schedule.add(block(n), age(n), store, 1);
+            assert_eq!(schedule.next(now), Next::Start(block(n)));
+            schedule.ended(block(n), age(n), failed(FailureCause::Key), now, 0);
+        }
+    }
+    now = now.plus(SECOND);
+    for n in 1000..1100 {
+        schedule.add(block(n), age(n), 0, 1);
+    }
+    let mut blamed = 0;
+    for _ in 0..100 {
+        let Next::Start(block) = schedule.next(now) else {
+            panic!("fresh ones wait and a slot is free");
+        };
+        match number(block) < 1000 {
+            true => blamed += 1,
+            false => schedule.ended(block, age(number(block)), Ended::Uploaded, now, 0),
+        }
+    }
+    assert_eq!(blamed, 2);
 }
 
 /// JuiceFS#7558: a block must not wait for ever while younger ones flow.
