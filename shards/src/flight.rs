@@ -226,14 +226,24 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         {
             Ok(meta) => {
                 let same = plan.checking && self.is_current(hash, &meta);
-                if !flight.superseded.get() {
-                    self.learn(id, hash, Arc::new(meta));
+                let land = || {
+                    if !flight.superseded.get() {
+                        self.learn(id, hash, Arc::new(meta.clone()));
+                    }
+                    flight.land(if same {
+                        Landing::Confirmed
+                    } else {
+                        Landing::Described
+                    });
+                };
+                // The copy that was checked is of another version. It must not be found at the
+                // next start, which may see no reason to check it.
+                if plan.checking && !same && !flight.superseded.get() && self.forget(hash) {
+                    let shard = self.shard_number(hash);
+                    let burying = self.bury(hash, id, || !flight.superseded.get());
+                    self.patience.watch_write(shard, burying, land).await;
                 }
-                flight.land(if same {
-                    Landing::Confirmed
-                } else {
-                    Landing::Described
-                });
+                land();
             }
             Err(error) => self.failed_head(hash, plan, error, flight).await,
         }
