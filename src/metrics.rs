@@ -1,13 +1,17 @@
 //! Metrics: every name, unit and help text, and their rendering for Prometheus.
 //!
-//! Names are stable from the first release on; no other file has one. This file only reads.
+//! Names are stable from the first release on; only this file and those below it have any. They only
+//! read.
+
+mod backlog;
 
 use crate::http::stats::HttpStats;
 use forebay_io::histogram::{BOUNDS_US, HistogramSnapshot};
+use forebay_shards::backlog::Backlog;
 use forebay_shards::messages::Outcome;
 use forebay_shards::stats::CoreSnapshot;
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How Prometheus takes a metric.
 #[derive(Clone, Copy)]
@@ -390,10 +394,16 @@ impl Page {
 }
 
 /// Renders everything in Prometheus' text format 0.0.4.
-pub fn render(cores: &[CoreSnapshot], http: &[HttpStats], uptime: Duration) -> String {
+pub fn render(
+    cores: &[CoreSnapshot],
+    dirty: &Backlog,
+    http: &[HttpStats],
+    uptime: Duration,
+) -> String {
     let mut page = Page(String::with_capacity(32 << 10));
     render_http(&mut page, http);
     render_engine(&mut page, cores);
+    backlog::render(&mut page, dirty, SystemTime::now());
     render_buffers(&mut page, cores);
     render_stores(&mut page, cores);
     page.begin(&UPTIME);
@@ -537,6 +547,7 @@ fn render_stores(page: &mut Page, cores: &[CoreSnapshot]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use forebay_shards::backlog::StoreBacklog;
     use forebay_shards::stats::{CoreStats, ShardStats};
 
     #[test]
@@ -561,7 +572,20 @@ mod tests {
             core: 0,
             ..CoreSnapshot::default()
         }];
-        let text = render(&cores, &http, Duration::from_secs(7));
+        let backlog = Backlog {
+            blocks: 3,
+            stores: vec![StoreBacklog {
+                store: 2,
+                concurrency: 1,
+                paused_ms: 1500,
+                failures: 4,
+            }],
+            ..Backlog::default()
+        };
+        let text = render(&cores, &backlog, &http, Duration::from_secs(7));
+        assert!(text.contains("\nforebay_dirty_blocks 3\n"));
+        assert!(text.contains("\nforebay_dirty_oldest_age_seconds 0\n"));
+        assert!(text.contains("\nforebay_upload_paused_seconds{store=\"2\"} 1.5\n"));
         assert!(
             text.contains(
                 "forebay_http_responses_total{method=\"GET\",status=\"200\",core=\"1\"} 1"
