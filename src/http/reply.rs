@@ -240,6 +240,13 @@ impl From<&StoreError> for ErrorReply {
             StoreErrorKind::Unreachable => gateway(502, "BadGateway", "cannot be reached"),
             StoreErrorKind::NoSuchBucket => gateway(502, "BadGateway", "has no such bucket"),
             StoreErrorKind::Denied => gateway(502, "BadGateway", "refuses our credentials"),
+            StoreErrorKind::ClockSkew => gateway(502, "BadGateway", "has another time than we"),
+            StoreErrorKind::Misdirected => gateway(502, "BadGateway", "is somewhere else"),
+            StoreErrorKind::Contended => ErrorReply::new(
+                409,
+                "OperationAborted",
+                format!("another request for the key is under way at the object store: {error}"),
+            ),
             StoreErrorKind::Corrupt => gateway(502, "BadGateway", "answered with wrong data"),
             StoreErrorKind::Internal => gateway(502, "BadGateway", "failed"),
             StoreErrorKind::Rejected => gateway(502, "BadGateway", "refuses the request"),
