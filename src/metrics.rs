@@ -257,7 +257,7 @@ const UPTIME: Metric = Metric(
 );
 
 /// Metrics of the owner cores' counters, by the counter's name.
-const ENGINE: [(&str, Metric); 22] = [
+const ENGINE: [(&str, Metric); 17] = [
     (
         "fills",
         Metric(
@@ -387,46 +387,6 @@ const ENGINE: [(&str, Metric); 22] = [
         ),
     ),
     (
-        "uploads_done",
-        Metric(
-            "forebay_uploads_done_total",
-            Kind::Counter,
-            "Uploads after which the store had the block.",
-        ),
-    ),
-    (
-        "uploads_superseded",
-        Metric(
-            "forebay_uploads_superseded_total",
-            Kind::Counter,
-            "Uploads of what had been replaced or deleted meanwhile.",
-        ),
-    ),
-    (
-        "uploads_failed",
-        Metric(
-            "forebay_uploads_failed_total",
-            Kind::Counter,
-            "Uploads that failed and are tried again.",
-        ),
-    ),
-    (
-        "uploads_refused",
-        Metric(
-            "forebay_uploads_refused_total",
-            Kind::Counter,
-            "Uploads refused for good: the block is quarantined.",
-        ),
-    ),
-    (
-        "uploads_conflict",
-        Metric(
-            "forebay_uploads_conflict_total",
-            Kind::Counter,
-            "Uploads not done because the store had something newer.",
-        ),
-    ),
-    (
         "writes_slowed",
         Metric(
             "forebay_writes_slowed_total",
@@ -434,6 +394,21 @@ const ENGINE: [(&str, Metric); 22] = [
             "Writes held for a moment because the disk fills up with dirty blocks.",
         ),
     ),
+];
+
+const UPLOADS: Metric = Metric(
+    "forebay_uploads_total",
+    Kind::Counter,
+    "Uploads by how they ended: done; superseded (replaced or deleted meanwhile); failed (tried \
+     again); refused (quarantined); conflict (the store has something newer).",
+);
+/// The outcomes by the name of the counter.
+const UPLOAD_OUTCOMES: [(&str, &str); 5] = [
+    ("uploads_done", "done"),
+    ("uploads_superseded", "superseded"),
+    ("uploads_failed", "failed"),
+    ("uploads_refused", "refused"),
+    ("uploads_conflict", "conflict"),
 ];
 
 struct Page(String);
@@ -571,6 +546,14 @@ fn render_engine(page: &mut Page, cores: &[CoreSnapshot]) {
             (core.core, core.counters.get(counter).copied().unwrap_or(0))
         });
     }
+    page.begin(&UPLOADS);
+    for core in cores {
+        for (counter, outcome) in &UPLOAD_OUTCOMES {
+            let labels = format_args!("outcome=\"{outcome}\",core=\"{}\"", core.core);
+            let count = core.counters.get(counter).copied().unwrap_or(0);
+            page.sample(&UPLOADS, labels, count);
+        }
+    }
     for (counter, metric) in &SHARD {
         page.per_core(metric, cores, |core| {
             let count = core.shard_counters.get(counter);
@@ -649,7 +632,9 @@ mod tests {
     #[test]
     fn every_engine_counter_has_a_metric() {
         let counters = CoreStats::default().values();
-        let named: Vec<&str> = ENGINE.iter().map(|(counter, _)| *counter).collect();
+        let single = ENGINE.iter().map(|(counter, _)| *counter);
+        let by_outcome = UPLOAD_OUTCOMES.iter().map(|(counter, _)| *counter);
+        let named: Vec<&str> = single.chain(by_outcome).collect();
         assert_eq!(counters.len(), named.len());
         assert!(named.iter().all(|name| counters.contains_key(name)));
         let of_shards = ShardStats::default().values().map(|(name, _)| name);

@@ -282,21 +282,15 @@ fn describe(block: &DirtyBlock, now_ms: u64) -> Value {
 }
 
 async fn remaining(connection: &Connection, up_to_unix_ms: Option<u64>) -> Value {
-    let router = &connection.context().router;
-    let snapshots = router.snapshots().await;
-    // Their dirty blocks are in no count yet, so nobody may take a zero for the end.
-    let loading: u64 = snapshots
-        .iter()
-        .map(|core| core.shards.saturating_sub(core.shards_loaded))
-        .sum();
-    let backlog = router.backlog(up_to_unix_ms).await;
+    let backlog = connection.context().router.backlog(up_to_unix_ms).await;
     json!({
         "blocks": backlog.blocks,
         "bytes": backlog.bytes,
         "quarantined_blocks": backlog.quarantined_blocks,
         "conflict_blocks": backlog.conflict_blocks,
         "orphaned_blocks": backlog.orphaned_blocks,
-        "shards_unread": loading + backlog.shards_unread,
+        // Their dirty blocks are in no count yet, so nobody may take a zero for the end.
+        "shards_unread": backlog.shards_unread,
     })
 }
 
@@ -304,7 +298,11 @@ async fn remaining(connection: &Connection, up_to_unix_ms: Option<u64>) -> Value
 pub async fn summary(connection: &Connection) -> Value {
     let context = connection.context();
     let backlog = context.router.backlog(None).await;
-    summarize(&backlog, &context.volumes(), unix_ms())
+    let volumes = context.volumes();
+    let mut summary = summarize(&backlog, &volumes, unix_ms());
+    let may = volumes.list().any(|volume| volume.volume.writeback);
+    summary["enabled"] = (may && context.server.writeback).into();
+    summary
 }
 
 fn summarize(backlog: &Backlog, volumes: &VolumeTable, now_ms: u64) -> Value {
@@ -325,7 +323,6 @@ fn summarize(backlog: &Backlog, volumes: &VolumeTable, now_ms: u64) -> Value {
         })
         .collect();
     json!({
-        "enabled": volumes.list().any(|volume| volume.volume.writeback),
         "draining": backlog.draining,
         "dirty_blocks": backlog.blocks,
         "dirty_bytes": backlog.bytes,

@@ -158,7 +158,7 @@ async fn status(connection: &Connection) -> String {
             json!({
                 "name": volume.settings.name,
                 "block_bytes": volume.volume.block_bytes,
-                "writeback": volume.volume.writeback,
+                "writeback": volume.volume.writeback && context.server.writeback,
                 "anonymous_read": volume.settings.anonymous_read,
             })
         })
