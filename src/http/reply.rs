@@ -266,6 +266,7 @@ impl From<ReadError> for ErrorReply {
                 ErrorReply::slow_down("the object is being overwritten; try again")
             }
             ReadError::Overloaded => ErrorReply::slow_down("all block buffers are in use"),
+            ReadError::Unreadable(_) => ErrorReply::new(500, "InternalError", error.to_string()),
             ReadError::Store(error) => ErrorReply::from(&*error),
         }
     }
@@ -277,6 +278,7 @@ impl From<WriteError> for ErrorReply {
             WriteError::Exists => {
                 ErrorReply::new(412, "PreconditionFailed", "the object exists already")
             }
+            WriteError::Immutable => ErrorReply::new(409, "ObjectImmutable", error.to_string()),
             WriteError::Store(error) => ErrorReply::from(&*error),
             WriteError::Stalled => {
                 ErrorReply::slow_down("the disk of this part of the cache does not answer")
