@@ -604,15 +604,15 @@ fn row_49_no_redirect_is_followed() {
             let (server, store) = scripted(vec![away; 4], THRICE).await;
             assert_eq!(
                 failure(store.as_ref()).await.kind,
-                Kind::Rejected,
+                Kind::Misdirected,
                 "{status}"
             );
             let error = store.put(whole("x")).await.expect_err("a redirect");
-            assert_eq!(error.kind, Kind::Rejected, "{status}");
+            assert_eq!(error.kind, Kind::Misdirected, "{status}");
             let error = store.head("k".into()).await.expect_err("a redirect");
-            assert_eq!(error.kind, Kind::Rejected, "{status}");
+            assert_eq!(error.kind, Kind::Misdirected, "{status}");
             let error = store.delete("k".into()).await.expect_err("a redirect");
-            assert_eq!(error.kind, Kind::Rejected, "{status}");
+            assert_eq!(error.kind, Kind::Misdirected, "{status}");
             assert_eq!(server.seen().len(), 4, "{status}");
         }
         assert_eq!(target.connections(), 0);

@@ -246,3 +246,38 @@ fn a_bad_authority_file_is_refused_at_once() {
         assert!(refusal.to_string().contains("certificate"), "{refusal}");
     }
 }
+
+#[test]
+fn a_head_asks_for_the_checksum_and_takes_only_that_of_the_whole() {
+    run(async {
+        let described = |lines: &[(&str, &str)]| {
+            let mut head = String::from("HTTP/1.1 200 OK\r\nETag: \"t\"\r\nContent-Length: 5\r\n");
+            for (name, value) in lines {
+                head.push_str(&format!("{name}: {value}\r\n"));
+            }
+            head.push_str("\r\n");
+            Act::Send(head.into_bytes())
+        };
+        let checksum = (CRC, "AQIDBAUGBwg=");
+        let script = vec![
+            described(&[checksum]),
+            described(&[checksum, ("x-amz-checksum-type", "FULL_OBJECT")]),
+            described(&[checksum, ("x-amz-checksum-type", "COMPOSITE")]),
+            described(&[(CRC, "AQIDBAUGBwg=-2")]),
+            described(&[]),
+        ];
+        let (server, store) = scripted(script, ONCE).await;
+        let known = Some(0x0102_0304_0506_0708);
+        for expected in [known, known, None, None, None] {
+            let head = store.head("k".into()).await.expect("described");
+            assert_eq!((head.crc64nvme, head.meta.size), (expected, 5));
+        }
+        for seen in server.seen() {
+            assert_eq!(seen.header("x-amz-checksum-mode"), Some("ENABLED"));
+            assert!(
+                seen.head
+                    .contains("X-Amz-SignedHeaders=host%3Bx-amz-checksum-mode")
+            );
+        }
+    });
+}

@@ -16,6 +16,7 @@
 //! | [`probe`] | what the machine must permit, asked before glommio is |
 //! | [`queue`] | bounded lock-free queues; the mesh between cores |
 //! | [`uplink`] | a core's queue to its companion thread, where stores run |
+//! | [`ledger`] | a core's queue to the thread that owns sled |
 //! | [`store`] | what a store can be asked and may answer |
 //! | [`net`] | listeners, sockets with vectored writes, TLS |
 //! | [`sim`] | the simulated twins |
@@ -23,6 +24,7 @@
 pub mod buffer;
 pub mod disk;
 pub mod histogram;
+pub mod ledger;
 pub mod local;
 pub mod memory;
 pub mod net;

@@ -60,10 +60,18 @@ pub enum StoreErrorKind {
     NotModified,
     /// The range starts past the end of the object (416).
     RangeNotSatisfiable,
-    /// The store refuses our credentials or the access (401, 403). Heals only by an operator.
+    /// The store refuses our credentials or the access (401, 403). Heals when those change.
     Denied,
+    /// The store finds our clock too far from its own, and signing by its clock did not help (403
+    /// `RequestTimeTooSkewed`). Heals when a clock is set right.
+    ClockSkew,
+    /// We ask in the wrong place or for the wrong region: a redirect, or a scope that the store
+    /// does not take. Says nothing about the object. Heals only by an operator.
+    Misdirected,
     /// The store asks us to slow down (503, 429).
     SlowDown,
+    /// Another request for the same key is under way at the store (409).
+    Contended,
     /// A deadline passed, the connection stalled, or the body came slower than the least rate.
     Timeout,
     /// No connection: refused, reset before an answer, DNS, TLS.
@@ -72,7 +80,8 @@ pub enum StoreErrorKind {
     Corrupt,
     /// The store failed (5xx other than 503).
     Internal,
-    /// The store refuses the request itself for good (400 and other 4xx).
+    /// The store refuses the request itself for good (400, 413 and other 4xx), in its own words: an
+    /// answer that no object store wrote is [`StoreErrorKind::Corrupt`].
     Rejected,
     /// The key cannot be sent to this store byte for byte.
     InvalidKey,
@@ -84,14 +93,14 @@ impl StoreErrorKind {
     /// Whether the same request may succeed if it is only sent again.
     pub fn is_retryable(self) -> bool {
         use StoreErrorKind::{
-            Corrupt, Denied, Internal, InvalidKey, NoSuchBucket, NotFound, NotModified,
-            PreconditionFailed, RangeNotSatisfiable, Rejected, SlowDown, Timeout, Unreachable,
-            Unsupported,
+            ClockSkew, Contended, Corrupt, Denied, Internal, InvalidKey, Misdirected, NoSuchBucket,
+            NotFound, NotModified, PreconditionFailed, RangeNotSatisfiable, Rejected, SlowDown,
+            Timeout, Unreachable, Unsupported,
         };
         match self {
-            SlowDown | Timeout | Unreachable | Corrupt | Internal => true,
+            SlowDown | Contended | Timeout | Unreachable | Corrupt | Internal => true,
             NotFound | NoSuchBucket | PreconditionFailed | NotModified | RangeNotSatisfiable
-            | Denied | Rejected | InvalidKey | Unsupported => false,
+            | Denied | ClockSkew | Misdirected | Rejected | InvalidKey | Unsupported => false,
         }
     }
 }
@@ -157,6 +166,15 @@ pub struct ObjectMeta {
     pub headers: Vec<(String, String)>,
 }
 
+/// An object as the store describes it to [`Store::head`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectHead {
+    /// The object.
+    pub meta: ObjectMeta,
+    /// CRC64-NVME of all its bytes, where the store knows it.
+    pub crc64nvme: Option<u64>,
+}
+
 /// A half-open span of bytes of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteSpan {
@@ -212,6 +230,17 @@ pub enum PutBody {
     Stream(LocalBoxStream<'static, StoreResult<Bytes>>),
 }
 
+/// How often a request may be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attempts {
+    /// As often as the store's own policy of a few seconds allows: somebody is waiting.
+    #[default]
+    StorePolicy,
+    /// Once: whoever asks has a policy of their own. Sent anew all the same is a request that was
+    /// refused for something that the answer itself put right, such as a clock that is off.
+    Once,
+}
+
 /// Writes a whole object.
 pub struct PutRequest {
     /// Key inside the volume, as raw characters.
@@ -224,6 +253,8 @@ pub struct PutRequest {
     pub crc64nvme: Option<u64>,
     /// Write only if no object has this key (`If-None-Match: *`).
     pub if_none_match: bool,
+    /// How often a body in memory may be sent; a stream is sent once.
+    pub attempts: Attempts,
     /// The body.
     pub body: PutBody,
 }
@@ -247,7 +278,7 @@ pub trait Store {
     /// request.
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>>;
     /// Describes an object.
-    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>>;
+    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectHead>>;
     /// Writes an object, whole or not at all.
     fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>>;
     /// Removes an object; removing what is not there succeeds.

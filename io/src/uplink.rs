@@ -10,8 +10,8 @@ use crate::histogram::Histogram;
 use crate::queue::{self, Receiver, Sender};
 use crate::runtime::Runtime;
 use crate::store::{
-    ByteSpan, GetReply, GetRequest, ObjectMeta, PutBody, PutReply, PutRequest, Store, StoreError,
-    StoreErrorKind, StoreResult,
+    Attempts, ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply,
+    PutRequest, Store, StoreError, StoreErrorKind, StoreResult,
 };
 use bytes::Bytes;
 use futures::channel::oneshot;
@@ -86,13 +86,15 @@ pub struct Upload {
     pub crc64nvme: Option<u64>,
     /// Write only if the key is free.
     pub if_none_match: bool,
+    /// How often a body in memory may be sent.
+    pub attempts: Attempts,
     /// The body.
     pub body: UploadBody,
 }
 
 enum Order {
     Get(u32, GetRequest, oneshot::Sender<StoreResult<Fetched>>),
-    Head(u32, String, oneshot::Sender<StoreResult<ObjectMeta>>),
+    Head(u32, String, oneshot::Sender<StoreResult<ObjectHead>>),
     Put(u32, Upload, oneshot::Sender<StoreResult<PutReply>>),
     Delete(u32, String, oneshot::Sender<StoreResult<()>>),
 }
@@ -200,7 +202,7 @@ impl<R: Runtime> Uplink<R> {
     }
 
     /// Describes an object.
-    pub async fn head(&self, volume: u32, key: String) -> StoreResult<ObjectMeta> {
+    pub async fn head(&self, volume: u32, key: String) -> StoreResult<ObjectHead> {
         self.ask("HEAD", 200, &self.fetches, |reply| {
             Order::Head(volume, key, reply)
         })
@@ -415,6 +417,7 @@ fn into_request(upload: Upload) -> PutRequest {
         headers: upload.headers,
         crc64nvme: upload.crc64nvme,
         if_none_match: upload.if_none_match,
+        attempts: upload.attempts,
         body,
     }
 }

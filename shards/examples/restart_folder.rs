@@ -62,6 +62,7 @@ fn main() -> Result<(), Failure> {
             store_identity: 7,
             block_bytes,
             freshness: Freshness::Immutable,
+            writeback: false,
         }),
         records_max,
         next_key: 0,

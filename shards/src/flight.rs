@@ -224,7 +224,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             .head(id.volume.store_number, id.key.to_string())
             .await
         {
-            Ok(meta) => {
+            Ok(head) => {
+                let meta = head.meta;
                 let same = plan.checking && self.is_current(hash, &meta);
                 if !flight.superseded.get() {
                     self.learn(id, hash, Arc::new(meta));
@@ -278,6 +279,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             .uplink
             .head(number, plan.id.key.to_string())
             .await
+            .map(|head| head.meta)
         {
             Ok(meta) if meta.size == 0 => Arc::new(meta),
             // It has been replaced since: its readers look again.

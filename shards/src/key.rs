@@ -38,6 +38,8 @@ pub struct Volume {
     pub block_bytes: u64,
     /// When cached copies are checked.
     pub freshness: Freshness,
+    /// Whether writes may be acknowledged before the store has them.
+    pub writeback: bool,
 }
 
 /// The identity of a store, from what names it (endpoint, bucket, prefix or path).
@@ -49,6 +51,15 @@ pub fn store_identity(description: &str) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct BlockHash(pub u128);
+
+/// The hash of a block: XXH3-128 over `volume/key`, seeded with the block number.
+pub fn block_hash(volume: &str, key: &str, number: u64) -> BlockHash {
+    let mut name = Vec::with_capacity(volume.len() + 1 + key.len());
+    name.extend_from_slice(volume.as_bytes());
+    name.push(b'/');
+    name.extend_from_slice(key.as_bytes());
+    BlockHash(xxh3_128_with_seed(&name, number))
+}
 
 /// One block of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,13 +73,9 @@ pub struct BlockId {
 }
 
 impl BlockId {
-    /// The block's hash: XXH3-128 over `volume/key`, seeded with the block number.
+    /// The block's hash.
     pub fn hash(&self) -> BlockHash {
-        let mut name = Vec::with_capacity(self.volume.name.len() + 1 + self.key.len());
-        name.extend_from_slice(self.volume.name.as_bytes());
-        name.push(b'/');
-        name.extend_from_slice(self.key.as_bytes());
-        BlockHash(xxh3_128_with_seed(&name, self.number))
+        block_hash(&self.volume.name, &self.key, self.number)
     }
 
     /// The same object's block `number`.
@@ -132,6 +139,7 @@ mod tests {
             store_identity: 0,
             block_bytes: BLOCK_BYTES_MIN,
             freshness: Freshness::Immutable,
+            writeback: false,
         };
         BlockId {
             volume: Arc::new(volume),

@@ -24,6 +24,7 @@
 //! segment is never reused while a read or write relies on it; a byte that failed its checksum is
 //! never handed out; a fetch is never tied to a client; a superseded fetch is never cached.
 
+pub mod backlog;
 pub mod check;
 pub mod core;
 pub mod evict;
@@ -47,4 +48,5 @@ pub mod shard;
 pub mod stats;
 pub mod superblock;
 pub mod table;
+pub mod upload;
 pub mod write;

@@ -3,6 +3,7 @@
 //! Everything here may cross cores; it carries handles to bytes, never the bytes. This file holds
 //! no behaviour.
 
+use crate::backlog::{AbandonError, Backlog, DirtyBlock, Exported, ObjectName};
 use crate::key::BlockId;
 use crate::range::RangeSpec;
 use crate::stats::CoreSnapshot;
@@ -27,18 +28,21 @@ pub enum Outcome {
     Miss,
     /// The store confirmed the cached copy.
     Revalidated,
+    /// From this proxy, which alone has it: the store does not yet.
+    HitDirty,
     /// Passed by the cache.
     Bypass,
 }
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Outcome; 6] = [
+    pub const ALL: [Outcome; 7] = [
         Outcome::HitRam,
         Outcome::HitDisk,
         Outcome::Coalesced,
         Outcome::Miss,
         Outcome::Revalidated,
+        Outcome::HitDirty,
         Outcome::Bypass,
     ];
 
@@ -50,6 +54,7 @@ impl Outcome {
             Outcome::Coalesced => "coalesced",
             Outcome::Miss => "miss",
             Outcome::Revalidated => "revalidated",
+            Outcome::HitDirty => "hit-dirty",
             Outcome::Bypass => "bypass",
         }
     }
@@ -100,6 +105,9 @@ pub enum ReadError {
     /// No memory for another block now.
     #[error("all block buffers are in use")]
     Overloaded,
+    /// The only copy of the block is here, and the disk cannot give it now.
+    #[error("the block is not yet in the store, and the disk cannot read it: {0}")]
+    Unreadable(String),
     /// The store failed.
     #[error(transparent)]
     Store(Arc<StoreError>),
@@ -114,6 +122,9 @@ pub enum WriteError {
     /// The key is taken, and was to be written only if free.
     #[error("the object exists")]
     Exists,
+    /// Keys of the volume are written once, and this one holds something else.
+    #[error("the volume is immutable, and the object has other content")]
+    Immutable,
     /// The disk does not answer, so that what it holds of the object is not known to be gone.
     #[error("the disk does not answer")]
     Stalled,
@@ -182,6 +193,24 @@ pub enum Message {
     Invalidate(BlockId, oneshot::Sender<()>),
     /// Tell the counters.
     Snapshot(oneshot::Sender<CoreSnapshot>),
+    /// Sum up what is dirty: all, or what was acknowledged up to a time in milliseconds since the
+    /// Unix epoch.
+    Backlog(Option<u64>, oneshot::Sender<Backlog>),
+    /// List the oldest dirty blocks, so many at most.
+    DirtyBlocks(usize, oneshot::Sender<Vec<DirtyBlock>>),
+    /// Try a quarantined block, or one in conflict, again; without a name all that are quarantined.
+    Retry(Option<ObjectName>, oneshot::Sender<u64>),
+    /// Give a block up that is quarantined or in conflict.
+    Abandon(ObjectName, oneshot::Sender<Result<(), AbandonError>>),
+    /// Give the bytes of a dirty block.
+    Export(
+        ObjectName,
+        oneshot::Sender<Result<Option<Exported>, ReadError>>,
+    ),
+    /// Take no new dirty blocks, or take them again.
+    SetDraining(bool, oneshot::Sender<()>),
+    /// Make all that was acknowledged durable, and upload without waiting.
+    Hurry(oneshot::Sender<()>),
 }
 
 /// Part of a block of one version of an object.

@@ -3,6 +3,7 @@
 //! This file owns the decision "here or there": a request for a block of this core is a function
 //! call, any other is one message and one answer. It never copies a payload.
 
+use crate::backlog::{AbandonError, Backlog, DirtyBlock, Exported, ObjectName};
 use crate::core::Core;
 use crate::key::{BlockHash, BlockId, Topology};
 use crate::messages::{
@@ -62,6 +63,19 @@ async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
             let _ = reply.send(());
         }
         Message::Snapshot(reply) => drop(reply.send(core.snapshot())),
+        Message::Backlog(up_to, reply) => drop(reply.send(core.backlog(up_to))),
+        Message::DirtyBlocks(limit, reply) => drop(reply.send(core.dirty_blocks(limit).await)),
+        Message::Retry(name, reply) => drop(reply.send(core.retry(name).await)),
+        Message::Abandon(name, reply) => drop(reply.send(core.abandon(name).await)),
+        Message::Export(name, reply) => drop(reply.send(core.export(name).await)),
+        Message::SetDraining(draining, reply) => {
+            core.set_draining(draining);
+            let _ = reply.send(());
+        }
+        Message::Hurry(reply) => {
+            core.hurry().await;
+            let _ = reply.send(());
+        }
     }
 }
 
@@ -168,11 +182,75 @@ impl<R: Runtime, D: Disk> Router<R, D> {
 
     /// The counters of every core that still answers.
     pub async fn snapshots(&self) -> Vec<CoreSnapshot> {
-        let asked = (0..self.topology().cores()).map(|core| self.ask(core, Message::Snapshot));
-        futures::future::join_all(asked)
+        self.ask_all(Message::Snapshot).await
+    }
+
+    async fn ask_all<T>(&self, message: impl Fn(oneshot::Sender<T>) -> Message + Copy) -> Vec<T> {
+        let asked = (0..self.topology().cores()).map(|core| self.ask(core, message));
+        let answers = futures::future::join_all(asked).await;
+        answers.into_iter().flatten().collect()
+    }
+
+    /// Sums over what is dirty on all cores; with a time (milliseconds since the Unix epoch),
+    /// `blocks` and `bytes` count only what was acknowledged up to it.
+    pub async fn backlog(&self, up_to_unix_ms: Option<u64>) -> Backlog {
+        let mut sum = Backlog::default();
+        let message = |reply| Message::Backlog(up_to_unix_ms, reply);
+        for backlog in self.ask_all(message).await {
+            sum.add(backlog);
+        }
+        sum
+    }
+
+    /// The oldest dirty blocks of all cores, `limit` at most, oldest first.
+    pub async fn dirty_blocks(&self, limit: usize) -> Vec<DirtyBlock> {
+        let lists = self.ask_all(|reply| Message::DirtyBlocks(limit, reply));
+        let mut blocks: Vec<DirtyBlock> = lists.await.into_iter().flatten().collect();
+        blocks.sort_by_key(|block| block.acked_unix_ms);
+        blocks.truncate(limit);
+        blocks
+    }
+
+    /// Lets a held block be tried again, or all quarantined ones; returns how many there were.
+    pub async fn retry(&self, name: Option<ObjectName>) -> u64 {
+        match name {
+            Some(name) => {
+                let owner = self.owner(name.hash());
+                let answer = self.ask(owner, |reply| Message::Retry(Some(name), reply));
+                answer.await.unwrap_or(0)
+            }
+            None => {
+                let answers = self.ask_all(|reply| Message::Retry(None, reply)).await;
+                answers.into_iter().sum()
+            }
+        }
+    }
+
+    /// Gives up a block that is quarantined or in conflict.
+    pub async fn abandon(&self, name: ObjectName) -> Result<(), AbandonError> {
+        let owner = self.owner(name.hash());
+        let answer = self.ask(owner, |reply| Message::Abandon(name, reply));
+        answer.await.unwrap_or(Err(AbandonError::Disk))
+    }
+
+    /// A dirty block's object, verified; `None` if nothing dirty has this name.
+    pub async fn export(&self, name: ObjectName) -> Result<Option<Exported>, ReadError> {
+        let owner = self.owner(name.hash());
+        let answer = self.ask(owner, |reply| Message::Export(name, reply));
+        answer
             .await
-            .into_iter()
-            .flatten()
-            .collect()
+            .unwrap_or_else(|| Err(ReadError::Store(core_gone())))
+    }
+
+    /// Takes no new dirty blocks on any core, or takes them again.
+    pub async fn set_draining(&self, draining: bool) {
+        self.ask_all(|reply| Message::SetDraining(draining, reply))
+            .await;
+    }
+
+    /// Makes all that was acknowledged durable, and ends all waits before uploads that are not
+    /// the store's wish.
+    pub async fn hurry(&self) {
+        self.ask_all(Message::Hurry).await;
     }
 }

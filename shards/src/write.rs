@@ -13,7 +13,7 @@ use crate::shard::AppendFailure;
 use forebay_io::disk::Disk;
 use forebay_io::local::Turn;
 use forebay_io::runtime::{Runtime, timeout};
-use forebay_io::store::{ObjectMeta, StoreError, StoreErrorKind};
+use forebay_io::store::{Attempts, ObjectMeta, StoreError, StoreErrorKind};
 use forebay_io::uplink::{Upload, UploadBody};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -49,6 +49,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             headers: headers.clone(),
             crc64nvme,
             if_none_match,
+            attempts: Attempts::StorePolicy,
             body,
         };
         let turn = match if_none_match {

@@ -240,6 +240,13 @@ impl From<&StoreError> for ErrorReply {
             StoreErrorKind::Unreachable => gateway(502, "BadGateway", "cannot be reached"),
             StoreErrorKind::NoSuchBucket => gateway(502, "BadGateway", "has no such bucket"),
             StoreErrorKind::Denied => gateway(502, "BadGateway", "refuses our credentials"),
+            StoreErrorKind::ClockSkew => gateway(502, "BadGateway", "has another time than we"),
+            StoreErrorKind::Misdirected => gateway(502, "BadGateway", "is somewhere else"),
+            StoreErrorKind::Contended => ErrorReply::new(
+                409,
+                "OperationAborted",
+                format!("another request for the key is under way at the object store: {error}"),
+            ),
             StoreErrorKind::Corrupt => gateway(502, "BadGateway", "answered with wrong data"),
             StoreErrorKind::Internal => gateway(502, "BadGateway", "failed"),
             StoreErrorKind::Rejected => gateway(502, "BadGateway", "refuses the request"),
@@ -259,6 +266,7 @@ impl From<ReadError> for ErrorReply {
                 ErrorReply::slow_down("the object is being overwritten; try again")
             }
             ReadError::Overloaded => ErrorReply::slow_down("all block buffers are in use"),
+            ReadError::Unreadable(_) => ErrorReply::new(500, "InternalError", error.to_string()),
             ReadError::Store(error) => ErrorReply::from(&*error),
         }
     }
@@ -270,6 +278,7 @@ impl From<WriteError> for ErrorReply {
             WriteError::Exists => {
                 ErrorReply::new(412, "PreconditionFailed", "the object exists already")
             }
+            WriteError::Immutable => ErrorReply::new(409, "ObjectImmutable", error.to_string()),
             WriteError::Store(error) => ErrorReply::from(&*error),
             WriteError::Stalled => {
                 ErrorReply::slow_down("the disk of this part of the cache does not answer")

@@ -135,6 +135,7 @@ fn face(settings: &VolumeSettings, store_number: u32) -> Volume {
             Consistency::Immutable => Freshness::Immutable,
             Consistency::Revalidate { ttl } => Freshness::RevalidateAfter(ttl),
         },
+        writeback: settings.writeback,
     }
 }
 

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use folder::{Folder, Temporary};
 use forebay_io::store::{
-    ByteSpan, GetReply, GetRequest, ObjectMeta, PutBody, PutReply, PutRequest, Store, StoreError,
-    StoreErrorKind, StoreResult, check_key,
+    ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
+    StoreError, StoreErrorKind, StoreResult, check_key,
 };
 use futures::future::LocalBoxFuture;
 use futures::stream::{self, LocalBoxStream, StreamExt};
@@ -44,6 +44,8 @@ pub struct FileStore {
 struct Found {
     file: File,
     meta: ObjectMeta,
+    /// Of an object that we wrote.
+    crc64nvme: Option<u64>,
     /// Of a plain file: what it was like, to notice that it changes.
     plain: Option<Identity>,
 }
@@ -158,8 +160,14 @@ impl Store for FileStore {
         Box::pin(self.get_inner(request))
     }
 
-    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>> {
-        Box::pin(async move { self.find(&key).await.map(|found| found.meta) })
+    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectHead>> {
+        Box::pin(async move {
+            let found = self.find(&key).await?;
+            Ok(ObjectHead {
+                meta: found.meta,
+                crc64nvme: found.crc64nvme,
+            })
+        })
     }
 
     fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
@@ -218,7 +226,8 @@ impl Writing {
         crc64nvme: Option<u64>,
         only_new: bool,
     ) -> Result<PutReply, Trouble> {
-        if crc64nvme.is_some_and(|crc| crc != self.crc.finalize()) {
+        let crc = self.crc.finalize();
+        if crc64nvme.is_some_and(|announced| announced != crc) {
             return Err(Trouble::Damaged(
                 "the body does not have the checksum announced",
             ));
@@ -226,13 +235,16 @@ impl Writing {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         let last_modified = since_epoch.map_or(0, |since_epoch| since_epoch.as_secs());
         let etag = hex::encode(self.md5.finalize());
-        let meta = ObjectMeta {
-            size: self.length,
-            etag: etag.clone(),
-            last_modified,
-            headers,
+        let head = ObjectHead {
+            meta: ObjectMeta {
+                size: self.length,
+                etag: etag.clone(),
+                last_modified,
+                headers,
+            },
+            crc64nvme: Some(crc),
         };
-        let trailer = trailer::encode(&meta).ok_or(Trouble::LongHeaders)?;
+        let trailer = trailer::encode(&head).ok_or(Trouble::LongHeaders)?;
         self.temporary.file.write_all(&trailer)?;
         self.temporary.sync()?;
         match folder.publish(self.temporary, names, only_new) {
@@ -325,16 +337,18 @@ fn describe(file: File) -> Result<Found, Trouble> {
         trailer::Kind::Plain => Ok(Found {
             file,
             meta: identity.meta(),
+            crc64nvme: None,
             plain: Some(identity),
         }),
         trailer::Kind::Damaged => Err(damaged()),
         trailer::Kind::Ours(decoded) => {
             let mut json = vec![0; decoded.json_bytes];
             file.read_exact_at(&mut json, decoded.object_bytes)?;
-            let meta = trailer::decode(&decoded, &tail, &json).ok_or_else(damaged)?;
+            let head = trailer::decode(&decoded, &tail, &json).ok_or_else(damaged)?;
             Ok(Found {
                 file,
-                meta,
+                meta: head.meta,
+                crc64nvme: head.crc64nvme,
                 plain: None,
             })
         }

@@ -7,8 +7,8 @@
 
 use bytes::Bytes;
 use forebay_io::store::{
-    ByteSpan, GetReply, GetRequest, ObjectMeta, PutBody, PutReply, PutRequest, Store, StoreError,
-    StoreErrorKind, StoreResult,
+    Attempts, ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply,
+    PutRequest, Store, StoreError, StoreErrorKind, StoreResult,
 };
 use futures::future::LocalBoxFuture;
 use futures::stream::{self, LocalBoxStream, StreamExt};
@@ -179,7 +179,8 @@ impl Pace for CompanionPace {
 
 /// A store whose failures are retried as [`RetrySettings`] say.
 ///
-/// Repeated are GET and HEAD, DELETE, and PUT of a body in memory. A PUT with `if_none_match`
+/// Repeated are GET and HEAD, DELETE, and PUT of a body in memory unless it asks to be sent
+/// [`Attempts::Once`]. A PUT with `if_none_match`
 /// that is repeated after a lost answer may meet its own first write: its `PreconditionFailed`
 /// then carries more than one attempt, and the caller compares the contents.
 pub struct Retrying<S, P = CompanionPace> {
@@ -218,7 +219,7 @@ impl<S: Store + 'static, P: Pace + 'static> Store for Retrying<S, P> {
         })
     }
 
-    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>> {
+    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectHead>> {
         Box::pin(async move {
             let mut backoff = Backoff::new(self.inner.settings);
             let send = || self.inner.store.head(key.clone());
@@ -228,8 +229,11 @@ impl<S: Store + 'static, P: Pace + 'static> Store for Retrying<S, P> {
 
     fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
         Box::pin(async move {
-            let PutBody::Whole(pieces) = &request.body else {
-                return self.inner.store.put(request).await;
+            let pieces = match &request.body {
+                PutBody::Whole(pieces) if request.attempts == Attempts::StorePolicy => pieces,
+                PutBody::Whole(_) | PutBody::Stream(_) => {
+                    return self.inner.store.put(request).await;
+                }
             };
             let send = || {
                 self.inner.store.put(PutRequest {
@@ -238,6 +242,7 @@ impl<S: Store + 'static, P: Pace + 'static> Store for Retrying<S, P> {
                     headers: request.headers.clone(),
                     crc64nvme: request.crc64nvme,
                     if_none_match: request.if_none_match,
+                    attempts: request.attempts,
                     body: PutBody::Whole(pieces.clone()),
                 })
             };

@@ -16,7 +16,7 @@ use base64::Engine;
 use bytes::Bytes;
 use client::Client;
 use forebay_io::store::{
-    GetReply, GetRequest, ObjectMeta, PutBody, PutReply, PutRequest, Store, StoreError,
+    GetReply, GetRequest, ObjectHead, PutBody, PutReply, PutRequest, Store, StoreError,
     StoreErrorKind, StoreResult,
 };
 use futures::future::{Either, LocalBoxFuture, select};
@@ -38,6 +38,9 @@ const SKEW_NOTICED_SECONDS_MIN: u64 = 5 * 60;
 const ERROR_BODY_BYTES_MAX: usize = 16 * 1024;
 
 const CHECKSUM_HEADER: &str = "x-amz-checksum-crc64nvme";
+
+/// Without it S3 keeps the checksums that it knows to itself.
+const CHECKSUM_MODE: (&str, &str) = ("x-amz-checksum-mode", "ENABLED");
 
 /// How long each phase of a request may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,10 +156,11 @@ impl S3Store {
         })
     }
 
-    async fn head_inner(&self, key: &str) -> StoreResult<ObjectMeta> {
-        let response = self
-            .ask(Verb::Head, key, &RequestHeaders::default())
-            .await?;
+    async fn head_inner(&self, key: &str) -> StoreResult<ObjectHead> {
+        let mut headers = RequestHeaders::default();
+        let (name, value) = CHECKSUM_MODE;
+        headers.signed.push((name.to_owned(), value.to_owned()));
+        let response = self.ask(Verb::Head, key, &headers).await?;
         answer::described(response.status().as_u16(), response.headers())
     }
 
@@ -464,7 +468,7 @@ impl Store for S3Store {
         Box::pin(self.get_inner(request))
     }
 
-    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>> {
+    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectHead>> {
         Box::pin(async move { self.head_inner(&key).await })
     }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use forebay::store::retry::RetrySettings;
 use forebay::store::s3::Deadlines;
 use forebay::store::{S3Spec, StoreSpec, build};
-use forebay_io::store::{ByteSpan, GetRequest, PutBody, PutRequest, Store, StoreError};
+use forebay_io::store::{Attempts, ByteSpan, GetRequest, PutBody, PutRequest, Store, StoreError};
 use futures::stream::{self, StreamExt};
 use std::rc::Rc;
 use std::time::Duration;
@@ -105,6 +105,7 @@ pub fn whole(body: impl Into<Bytes>) -> PutRequest {
         headers: Vec::new(),
         crc64nvme: None,
         if_none_match: false,
+        attempts: Attempts::StorePolicy,
         body: PutBody::Whole(vec![body]),
     }
 }

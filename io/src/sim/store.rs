@@ -7,10 +7,11 @@
 
 use super::random::Dice;
 use crate::store::{
-    ByteSpan, GetReply, GetRequest, ObjectMeta, PutBody, PutReply, PutRequest, Store, StoreError,
-    StoreErrorKind, StoreResult, check_key,
+    ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
+    StoreError, StoreErrorKind, StoreResult, check_key,
 };
 use bytes::{Bytes, BytesMut};
+use crc_fast::CrcAlgorithm;
 use futures::future::LocalBoxFuture;
 use futures::stream::{self, StreamExt};
 use std::cell::RefCell;
@@ -105,6 +106,8 @@ struct ScriptedFault {
 struct Inside {
     objects: BTreeMap<String, Object>,
     bucket_missing: bool,
+    /// Whether HEAD tells no checksum, as of stores that keep none.
+    checksums_hidden: bool,
     /// `None`: any fault strikes at once when scripted, none by chance.
     chances: Option<FaultChances>,
     dice: Option<Dice>,
@@ -165,6 +168,11 @@ impl MemoryStore {
     /// Makes the bucket vanish or come back, with its objects.
     pub fn set_bucket_missing(&self, missing: bool) {
         self.inside.borrow_mut().bucket_missing = missing;
+    }
+
+    /// Makes HEAD tell no checksum any more, or tell it again.
+    pub fn set_checksums_hidden(&self, hidden: bool) {
+        self.inside.borrow_mut().checksums_hidden = hidden;
     }
 
     /// Writes an object behind everybody's back: no fault, no count.
@@ -285,6 +293,13 @@ impl MemoryStore {
             );
             return Err(StoreError::new(StoreErrorKind::Rejected, message));
         }
+        if request
+            .crc64nvme
+            .is_some_and(|announced| announced != crc64nvme(&bytes))
+        {
+            let message = "the body does not have the checksum announced";
+            return Err(StoreError::new(StoreErrorKind::Corrupt, message));
+        }
         if request.if_none_match && self.object(&request.key).is_some() {
             let message = "an object has this key already";
             return Err(StoreError::new(StoreErrorKind::PreconditionFailed, message));
@@ -305,10 +320,15 @@ impl Store for MemoryStore {
         Box::pin(self.get_inner(request))
     }
 
-    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>> {
+    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectHead>> {
         Box::pin(async move {
             self.begin(Verb::Head, &key).await?;
-            self.find(&key).map(|object| object.meta)
+            let object = self.find(&key)?;
+            let is_told = !self.inside.borrow().checksums_hidden;
+            Ok(ObjectHead {
+                meta: object.meta,
+                crc64nvme: is_told.then(|| crc64nvme(&object.bytes)),
+            })
         })
     }
 
@@ -500,20 +520,25 @@ async fn collect(body: PutBody) -> StoreResult<Bytes> {
     Ok(all.freeze())
 }
 
+fn crc64nvme(bytes: &[u8]) -> u64 {
+    crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes)
+}
+
 /// The tag that this store gives `bytes`, which only equal bytes share: two FNV-1a runs from
-/// different starts. Not for adversaries.
+/// different starts. Not for adversaries. The hyphen keeps it from being taken for an MD5.
 pub fn content_tag(bytes: &[u8]) -> String {
     let (mut low, mut high) = (0xcbf2_9ce4_8422_2325_u64, 0x6c62_272e_07bb_0142_u64);
     for byte in bytes {
         low = (low ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         high = (high ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     }
-    format!("{low:016x}{high:016x}")
+    format!("{low:016x}-{high:016x}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Attempts;
     use futures::executor::block_on;
 
     fn memory() -> MemoryStore {
@@ -527,6 +552,7 @@ mod tests {
             headers: Vec::new(),
             crc64nvme: None,
             if_none_match: false,
+            attempts: Attempts::StorePolicy,
             body: PutBody::Whole(vec![Bytes::from_static(body)]),
         }
     }

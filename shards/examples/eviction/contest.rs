@@ -164,6 +164,7 @@ impl Cache {
                 store_identity: 1,
                 block_bytes: PAYLOAD_BYTES as u64,
                 freshness: Freshness::Immutable,
+                writeback: false,
             }),
         }
     }

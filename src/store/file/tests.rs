@@ -1,6 +1,7 @@
 //! What a folder must survive: crashes, people, links, other writers.
 
 use super::*;
+use forebay_io::store::Attempts;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ fn put(key: &str, body: &[u8]) -> PutRequest {
         headers: vec![("x-amz-meta-a".into(), "b".into())],
         crc64nvme: None,
         if_none_match: false,
+        attempts: Attempts::StorePolicy,
         body: PutBody::Whole(vec![Bytes::copy_from_slice(body)]),
     }
 }
@@ -54,7 +56,10 @@ fn objects_and_their_metadata_outlive_the_store() {
     assert_eq!(reply.etag, "5d41402abc4b2a76b9719d911017c592");
     drop(store);
     let store = FileStore::open(root.path()).expect("usable");
-    let meta = run(store.head("a/b".into())).expect("still there");
+    let head = run(store.head("a/b".into())).expect("still there");
+    let crc = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, b"hello");
+    assert_eq!(head.crc64nvme, Some(crc));
+    let meta = head.meta;
     assert_eq!(
         (meta.size, meta.etag, meta.last_modified),
         (5, reply.etag, reply.last_modified)
@@ -108,9 +113,9 @@ fn plain_files_are_objects_under_names_that_keys_have() {
         b"by hand"
     );
     assert_eq!(run(read(&store, "dir/x")).expect("readable").len(), 100_000);
-    let before = run(store.head("notes.txt".into())).expect("there");
+    let before = run(store.head("notes.txt".into())).expect("there").meta;
     fs::write(root.path().join("notes.txt"), b"by hand!").expect("writable");
-    let after = run(store.head("notes.txt".into())).expect("there");
+    let after = run(store.head("notes.txt".into())).expect("there").meta;
     assert_ne!(before.etag, after.etag);
     run(store.put(put("notes.txt", b"ours"))).expect("replaced");
     assert_eq!(run(read(&store, "notes.txt")).expect("readable"), b"ours");

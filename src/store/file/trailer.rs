@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! object bytes                  so that a range is read from where it is
-//! metadata, JSON                etag, last_modified, headers
+//! metadata, JSON                etag, last_modified, headers, the object's CRC64-NVME
 //! magic          8 bytes        "FBOBJ\r\n\x01": the last byte is the version
 //! object length  8 bytes LE
 //! JSON length    4 bytes LE
@@ -19,7 +19,7 @@
 //! The fixed part is last: a reader knows where it is without having read anything.
 
 use crc_fast::{CrcAlgorithm, Digest};
-use forebay_io::store::ObjectMeta;
+use forebay_io::store::{ObjectHead, ObjectMeta};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the fixed part.
@@ -35,6 +35,9 @@ struct Metadata {
     etag: String,
     last_modified: u64,
     headers: Vec<(String, String)>,
+    /// Files of the first version have none.
+    #[serde(default)]
+    crc64nvme: Option<u64>,
 }
 
 /// The fixed part, once it looks right.
@@ -57,11 +60,13 @@ pub(super) enum Kind {
 }
 
 /// The trailer of an object; `None` if its headers are too long to be kept.
-pub(super) fn encode(meta: &ObjectMeta) -> Option<Vec<u8>> {
+pub(super) fn encode(head: &ObjectHead) -> Option<Vec<u8>> {
+    let meta = &head.meta;
     let metadata = Metadata {
         etag: meta.etag.clone(),
         last_modified: meta.last_modified,
         headers: meta.headers.clone(),
+        crc64nvme: head.crc64nvme,
     };
     let mut trailer = serde_json::to_vec(&metadata).ok()?;
     if trailer.len() > JSON_BYTES_MAX {
@@ -107,7 +112,7 @@ pub(super) fn decode_tail(tail: &[u8; TAIL_BYTES], file_bytes: u64) -> Kind {
 }
 
 /// The object's description from its JSON; `None` if the trailer is damaged.
-pub(super) fn decode(tail: &Tail, raw_tail: &[u8; TAIL_BYTES], json: &[u8]) -> Option<ObjectMeta> {
+pub(super) fn decode(tail: &Tail, raw_tail: &[u8; TAIL_BYTES], json: &[u8]) -> Option<ObjectHead> {
     let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
     digest.update(json);
     digest.update(&raw_tail[..24]);
@@ -115,11 +120,14 @@ pub(super) fn decode(tail: &Tail, raw_tail: &[u8; TAIL_BYTES], json: &[u8]) -> O
         return None;
     }
     let metadata: Metadata = serde_json::from_slice(json).ok()?;
-    Some(ObjectMeta {
-        size: tail.object_bytes,
-        etag: metadata.etag,
-        last_modified: metadata.last_modified,
-        headers: metadata.headers,
+    Some(ObjectHead {
+        meta: ObjectMeta {
+            size: tail.object_bytes,
+            etag: metadata.etag,
+            last_modified: metadata.last_modified,
+            headers: metadata.headers,
+        },
+        crc64nvme: metadata.crc64nvme,
     })
 }
 
@@ -132,19 +140,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn meta() -> ObjectMeta {
-        ObjectMeta {
-            size: 5,
-            etag: "tag".into(),
-            last_modified: 1_700_000_000,
-            headers: vec![("x-amz-meta-a".into(), "ü\"\\".into())],
+    fn head() -> ObjectHead {
+        ObjectHead {
+            meta: ObjectMeta {
+                size: 5,
+                etag: "tag".into(),
+                last_modified: 1_700_000_000,
+                headers: vec![("x-amz-meta-a".into(), "ü\"\\".into())],
+            },
+            crc64nvme: Some(u64::MAX),
         }
     }
 
     #[derive(Debug, PartialEq)]
     enum Read {
         Plain,
-        Ours(ObjectMeta),
+        Ours(ObjectHead),
         Damaged,
     }
 
@@ -165,14 +176,21 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let mut file = b"bytes".to_vec();
-        file.extend(encode(&meta()).expect("small headers"));
-        assert_eq!(read(&file), Read::Ours(meta()));
+        file.extend(encode(&head()).expect("small headers"));
+        assert_eq!(read(&file), Read::Ours(head()));
+    }
+
+    #[test]
+    fn files_of_the_first_version_are_read() {
+        let json = r#"{"etag":"tag","last_modified":7,"headers":[]}"#;
+        let metadata: Metadata = serde_json::from_str(json).expect("without a checksum");
+        assert_eq!(metadata.crc64nvme, None);
     }
 
     #[test]
     fn every_flipped_bit_of_the_trailer_is_noticed() {
         let mut file = b"bytes".to_vec();
-        file.extend(encode(&meta()).expect("small headers"));
+        file.extend(encode(&head()).expect("small headers"));
         for bit in 5 * 8..file.len() * 8 {
             let mut damaged = file.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -182,9 +200,9 @@ mod tests {
 
     #[test]
     fn headers_without_end_are_not_kept() {
-        let mut meta = meta();
-        meta.headers[0].1 = "x".repeat(JSON_BYTES_MAX);
-        assert!(encode(&meta).is_none());
+        let mut head = head();
+        head.meta.headers[0].1 = "x".repeat(JSON_BYTES_MAX);
+        assert!(encode(&head).is_none());
     }
 
     proptest! {

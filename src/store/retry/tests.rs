@@ -60,6 +60,7 @@ fn whole(key: &str, body: &'static [u8]) -> PutRequest {
         headers: Vec::new(),
         crc64nvme: None,
         if_none_match: false,
+        attempts: Attempts::StorePolicy,
         body: PutBody::Whole(vec![Bytes::from_static(body)]),
     }
 }
@@ -305,4 +306,18 @@ fn an_outage_uses_up_the_shared_budget_and_successes_refill_it() {
     assert!(budget.try_claim());
     (0..10_000).for_each(|_| budget.succeeded());
     assert_eq!(budget, RetryBudget::default());
+}
+
+#[test]
+fn a_put_that_asks_for_one_attempt_is_sent_once() {
+    let Rig { memory, store, .. } = rig();
+    memory.script(Verb::Put, None, Fault::Fail(StoreErrorKind::SlowDown));
+    let request = PutRequest {
+        attempts: Attempts::Once,
+        ..whole("k", b"x")
+    };
+    let error = block_on(store.put(request)).expect_err("scripted");
+    assert_eq!((error.kind, error.attempts), (StoreErrorKind::SlowDown, 1));
+    assert_eq!(memory.requests(Verb::Put, "k"), 1);
+    assert!(memory.object("k").is_none());
 }

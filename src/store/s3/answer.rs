@@ -6,8 +6,9 @@
 //! store wrote.
 
 use super::sign::Verb;
+use base64::Engine;
 use forebay_io::store::{
-    ByteSpan, GetRequest, ObjectMeta, PutReply, StoreError, StoreErrorKind, StoreResult,
+    ByteSpan, GetRequest, ObjectHead, ObjectMeta, PutReply, StoreError, StoreErrorKind, StoreResult,
 };
 use quick_xml::events::Event;
 use reqwest::header::{self, HeaderMap, HeaderName};
@@ -162,8 +163,21 @@ fn refusal_kind(verb: Verb, status: u16, document: Option<&ErrorDocument>) -> St
             | "XAmzContentSHA256Mismatch",
         ) => Kind::Corrupt,
         (400, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => Kind::Denied,
-        // Another write of the same key is under way.
-        (409, "ConditionalRequestConflict" | "OperationAborted") => Kind::Internal,
+        // An answer to HEAD has no code; of the reasons for this one, only a token that has expired
+        // is met with a request as plain as a HEAD of ours.
+        (400, "") if verb == Verb::Head => Kind::Denied,
+        (403, "RequestTimeTooSkewed") => Kind::ClockSkew,
+        (
+            400,
+            "AuthorizationHeaderMalformed"
+            | "AuthorizationQueryParametersError"
+            | "IllegalLocationConstraintException",
+        ) => Kind::Misdirected,
+        // Another write of the same key is under way. S3, Ceph and stores without words.
+        (
+            409,
+            "ConditionalRequestConflict" | "OperationAborted" | "ConcurrentModification" | "",
+        ) => Kind::Contended,
         // Some stores answer a conditional PUT so.
         (304, _) if verb == Verb::Put => Kind::PreconditionFailed,
         (304, _) => Kind::NotModified,
@@ -171,15 +185,18 @@ fn refusal_kind(verb: Verb, status: u16, document: Option<&ErrorDocument>) -> St
         (404, "NoSuchKey" | "NoSuchVersion") => Kind::NotFound,
         // An answer to HEAD has no body that could say more.
         (404, "") if verb == Verb::Head => Kind::NotFound,
-        // Not a word about the key: a proxy or a portal spoke, not the store.
-        (404, "") => Kind::Corrupt,
         (408, _) => Kind::Timeout,
         (412, _) => Kind::PreconditionFailed,
         (416, _) => Kind::RangeNotSatisfiable,
         (429 | 503, _) => Kind::SlowDown,
         (501, _) => Kind::Unsupported,
         (500..=599, _) => Kind::Internal,
-        (300..=499, _) => Kind::Rejected,
+        (300..=399, _) => Kind::Misdirected,
+        // Too large is too large, whoever says it.
+        (413, _) => Kind::Rejected,
+        // Not a word about the key: a proxy or a portal spoke, not the store.
+        (400..=499, "") if verb != Verb::Head => Kind::Corrupt,
+        (400..=499, _) => Kind::Rejected,
         // 1xx and 2xx that no request of ours asks for.
         _ => Kind::Corrupt,
     }
@@ -319,7 +336,7 @@ fn span_of_whole(wanted: ByteSpan, size: u64) -> StoreResult<ByteSpan> {
 }
 
 /// Judges the head of a successful answer to a HEAD.
-pub(super) fn described(status: u16, headers: &HeaderMap) -> StoreResult<ObjectMeta> {
+pub(super) fn described(status: u16, headers: &HeaderMap) -> StoreResult<ObjectHead> {
     if status != 200 {
         return Err(corrupt(&format!("status {status} to a HEAD")));
     }
@@ -327,7 +344,10 @@ pub(super) fn described(status: u16, headers: &HeaderMap) -> StoreResult<ObjectM
         return Err(corrupt("an HTML page came in place of the object"));
     }
     let size = content_length(headers)?.ok_or_else(|| corrupt("an answer without a length"))?;
-    Ok(object_meta(headers, size, etag(headers)?))
+    Ok(ObjectHead {
+        meta: object_meta(headers, size, etag(headers)?),
+        crc64nvme: crc64nvme(headers),
+    })
 }
 
 /// Judges the head of a successful answer to a PUT; `checksum` is what was sent, as text.
@@ -351,6 +371,19 @@ pub(super) fn written(
         etag: etag(headers)?,
         last_modified: last_modified(headers),
     })
+}
+
+/// The checksum of a whole object; none if the store gives one of another form, as for an object
+/// in parts.
+fn crc64nvme(headers: &HeaderMap) -> Option<u64> {
+    let kind = text(headers, &HeaderName::from_static("x-amz-checksum-type"));
+    if kind.is_some_and(|kind| kind != "FULL_OBJECT") {
+        return None;
+    }
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(echoed_checksum(headers)?)
+        .ok()?;
+    Some(u64::from_be_bytes(bytes.try_into().ok()?))
 }
 
 /// The checksum by which a store shows that it verified a PUT.

@@ -8,7 +8,7 @@ use forebay_io::runtime::Runtime;
 use forebay_io::sim::SimRuntime;
 use forebay_io::sim::store::MemoryStore;
 use forebay_io::store::{
-    GetReply, GetRequest, ObjectMeta, PutReply, PutRequest, Store, StoreResult,
+    GetReply, GetRequest, ObjectHead, PutReply, PutRequest, Store, StoreResult,
 };
 use futures::future::LocalBoxFuture;
 use futures::stream::StreamExt;
@@ -141,7 +141,7 @@ impl Store for Wan {
         })
     }
 
-    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectMeta>> {
+    fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectHead>> {
         Box::pin(async move {
             self.pause().await;
             let name = key.clone();

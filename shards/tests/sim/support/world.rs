@@ -164,6 +164,7 @@ impl Machine {
             store_identity: 7,
             block_bytes: self.geometry.block_bytes,
             freshness,
+            writeback: false,
         })
     }
 
