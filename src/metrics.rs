@@ -123,7 +123,7 @@ const SHARDS_FULL: Metric = Metric(
     "Virtual shards that a full file system keeps from growing to their quota.",
 );
 /// What the engine's shards count, by the name that they have there.
-const SHARD: [(&str, Metric); 6] = [
+const SHARD: [(&str, Metric); 10] = [
     (
         "admitted_bytes",
         Metric(
@@ -170,6 +170,38 @@ const SHARD: [(&str, Metric); 6] = [
             "forebay_relocation_failures_total",
             Kind::Counter,
             "Hot records that were damaged or unreadable when eviction came to write them again.",
+        ),
+    ),
+    (
+        "flushes",
+        Metric(
+            "forebay_flushes_total",
+            Kind::Counter,
+            "Flushes of acknowledged blocks to the disk's lasting memory.",
+        ),
+    ),
+    (
+        "flush_failures",
+        Metric(
+            "forebay_flush_failures_total",
+            Kind::Counter,
+            "Flushes that failed; what they were to cover is written again.",
+        ),
+    ),
+    (
+        "suspect_records",
+        Metric(
+            "forebay_suspect_blocks_total",
+            Kind::Counter,
+            "Acknowledged blocks that could not be written again at once after a failed flush.",
+        ),
+    ),
+    (
+        "dirty_moved",
+        Metric(
+            "forebay_dirty_blocks_moved_total",
+            Kind::Counter,
+            "Dirty blocks that were moved so that a segment came free.",
         ),
     ),
 ];
@@ -221,7 +253,7 @@ const UPTIME: Metric = Metric(
 );
 
 /// Metrics of the owner cores' counters, by the counter's name.
-const ENGINE: [(&str, Metric); 14] = [
+const ENGINE: [(&str, Metric); 22] = [
     (
         "fills",
         Metric(
@@ -332,6 +364,70 @@ const ENGINE: [(&str, Metric); 14] = [
             "forebay_overloads_total",
             Kind::Counter,
             "Requests refused for lack of memory.",
+        ),
+    ),
+    (
+        "writebacks",
+        Metric(
+            "forebay_writebacks_total",
+            Kind::Counter,
+            "Writes acknowledged before the store had them.",
+        ),
+    ),
+    (
+        "writebacks_refused",
+        Metric(
+            "forebay_writebacks_refused_total",
+            Kind::Counter,
+            "Writes that went through to the store because the disk would not take them.",
+        ),
+    ),
+    (
+        "uploads_done",
+        Metric(
+            "forebay_uploads_done_total",
+            Kind::Counter,
+            "Uploads after which the store had the block.",
+        ),
+    ),
+    (
+        "uploads_superseded",
+        Metric(
+            "forebay_uploads_superseded_total",
+            Kind::Counter,
+            "Uploads of what had been replaced or deleted meanwhile.",
+        ),
+    ),
+    (
+        "uploads_failed",
+        Metric(
+            "forebay_uploads_failed_total",
+            Kind::Counter,
+            "Uploads that failed and are tried again.",
+        ),
+    ),
+    (
+        "uploads_refused",
+        Metric(
+            "forebay_uploads_refused_total",
+            Kind::Counter,
+            "Uploads refused for good: the block is quarantined.",
+        ),
+    ),
+    (
+        "uploads_conflict",
+        Metric(
+            "forebay_uploads_conflict_total",
+            Kind::Counter,
+            "Uploads not done because the store had something newer.",
+        ),
+    ),
+    (
+        "writes_slowed",
+        Metric(
+            "forebay_writes_slowed_total",
+            Kind::Counter,
+            "Writes held for a moment because the disk fills up with dirty blocks.",
         ),
     ),
 ];

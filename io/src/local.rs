@@ -48,6 +48,35 @@ impl Event {
     }
 }
 
+/// Something that happens again and again and has one waiter, who learns of it at least once.
+#[derive(Default)]
+pub struct Signal {
+    raised: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Signal {
+    /// Makes it happen.
+    pub fn raise(&self) {
+        self.raised.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Completes once it has happened since the last wait ended.
+    pub async fn wait(&self) {
+        std::future::poll_fn(|cx| {
+            if self.raised.replace(false) {
+                return Poll::Ready(());
+            }
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
 /// A counted number of permits, granted first come, first served.
 #[derive(Clone)]
 pub struct Permits(Rc<PermitsInner>);

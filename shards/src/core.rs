@@ -9,19 +9,21 @@
 //! object is current; other blocks are asked for by version.
 
 use crate::flight::{Flight, Landing, Plan};
-use crate::format::{CHUNK_BYTES, RecordHeader};
+use crate::format::{CHUNK_BYTES, RecordHeader, RecordState};
 use crate::heads::{HEADS_BYTES_MAX, Head, Heads};
-use crate::index::BlockMap;
+use crate::index::{BlockMap, Location};
 use crate::key::{BlockHash, BlockId, Freshness, Topology};
+use crate::marks::Mark;
 use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError, WriteError};
 use crate::patience::Patience;
 use crate::ram::{RamBlock, RamTier};
 use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::recover::RecoveryReport;
 use crate::scrub::Scrub;
-use crate::shard::{ReadFailure, Shard};
+use crate::shard::{FoundRecord, ReadFailure, Shard};
 use crate::stats::{CoreSnapshot, CoreStats};
 use crate::table::ShardTable;
+use crate::upload::{Uploads, WritebackSettings};
 use forebay_io::buffer::{BufferWriter, PAGE, Pool, View, Watch};
 use forebay_io::disk::Disk;
 use forebay_io::local::Turns;
@@ -70,6 +72,8 @@ pub struct CoreParts<R: Runtime, D: Disk> {
     pub shards: ShardTable<R, D>,
     /// Budget of the RAM tier, bytes; less than the pool's.
     pub ram_bytes: usize,
+    /// How writes are acknowledged before the store has them.
+    pub writeback: WritebackSettings,
 }
 
 /// A core's part of the cache.
@@ -81,6 +85,7 @@ pub struct Core<R: Runtime, D: Disk> {
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
     pub(crate) patience: Patience<R>,
+    pub(crate) uploads: Uploads,
     recovery: Cell<RecoveryReport>,
     began: MonoTime,
     /// From `began` until the last shard was here.
@@ -103,7 +108,8 @@ struct Story {
 enum Known {
     Nothing,
     Fresh(Arc<ObjectMeta>),
-    Stale(Arc<ObjectMeta>),
+    /// With the store's own ETag of it.
+    Stale(Arc<ObjectMeta>, String),
 }
 
 impl<R: Runtime, D: Disk> Core<R, D> {
@@ -118,7 +124,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let own = (0..topology.shards()).filter(|shard| topology.core_of_shard(*shard) == index);
         let patience = Patience::new(parts.runtime.clone(), own);
         let ram = RefCell::new(RamTier::new(parts.ram_bytes));
-        Rc::new(Core {
+        let uploads = Uploads::new(&parts.writeback);
+        let core = Rc::new(Core {
             parts,
             ram,
             heads: RefCell::new(Heads::new(HEADS_BYTES_MAX)),
@@ -126,11 +133,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             turns: Turns::default(),
             stats: CoreStats::default(),
             patience,
+            uploads,
             recovery: Cell::default(),
             load_ms: Cell::default(),
             scrubs: RefCell::default(),
             began,
-        })
+        });
+        core.start_uploads();
+        core
     }
 
     /// The shards of this core.
@@ -139,10 +149,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Takes in a shard that has been loaded.
-    pub fn adopt(&self, number: u32, shard: Rc<Shard<R, D>>, report: &RecoveryReport) {
+    pub fn adopt(self: &Rc<Self>, number: u32, shard: Rc<Shard<R, D>>, report: &RecoveryReport) {
         let mut recovery = self.recovery.get();
         recovery.add(report);
         self.recovery.set(recovery);
+        self.take_in_dirty(&shard);
         self.parts.shards.add(number, shard);
         if self.parts.shards.loaded_count() == self.parts.shards.len() {
             let passed = self.parts.runtime.now().since(self.began);
@@ -225,7 +236,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Makes the RAM tier give way to the buffers of a read that is about to begin: of so many
     /// bytes of a record's payload.
-    fn make_room(&self, bytes: usize, payload_length: usize) {
+    pub(crate) fn make_room(&self, bytes: usize, payload_length: usize) {
         let pool = &self.parts.pool;
         // A read of a part takes whole chunks, and a second buffer for the header.
         let body = payload_length.min(bytes + 2 * CHUNK_BYTES);
@@ -257,8 +268,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             let (flight, own) = match self.flight(hash) {
                 Some(flight) => (flight, false),
                 None => {
-                    let known = match self.known(&id, hash).await {
-                        Known::Stale(meta) if story.asked => Known::Fresh(meta),
+                    let known = match self.known(&id, hash).await? {
+                        Known::Stale(meta, _) if story.asked => Known::Fresh(meta),
                         known => known,
                     };
                     let plan = match known {
@@ -268,7 +279,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                                 None => Plan::fill(id.clone()),
                             }
                         }
-                        Known::Stale(meta) => Plan::check(id.clone(), &meta, wanted),
+                        Known::Stale(_, validator) => Plan::check(id.clone(), &validator, wanted),
                         Known::Nothing => Plan::first_sight(id.clone(), wanted),
                     };
                     // The steps above may have waited, and another reader may have started.
@@ -342,7 +353,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let range = part_of_block(span, 0, id.volume.block_bytes);
         if range.is_empty() {
-            let outcome = story.unwrap_or(Outcome::HitRam);
+            let outcome = match self.is_dirty(hash) {
+                true => Outcome::HitDirty,
+                false => story.unwrap_or(Outcome::HitRam),
+            };
             return Some(Ok(Opened {
                 meta,
                 outcome,
@@ -350,8 +364,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 first: None,
             }));
         }
-        let (view, outcome) = self.cached(id, hash, &meta, range).await?;
-        let outcome = story.unwrap_or(outcome);
+        let (view, outcome) = match self.cached(id, hash, &meta, range).await {
+            Ok(found) => found?,
+            Err(error) => return Some(Err(error)),
+        };
+        let outcome = match outcome {
+            Outcome::HitDirty => outcome,
+            outcome => story.unwrap_or(outcome),
+        };
         Some(Ok(Opened {
             meta,
             outcome,
@@ -372,7 +392,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let (flight, own) = match self.flight(hash) {
             Some(flight) => (flight, false),
             None => {
-                if let Some((view, outcome)) = self.cached(&id, hash, &meta, range.clone()).await {
+                if let Some((view, outcome)) = self.cached(&id, hash, &meta, range.clone()).await? {
                     return Ok((BlockBody::Ready(view), outcome));
                 }
                 match self.flight(hash) {
@@ -394,37 +414,30 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Part of a block from RAM or disk, if it is here in the version of `meta`.
+    ///
+    /// # Errors
+    /// [`ReadError::Unreadable`] if it is here alone and cannot be read.
     async fn cached(
         &self,
         id: &BlockId,
         hash: BlockHash,
         meta: &ObjectMeta,
         range: Range<usize>,
-    ) -> Option<(View, Outcome)> {
-        let in_ram = self.ram.borrow_mut().get(hash);
-        if let Some(block) = in_ram {
-            if is_version(&block.header, id, meta) {
-                if let Some(shard) = self.shard(hash) {
-                    shard.touch(hash, range.len());
-                }
-                return Some((block.payload.slice(range), Outcome::HitRam));
-            }
-            self.ram.borrow_mut().remove(hash);
+    ) -> Result<Option<(View, Outcome)>, ReadError> {
+        if let Some(found) = self.in_ram(id, hash, meta, &range) {
+            return Ok(Some(found));
         }
+        let Some((shard, location)) = self.located(id, hash, meta) else {
+            return Ok(None);
+        };
         let number = self.shard_number(hash);
-        let shard = self.shard(hash)?;
-        let location = shard.find(hash)?;
-        let expected = block_span(id.number, id.volume.block_bytes, meta.size);
-        if u64::from(location.payload_length) != expected.len() {
-            shard.forget_if_at(hash, location);
-            return None;
-        }
+        let is_dirty = shard.is_dirty(hash);
         if self.patience.is_read_overdue(number) {
-            return None;
+            return self.without_copy(is_dirty, "the disk does not answer");
         }
         // Of a block that is worth keeping in memory all is read, however little is wanted now.
         let payload_length = location.payload_length as usize;
-        let inside = match self.note_read(hash, &range, expected.len()) {
+        let inside = match self.note_read(hash, &range, payload_length as u64) {
             true => 0..payload_length,
             false => range.clone(),
         };
@@ -433,31 +446,104 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         shard.touch(hash, range.len());
         let reader = shard.clone();
         let reading = async move { reader.read(hash, location, inside).await };
-        match self.patience.read(number, reading).await? {
-            Ok(found) if is_version(&found.header, id, meta) => {
-                self.stats.records_read.add(1);
-                self.stats.record_bytes_read.add(range.len() as u64);
+        match self.patience.read(number, reading).await {
+            Some(Ok(found)) if is_version(&found.header, id, meta) => {
                 let wanted = range.start - skipped..range.end - skipped;
-                let answer = found.wanted.slice(wanted);
-                // Still the newest: an overwrite during the read has replaced the location.
-                if let Some(payload) = found.whole
-                    && shard.find(hash) == Some(location)
-                {
-                    let header = Rc::new(found.header);
-                    let block = RamBlock { header, payload };
-                    self.ram.borrow_mut().insert_if_hot(hash, block);
-                }
-                Some((answer, Outcome::HitDisk))
+                Ok(Some(self.found_on_disk(
+                    hash, &shard, location, found, wanted, is_dirty,
+                )))
             }
-            Ok(_) => {
+            Some(Ok(_)) => {
                 shard.forget_if_at(hash, location);
-                None
+                Ok(None)
             }
-            Err(failure) => {
+            Some(Err(failure)) => {
                 self.note_failure(id, &failure);
-                None
+                let is_lost = is_dirty && !matches!(failure, ReadFailure::Gone);
+                self.without_copy(is_lost, &failure.to_string())
             }
+            None => self.without_copy(is_dirty, "the disk does not answer"),
         }
+    }
+
+    /// The outcome of a read that found nothing: the store has it, unless the block is dirty.
+    fn without_copy<T>(&self, is_dirty: bool, problem: &str) -> Result<Option<T>, ReadError> {
+        match is_dirty {
+            true => Err(ReadError::Unreadable(problem.to_owned())),
+            false => Ok(None),
+        }
+    }
+
+    fn in_ram(
+        &self,
+        id: &BlockId,
+        hash: BlockHash,
+        meta: &ObjectMeta,
+        range: &Range<usize>,
+    ) -> Option<(View, Outcome)> {
+        let block = self.ram.borrow_mut().get(hash)?;
+        if !is_version(&block.header, id, meta) {
+            self.ram.borrow_mut().remove(hash);
+            return None;
+        }
+        if let Some(shard) = self.shard(hash) {
+            shard.touch(hash, range.len());
+        }
+        let outcome = match self.is_dirty(hash) {
+            true => Outcome::HitDirty,
+            false => Outcome::HitRam,
+        };
+        Some((block.payload.slice(range.clone()), outcome))
+    }
+
+    /// Where a block of the version of `meta` is on disk.
+    fn located(
+        &self,
+        id: &BlockId,
+        hash: BlockHash,
+        meta: &ObjectMeta,
+    ) -> Option<(Rc<Shard<R, D>>, Location)> {
+        let shard = self.shard(hash)?;
+        let location = shard.find(hash)?;
+        let expected = block_span(id.number, id.volume.block_bytes, meta.size);
+        if u64::from(location.payload_length) != expected.len() {
+            shard.forget_if_at(hash, location);
+            return None;
+        }
+        Some((shard, location))
+    }
+
+    /// The answer from a record, which enters the RAM tier if it is hot.
+    fn found_on_disk(
+        &self,
+        hash: BlockHash,
+        shard: &Shard<R, D>,
+        location: Location,
+        found: FoundRecord,
+        wanted: Range<usize>,
+        is_dirty: bool,
+    ) -> (View, Outcome) {
+        self.stats.records_read.add(1);
+        self.stats.record_bytes_read.add(wanted.len() as u64);
+        let answer = found.wanted.slice(wanted);
+        // Still the newest: an overwrite during the read has replaced the location.
+        if let Some(payload) = found.whole
+            && shard.find(hash) == Some(location)
+        {
+            let header = Rc::new(found.header);
+            let block = RamBlock { header, payload };
+            self.ram.borrow_mut().insert_if_hot(hash, block);
+        }
+        let outcome = match is_dirty {
+            true => Outcome::HitDirty,
+            false => Outcome::HitDisk,
+        };
+        (answer, outcome)
+    }
+
+    /// Whether a block's record is the only copy of it.
+    pub(crate) fn is_dirty(&self, hash: BlockHash) -> bool {
+        self.shard(hash).is_some_and(|shard| shard.is_dirty(hash))
     }
 
     fn note_failure(&self, id: &BlockId, failure: &ReadFailure) {
@@ -475,17 +561,26 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// What is known of an object without asking the store.
-    async fn known(&self, id: &BlockId, hash: BlockHash) -> Known {
+    ///
+    /// # Errors
+    /// [`ReadError::Unreadable`] if it is here alone and cannot be read.
+    async fn known(&self, id: &BlockId, hash: BlockHash) -> Result<Known, ReadError> {
+        // The store has something newer than what is held of the key.
+        if self.uploads.is_conflict(hash) {
+            return Ok(Known::Nothing);
+        }
         let identity = id.volume.store_identity;
         let head = self.heads.borrow_mut().get(hash).map(|head| head.clone());
         let head = match head {
             Some(head) if head.store_identity == identity => Some(head),
-            _ => self.head_from_record(id, hash).await,
+            _ => self.head_from_record(id, hash).await?,
         };
         let Some(head) = head else {
-            return Known::Nothing;
+            return Ok(Known::Nothing);
         };
         let fresh = match id.volume.freshness {
+            // The store cannot know it better.
+            _ if self.is_dirty(hash) => true,
             // Written once, but perhaps deleted by a tombstone that is lost.
             Freshness::Immutable => head.validated.is_some() || !self.is_doubtful(hash),
             Freshness::RevalidateAfter(limit) => {
@@ -494,47 +589,77 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     || head.excused_until.is_some_and(|end| now < end)
             }
         };
-        if fresh {
-            Known::Fresh(head.meta)
-        } else {
-            Known::Stale(head.meta)
-        }
+        Ok(match fresh {
+            true => Known::Fresh(head.meta),
+            false => {
+                let validator = head.validator().to_owned();
+                Known::Stale(head.meta, validator)
+            }
+        })
     }
 
-    async fn head_from_record(&self, id: &BlockId, hash: BlockHash) -> Option<Head> {
+    async fn head_from_record(
+        &self,
+        id: &BlockId,
+        hash: BlockHash,
+    ) -> Result<Option<Head>, ReadError> {
         let number = self.shard_number(hash);
-        let shard = self.shard(hash)?;
-        let location = shard.find(hash)?;
+        let Some(shard) = self.shard(hash) else {
+            return Ok(None);
+        };
+        let Some(location) = shard.find(hash) else {
+            return Ok(None);
+        };
+        let is_dirty = shard.is_dirty(hash);
         if self.patience.is_read_overdue(number) {
-            return None;
+            return self.without_copy(is_dirty, "the disk does not answer");
         }
         let reader = shard.clone();
         let reading = async move { reader.read_header(hash, location).await };
-        match self.patience.read(number, reading).await? {
-            Ok(header) if names(&header, id) => {
-                let head = Head {
-                    store_identity: header.store_identity,
-                    validated: match shard.is_doubtful() {
-                        true => None,
-                        false => self.validated_before(header.validated_at),
-                    },
-                    meta: Arc::new(header.meta),
-                    excused_until: None,
-                };
-                if shard.find(hash) == Some(location) {
-                    self.heads.borrow_mut().put(hash, head.clone());
-                }
-                Some(head)
+        match self.patience.read(number, reading).await {
+            Some(Ok(header)) if names(&header, id) => {
+                Ok(Some(self.remember(hash, &shard, location, header).await))
             }
-            Ok(_) => {
+            Some(Ok(_)) => {
                 shard.forget_if_at(hash, location);
-                None
+                Ok(None)
             }
-            Err(failure) => {
+            Some(Err(failure)) => {
                 self.note_failure(id, &failure);
-                None
+                let is_lost = is_dirty && !matches!(failure, ReadFailure::Gone);
+                self.without_copy(is_lost, &failure.to_string())
             }
+            None => self.without_copy(is_dirty, "the disk does not answer"),
         }
+    }
+
+    /// Remembers the object that a record is of.
+    async fn remember(
+        &self,
+        hash: BlockHash,
+        shard: &Shard<R, D>,
+        location: Location,
+        header: RecordHeader,
+    ) -> Head {
+        let store_etag = match header.state {
+            // Uploaded since it was written: the ledger knows what the store calls it.
+            RecordState::Dirty => uploaded_etag(shard, location).await,
+            RecordState::Clean => header.store_etag,
+        };
+        let head = Head {
+            store_identity: header.store_identity,
+            store_etag: (!store_etag.is_empty()).then(|| store_etag.into()),
+            validated: match shard.is_doubtful() {
+                true => None,
+                false => self.validated_before(header.validated_at),
+            },
+            meta: Arc::new(header.meta),
+            excused_until: None,
+        };
+        if shard.find(hash) == Some(location) {
+            self.heads.borrow_mut().put(hash, head.clone());
+        }
+        head
     }
 
     /// A wall-clock time as a point of this run's clock. One that lies ahead is worth nothing: the
@@ -557,6 +682,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let store_identity = id.volume.store_identity;
         let head = Head {
             meta,
+            store_etag: None,
             store_identity,
             validated,
             excused_until: None,
@@ -569,7 +695,24 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.heads
             .borrow()
             .peek(hash)
-            .is_some_and(|head| head.meta.etag == meta.etag)
+            .is_some_and(|head| head.meta.etag == meta.etag || head.validator() == meta.etag)
+    }
+
+    /// The store's ETag of the version that is remembered, if one is.
+    pub(crate) fn known_store_etag(&self, hash: BlockHash) -> Option<String> {
+        let heads = self.heads.borrow();
+        heads.peek(hash).map(|head| head.validator().to_owned())
+    }
+
+    /// The store has what is remembered of an object now, under this ETag.
+    pub(crate) fn learn_upload(&self, hash: BlockHash, store_etag: &str) {
+        let mut heads = self.heads.borrow_mut();
+        let Some(mut head) = heads.peek(hash).cloned() else {
+            return;
+        };
+        head.store_etag = (*store_etag != head.meta.etag).then(|| store_etag.into());
+        head.validated = Some(self.parts.runtime.now());
+        heads.put(hash, head);
     }
 
     /// The store has confirmed what is known of an object.
@@ -635,10 +778,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
     }
 
-    /// Seals every shard's open segment, so that the next start reads footers only.
+    /// Makes all that was acknowledged durable and seals every shard's open segments, so that the
+    /// next start reads footers only.
     pub async fn seal(&self) {
         let shards = self.parts.shards.loaded();
-        let seals = shards.iter().map(|shard| shard.log().seal_open());
+        let seals = shards.iter().map(async |shard| {
+            shard.flush().await;
+            shard.log().seal_open().await;
+        });
         futures::future::join_all(seals).await;
     }
 }
@@ -654,8 +801,19 @@ fn shard_values<R: Runtime, D: Disk>(shards: &[Rc<Shard<R, D>>]) -> BTreeMap<&'s
     sums
 }
 
+/// What the store calls the record at `location`, which it took from us; empty if that is not known.
+async fn uploaded_etag<R: Runtime, D: Disk>(shard: &Shard<R, D>, location: Location) -> String {
+    let (Some(marks), Some(place)) = (shard.marks(), shard.mark_place(location)) else {
+        return String::new();
+    };
+    match marks.get(place).await {
+        Some(Mark::Uploaded { store_etag }) => store_etag,
+        _ => String::new(),
+    }
+}
+
 /// Whether a record is of this block of this store.
-fn names(header: &RecordHeader, id: &BlockId) -> bool {
+pub(crate) fn names(header: &RecordHeader, id: &BlockId) -> bool {
     header.store_identity == id.volume.store_identity
         && header.block_number == id.number
         && header.block_bytes == id.volume.block_bytes

@@ -51,15 +51,15 @@ impl Plan {
         }
     }
 
-    /// Asks whether the object is still what `meta` says; fetches block 0 if it is not and
-    /// `wanted` begins in it.
-    pub fn check(id: BlockId, meta: &ObjectMeta, wanted: Option<RangeSpec>) -> Plan {
+    /// Asks whether the object is still the version with the store's ETag `validator`; fetches
+    /// block 0 if it is not and `wanted` begins in it.
+    pub fn check(id: BlockId, validator: &str, wanted: Option<RangeSpec>) -> Plan {
         let sight = Plan::first_sight(id, wanted);
         // A weak or missing tag confirms nothing.
-        let strong = !meta.etag.is_empty() && !meta.etag.starts_with("W/");
+        let strong = !validator.is_empty() && !validator.starts_with("W/");
         let kind = match sight.kind {
             PlanKind::Fill if strong => PlanKind::Check {
-                etag: meta.etag.clone(),
+                etag: validator.to_owned(),
             },
             kind => kind,
         };
@@ -227,8 +227,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Ok(head) => {
                 let meta = head.meta;
                 let same = plan.checking && self.is_current(hash, &meta);
-                if !flight.superseded.get() {
-                    self.learn(id, hash, Arc::new(meta));
+                match flight.superseded.get() {
+                    true => {}
+                    // What clients were told of it stays true.
+                    false if same => self.confirm(hash),
+                    false => self.learn(id, hash, Arc::new(meta)),
                 }
                 flight.land(if same {
                     Landing::Confirmed
@@ -333,7 +336,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         payload: BlockPayload,
         flight: &Flight,
     ) {
-        if flight.superseded.get() {
+        // What is held back from the store must stay the newest record of its key.
+        if flight.superseded.get() || self.uploads.is_conflict(hash) {
             return;
         }
         if id.number == 0 {
@@ -376,6 +380,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let Some(shard) = self.shard(hash) else {
             return true;
         };
+        let wanted = || wanted() && !shard.is_dirty(hash);
         if self.patience.is_overdue(self.shard_number(hash)) {
             self.stats.write_failures.add(1);
             return false;
@@ -383,7 +388,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         // Only block 0 tells which version is current; others are asked for by version.
         let buries = id.number == 0 && shard.may_hold(hash);
         match shard.append(header, payload.buffer, &wanted).await {
-            Ok(()) => {
+            Ok(_) => {
                 self.stats.records_written.add(1);
                 self.stats.record_bytes_written.add(bytes);
             }

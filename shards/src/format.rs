@@ -20,17 +20,19 @@
 //! ```text
 //!    0  magic              8      64  payload length     4      136 etag length     2
 //!    8  CRC32C of 12..4096 4      68  block size log2    1      138 headers length  2
-//!   12  format version     2      69  (zero)             3      140 (zero)          4
+//!   12  format version     2      69  (zero)             3      140 store ETag length 2
 //!                                                              144 validated          8
 //!                                                              152 (zero)             8
 //!   14  kind               1      72  payload CRC64-NVME 8      160 chunk CRC32Cs 128 × 4
-//!   15  state              1      80  block hash        16      672 volume, key, etag, headers
+//!   15  state              1      80  block hash        16      672 strings
 //!   16  folder id         16      96  store identity     8
 //!   32  shard              4     104  object size        8
 //!   36  segment            4     112  block number       8
 //!   40  incarnation        8     120  last modified      8
 //!   48  own offset         8     128  (zero)             4
 //!   56  sequence           8     132  volume, key length 2 + 2
+//!
+//!  672  volume, key, ETag, headers, store's ETag
 //! ```
 //!
 //! `own offset`, `segment` and `incarnation` bind a record to its place: a misdirected write, a
@@ -176,6 +178,10 @@ pub struct RecordHeader {
     pub validated_at: u64,
     /// The object that the block belongs to.
     pub meta: ObjectMeta,
+    /// The store's own ETag where it is not the one that clients are told. In a clean record that
+    /// of this version; in a dirty one that of the version which the store had when this one was
+    /// acknowledged, as far as it was known.
+    pub store_etag: String,
 }
 
 /// A page or footer that is not what was looked for. It may be damage, a former life, or nothing.
@@ -447,6 +453,7 @@ impl RecordHeader {
             chunk_crcs: Vec::new(),
             validated_at: 0,
             meta: ObjectMeta::default(),
+            store_etag: String::new(),
         }
     }
 
@@ -458,11 +465,12 @@ impl RecordHeader {
     /// Writes the header page of a record at `place`.
     pub fn encode(&self, page: &mut [u8], place: &Place) -> Result<(), HeaderTooLarge> {
         let headers = encode_headers(&self.meta.headers);
-        let strings: [&[u8]; 4] = [
+        let strings: [&[u8]; 5] = [
             self.volume.as_bytes(),
             self.key.as_bytes(),
             self.meta.etag.as_bytes(),
             &headers,
+            self.store_etag.as_bytes(),
         ];
         let needed_bytes: usize = strings.iter().map(|s| s.len()).sum();
         if needed_bytes > PAGE - STRINGS_AT {
@@ -527,7 +535,7 @@ impl RecordHeader {
         if u64_at(page, 56) >= COUNTER_END {
             return Err(NotOurs::Field("sequence"));
         }
-        let mut strings = [&page[..0]; 4];
+        let mut strings = [&page[..0]; 5];
         let mut at = STRINGS_AT;
         for (i, string) in strings.iter_mut().enumerate() {
             let length = u16_at(page, 132 + 2 * i) as usize;
@@ -561,6 +569,7 @@ impl RecordHeader {
                 last_modified: u64_at(page, 120),
                 headers: decode_headers(strings[3]).ok_or(NotOurs::Field("headers"))?,
             },
+            store_etag: text(strings[4], "store's etag")?,
         })
     }
 
@@ -777,6 +786,7 @@ mod tests {
                 last_modified: 1_700_000_000,
                 headers: vec![("content-type".into(), "text/plain".into())],
             },
+            store_etag: "0123456789abcdef0123456789abcdef".into(),
         }
     }
 

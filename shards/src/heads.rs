@@ -24,6 +24,8 @@ const HEAD_BYTES: usize = 320;
 pub struct Head {
     /// The object.
     pub meta: Arc<ObjectMeta>,
+    /// The store's own ETag where it differs from the one that clients are told.
+    pub store_etag: Option<Arc<str>>,
     /// Where it is stored.
     pub store_identity: u64,
     /// When the store last vouched for it; nothing if that is not known or in doubt.
@@ -33,11 +35,17 @@ pub struct Head {
 }
 
 impl Head {
+    /// What the store is asked about: its own ETag of this version.
+    pub fn validator(&self) -> &str {
+        self.store_etag.as_deref().unwrap_or(&self.meta.etag)
+    }
+
     fn bytes(&self) -> usize {
         let pairs = self.meta.headers.iter();
         let pair_bytes = size_of::<(String, String)>();
         HEAD_BYTES
             + self.meta.etag.capacity()
+            + self.store_etag.as_ref().map_or(0, |etag| etag.len())
             + pairs
                 .map(|(name, value)| pair_bytes + name.capacity() + value.capacity())
                 .sum::<usize>()
@@ -104,6 +112,7 @@ mod tests {
         };
         Head {
             meta: Arc::new(meta),
+            store_etag: None,
             store_identity: 0,
             validated: None,
             excused_until: None,

@@ -56,6 +56,13 @@ pub struct Location {
     pub payload_length: u32,
 }
 
+impl Location {
+    /// Bytes of the record on disk: header page and padded payload.
+    pub fn record_bytes(self) -> u64 {
+        record_bytes(self.payload_length)
+    }
+}
+
 /// A live record.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -225,9 +232,10 @@ impl Index {
         }
     }
 
-    /// Takes a block out of the index if it is at `at`. Its record becomes stale.
+    /// Takes a block out of the index if it is at `at`. Its record becomes stale. The only copy of
+    /// a block stays: whoever may give it up says so first ([`Index::mark_clean`]).
     pub fn forget(&mut self, hash: BlockHash, at: Location) {
-        if self.find(hash) == Some(at) {
+        if self.find(hash) == Some(at) && !self.is_dirty(hash) {
             let former = self.live.remove(&hash).expect("found above");
             self.count(&former, false);
             self.note_stale(hash, at.segment);
@@ -245,10 +253,10 @@ impl Index {
         }
     }
 
-    /// A clean record was copied from `from` to `to`. Whichever of the two is not live now is stale.
+    /// A record was copied from `from` to `to`. Whichever of the two is not live now is stale.
     pub fn relocate(&mut self, hash: BlockHash, from: Location, to: Location, frequency: u8) {
         match self.live.get_mut(&hash) {
-            Some(entry) if entry.at == from && entry.state == RecordState::Clean => {
+            Some(entry) if entry.at == from => {
                 let former = *entry;
                 entry.at = to;
                 entry.frequency = frequency;
@@ -272,6 +280,13 @@ impl Index {
     pub fn live_bytes(&self, segment: u32) -> u64 {
         let account = self.segments.get(&segment);
         account.map_or(0, |account| account.live_bytes)
+    }
+
+    /// The dirty live records in a segment, in no order.
+    pub fn dirty_blocks(&self, segment: u32) -> Vec<LiveRecord> {
+        let mut records = self.live_records(segment);
+        records.retain(|record| self.is_dirty(record.hash));
+        records
     }
 
     /// The live records in a segment, in the order in which they lie there.

@@ -168,6 +168,7 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
     fn enqueue(&self, segment: Rc<Segment<D::File>>, dirty_records: usize) {
         let mut queues = self.queues.borrow_mut();
         match segment.purpose() {
+            _ if dirty_records > 0 => queues.dirty.push(DirtySegment::new(segment)),
             SegmentPurpose::Probation => queues.probation.push_back(CleanSegment::new(segment)),
             SegmentPurpose::Main => queues.main.push_back(CleanSegment::new(segment)),
             SegmentPurpose::Dirty => match DirtySegment::new(segment).settle(dirty_records) {
@@ -476,6 +477,31 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
                 Err(dirty) => queues.dirty.push(dirty),
             }
         }
+    }
+
+    /// Segments that hold, or may hold, dirty records, the open one included.
+    pub(crate) fn dirty_segments(&self) -> u32 {
+        let open = self.open.borrow()[slot(SegmentPurpose::Dirty)].is_some();
+        self.queues.borrow().dirty.len() as u32 + u32::from(open)
+    }
+
+    /// Takes the sealed dirty segment with the fewest bytes that are still dirty, if they are at
+    /// most `limit`.
+    pub(crate) fn take_sparsest_dirty(
+        &self,
+        dirty_bytes: impl Fn(u32) -> u64,
+        limit: u64,
+    ) -> Option<DirtySegment<D::File>> {
+        let dirty = &mut self.queues.borrow_mut().dirty;
+        let bytes_of = |segment: &DirtySegment<D::File>| dirty_bytes(segment.segment().number);
+        let each = dirty.iter().enumerate();
+        let (bytes, at) = each.map(|(at, segment)| (bytes_of(segment), at)).min()?;
+        (bytes <= limit).then(|| dirty.remove(at))
+    }
+
+    /// Gives back what [`SegmentLog::take_sparsest_dirty`] took.
+    pub(crate) fn put_back_dirty(&self, segment: DirtySegment<D::File>) {
+        self.queues.borrow_mut().dirty.push(segment);
     }
 
     /// Segments beyond what the quota allows.

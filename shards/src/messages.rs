@@ -151,7 +151,7 @@ pub enum PutSource {
     Stream(Receiver<StoreResult<Bytes>>),
 }
 
-/// Writes an object through to the store.
+/// Writes an object.
 pub struct PutObject {
     /// Block 0 of the object.
     pub id: BlockId,
@@ -161,6 +161,8 @@ pub struct PutObject {
     pub length: u64,
     /// Its CRC64-NVME where known before it is sent.
     pub crc64nvme: Option<u64>,
+    /// Its MD5 in hexadecimal, where the client told it and it was verified.
+    pub md5: Option<String>,
     /// Only if the key is free.
     pub if_none_match: bool,
     /// The bytes.

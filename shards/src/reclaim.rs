@@ -12,10 +12,11 @@
 //! ```
 
 use crate::evict::{TWO_QUEUES_SEGMENTS_MIN, Verdict};
-use crate::format::{GRAVES_MAX, Grave, RecordHeader, SegmentPurpose};
+use crate::format::{GRAVES_MAX, Grave, RecordHeader, RecordState, SegmentPurpose};
 use crate::index::{LiveRecord, Location};
 use crate::key::BlockHash;
 use crate::log::Reservation;
+use crate::marks::Mark;
 use crate::segment::{CleanSegment, Segment};
 use crate::shard::{Append, AppendFailure, Inner, Shard, footer_entry};
 use forebay_io::buffer::PAGE;
@@ -57,12 +58,24 @@ const BURY_ROUNDS_MAX: usize = 16;
 /// Pause before a round that met a block of which a record is just being written.
 const BURY_PAUSE: Duration = Duration::from_millis(2);
 
+/// Share of a shard's segments that may hold dirty records, percent. The rest stays for reads and
+/// for what moves.
+const DIRTY_PERCENT_MAX: u32 = 50;
+/// Share of those from which on writers are slowed and dirty segments compacted, percent.
+const DIRTY_PERCENT_SOFT: u32 = 75;
+/// Segments that never hold dirty records: an open one and one to reclaim into.
+const CLEAN_SEGMENTS_MIN: u32 = 2;
+/// A dirty segment is compacted when at most this part of it is still dirty: what is moved is
+/// written again.
+const DIRTY_COMPACTED_DIVISOR: u64 = 4;
+
 /// How a reclaim ended, for all who wait for it.
 type Outcome = Result<(), (io::ErrorKind, String)>;
 
 /// The reclaim that runs, who waits for it, and what it could not erase.
 pub(crate) struct ReclaimState<F> {
     running: Cell<bool>,
+    compacting_dirty: Cell<bool>,
     waiting: RefCell<Vec<oneshot::Sender<Outcome>>>,
     /// Segments without live records whose former life may still be found.
     unerased: RefCell<VecDeque<Rc<Segment<F>>>>,
@@ -72,6 +85,7 @@ impl<F> Default for ReclaimState<F> {
     fn default() -> Self {
         ReclaimState {
             running: Cell::new(false),
+            compacting_dirty: Cell::new(false),
             waiting: RefCell::default(),
             unerased: RefCell::default(),
         }
@@ -104,11 +118,106 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             if let Some(reservation) = self.log.try_reserve(purpose, bytes) {
                 return Ok(reservation);
             }
+            if purpose == SegmentPurpose::Dirty {
+                self.make_room_for_dirty()?;
+            }
             // Before the wait, so that it may be the one to be reclaimed.
             self.log.retire_open(purpose);
             self.open_another(purpose).await?;
             self.provide_spares();
         }
+    }
+
+    /// Segments that may hold dirty records: from which on writers are slowed, and at most.
+    pub(crate) fn dirty_segments_limits(&self) -> (u32, u32) {
+        let segments_max = self.log.layout().segments_max;
+        let floor = segments_max.saturating_sub(CLEAN_SEGMENTS_MIN).max(1);
+        let hard = (segments_max * DIRTY_PERCENT_MAX / 100).clamp(1, floor);
+        ((hard * DIRTY_PERCENT_SOFT / 100).max(1), hard)
+    }
+
+    /// # Errors
+    /// `StorageFull` if no further segment may be given to dirty records.
+    fn make_room_for_dirty(self: &Rc<Self>) -> io::Result<()> {
+        let (soft, hard) = self.dirty_segments_limits();
+        if self.log.dirty_segments() < soft {
+            return Ok(());
+        }
+        self.settle();
+        self.start_dirty_compaction();
+        match self.log.dirty_segments() < hard {
+            true => Ok(()),
+            false => Err(no_room("the limit of dirty segments is reached")),
+        }
+    }
+
+    fn settle(&self) {
+        self.log
+            .settle(|segment| self.index.borrow().dirty_records(segment));
+    }
+
+    /// Moves what is still dirty out of segments that are clean for the most part, so that a few
+    /// blocks that cannot be uploaded do not pin them.
+    fn start_dirty_compaction(self: &Rc<Self>) {
+        if self.reclaim.compacting_dirty.replace(true) {
+            return;
+        }
+        let inner = self.clone();
+        self.runtime.spawn(async move {
+            let (soft, _) = inner.dirty_segments_limits();
+            while inner.log.dirty_segments() >= soft && inner.compact_dirty().await {}
+            inner.reclaim.compacting_dirty.set(false);
+        });
+    }
+
+    /// Empties the sparsest dirty segment of what is dirty. Returns whether there was one.
+    async fn compact_dirty(self: &Rc<Self>) -> bool {
+        let limit = self.log.layout().segment_bytes / DIRTY_COMPACTED_DIVISOR;
+        let dirty_bytes = |segment: u32| -> u64 {
+            let records = self.index.borrow().dirty_blocks(segment);
+            records.iter().map(|record| record.at.record_bytes()).sum()
+        };
+        let Some(sparse) = self.log.take_sparsest_dirty(dirty_bytes, limit) else {
+            return false;
+        };
+        let segment = sparse.segment().clone();
+        let written = self.within(segment.written()).await;
+        let records = self.index.borrow().dirty_blocks(segment.number);
+        let mut moved = written.is_ok();
+        for record in records {
+            moved &= self.move_dirty(&segment, record.hash, record.at).await;
+        }
+        // The copies first: the segment may be erased from now on.
+        moved &= self.flush_all().await;
+        self.log.put_back_dirty(sparse);
+        self.settle();
+        moved
+    }
+
+    /// Writes a dirty record again, into the open dirty segment. Returns whether that was done, or
+    /// it is not there or not dirty any more.
+    pub(crate) async fn move_dirty(
+        self: &Rc<Self>,
+        from: &Rc<Segment<D::File>>,
+        hash: BlockHash,
+        at: Location,
+    ) -> bool {
+        let still = || {
+            let index = self.index.borrow();
+            index.find(hash) == Some(at) && index.is_dirty(hash)
+        };
+        let frequency = 0;
+        let record = LiveRecord {
+            hash,
+            at,
+            frequency,
+        };
+        let moved = still()
+            && self
+                .relocate(from, &record, SegmentPurpose::Dirty, frequency)
+                .await;
+        self.stats.dirty_moved.add(u64::from(moved));
+        moved || !still()
     }
 
     /// Opens a segment for `purpose`. One that cannot be opened is set aside, and another tried.
@@ -205,8 +314,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
 
     /// Makes one segment free.
     async fn reclaim_one(self: &Rc<Self>) -> io::Result<()> {
-        self.log
-            .settle(|segment| self.index.borrow().dirty_records(segment));
+        self.settle();
         let mut failure = no_room("no clean segment to reclaim");
         let unerased = self.reclaim.unerased.borrow_mut().pop_front();
         if let Some(segment) = unerased {
@@ -272,6 +380,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
     /// stale record elsewhere would be found then are buried in the same write.
     async fn erase(self: &Rc<Self>, segment: Rc<Segment<D::File>>) -> io::Result<()> {
         let number = segment.number;
+        let (purpose, incarnation) = (segment.purpose(), segment.incarnation());
         let erased = match self.dig(number).await {
             Ok(burials) => {
                 let graves: Vec<Grave> = burials.iter().map(Append::grave).collect();
@@ -288,6 +397,9 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             }
         };
         self.index.borrow_mut().end_life(number);
+        if let (SegmentPurpose::Dirty, Some(marks)) = (purpose, &self.marks) {
+            marks.end_life(number, incarnation).await;
+        }
         for burial in burials {
             burial.publish_tombstone(number);
         }
@@ -407,6 +519,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             }
         };
         drop(used);
+        let header = self.as_it_stands(header, record.at).await;
         let bytes = header.record_bytes();
         let Some(Reservation { used, place }) = self.reserve_now(queue, &[queue], bytes).await
         else {
@@ -435,9 +548,46 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             page,
             payload_length: header.payload_length,
         };
-        let mut index = self.index.borrow_mut();
-        index.relocate(record.hash, record.at, to, frequency);
+        self.index
+            .borrow_mut()
+            .relocate(record.hash, record.at, to, frequency);
+        if header.state == RecordState::Dirty {
+            self.moved_dirty(&used.shared(), record, to).await;
+        }
         true
+    }
+
+    /// What a record's header would say if it were written now: that the store has it, if it was
+    /// uploaded since.
+    async fn as_it_stands(&self, mut header: RecordHeader, at: Location) -> RecordHeader {
+        if header.state == RecordState::Dirty && !self.index.borrow().is_dirty(header.hash) {
+            header.state = RecordState::Clean;
+            header.store_etag = match self.mark(at).await {
+                Some(Mark::Uploaded { store_etag }) => store_etag,
+                _ => String::new(),
+            };
+        }
+        header
+    }
+
+    async fn mark(&self, at: Location) -> Option<Mark> {
+        let (marks, place) = (self.marks.as_ref()?, self.mark_place(at)?);
+        marks.get(place).await
+    }
+
+    /// A copy of a dirty record is complete: what holds of the record holds of it.
+    async fn moved_dirty(
+        self: &Rc<Self>,
+        target: &Rc<Segment<D::File>>,
+        record: &LiveRecord,
+        to: Location,
+    ) {
+        self.note_unsynced(target, Some((record.hash, to)), to.record_bytes());
+        if let Some(mark) = self.mark(record.at).await
+            && let (Some(marks), Some(place)) = (&self.marks, self.mark_place(to))
+        {
+            marks.put(place, &mark).await;
+        }
     }
 
     /// Reserves room without reclaiming anything, in an open segment of one of `purposes` or in a

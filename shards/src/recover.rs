@@ -9,6 +9,7 @@ use crate::format::{
     SegmentPurpose, decode_segment_header, decode_trailer,
 };
 use crate::index::{BlockMap, Index, Location};
+use crate::key::BlockHash;
 use crate::log::{RecoveredSegments, ShardLayout};
 use crate::segment::{Segment, segment_name};
 use crate::shard::RecoveredShard;
@@ -123,7 +124,7 @@ pub async fn recover<D: Disk>(
             }
         }
     }
-    let (index, next_sequence) = index_of(&lives);
+    let (index, next_sequence, dirty) = index_of(&lives);
     report.blocks = index.len() as u64;
     let with_dirty = sealed.into_iter().map(|segment| {
         let dirty_records = index.dirty_records(segment.number);
@@ -140,6 +141,7 @@ pub async fn recover<D: Disk>(
         index,
         segments,
         next_sequence,
+        dirty,
         doubtful,
     };
     (shard, report)
@@ -150,9 +152,9 @@ fn segment_of<F>(life: &Life, file: F) -> Rc<Segment<F>> {
     Rc::new(segment)
 }
 
-/// The index that `lives`, in the order of their incarnations, add up to, and the first sequence
-/// that none of them has.
-fn index_of(lives: &[Life]) -> (Index, u64) {
+/// The index that `lives`, in the order of their incarnations, add up to, the first sequence
+/// that none of them has, and the dirty records in it.
+fn index_of(lives: &[Life]) -> (Index, u64, Vec<(u64, BlockHash)>) {
     let entries = || {
         lives
             .iter()
@@ -172,6 +174,7 @@ fn index_of(lives: &[Life]) -> (Index, u64) {
     let blocks = newest.len();
     let mut index = Index::with_capacity(blocks);
     let mut next_sequence = 1;
+    let mut dirty = Vec::new();
     let is_newest = |segment: u32, entry: &FooterEntry| {
         newest[&entry.hash] == (entry.sequence, segment, entry.page)
     };
@@ -185,6 +188,9 @@ fn index_of(lives: &[Life]) -> (Index, u64) {
                     payload_length: entry.payload_length,
                 };
                 index.publish(entry.hash, at, entry.state);
+                if entry.state == RecordState::Dirty {
+                    dirty.push((entry.sequence, entry.hash));
+                }
             } else {
                 index.note_stale(entry.hash, segment);
             }
@@ -196,7 +202,7 @@ fn index_of(lives: &[Life]) -> (Index, u64) {
             index.publish_tombstone(entry.hash, segment, false);
         }
     }
-    (index, next_sequence)
+    (index, next_sequence, dirty)
 }
 
 async fn read_segment<D: Disk>(
@@ -299,7 +305,8 @@ async fn read_life<F: DiskFile>(
              the store is asked before blocks of this shard are served"
         );
     }
-    let is_dirty = |entry: &FooterEntry| entry.state == RecordState::Dirty;
+    let is_dirty =
+        |entry: &FooterEntry| entry.kind == RecordKind::Block && entry.state == RecordState::Dirty;
     let purpose = purpose.unwrap_or(match entries.iter().any(is_dirty) {
         true => SegmentPurpose::Dirty,
         false => SegmentPurpose::Probation,

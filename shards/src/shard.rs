@@ -6,6 +6,7 @@
 //! room is in [`crate::reclaim`].
 
 use crate::evict::{EvictionSettings, Evictor};
+use crate::flush::Unsynced;
 use crate::format::{
     CHUNK_BYTES, FooterEntry, Grave, NotOurs, RecordHeader, RecordKind, RecordState,
     SegmentPurpose, record_bytes,
@@ -13,6 +14,7 @@ use crate::format::{
 use crate::index::{BlockMap, Index, Location};
 use crate::key::BlockHash;
 use crate::log::{RecoveredSegments, Reservation, SegmentLog, ShardLayout, pages_pool};
+use crate::marks::{MarkPlace, Marks};
 use crate::reclaim::ReclaimState;
 use crate::segment::SegmentUse;
 use crate::stats::ShardStats;
@@ -105,6 +107,10 @@ pub struct ShardParts<R: Runtime, D: Disk> {
     pub layout: ShardLayout,
     /// Bytes that eviction may write again for 100 bytes admitted.
     pub write_budget_percent: u32,
+    /// The ledger, if records may become dirty here.
+    pub marks: Option<Marks>,
+    /// Whether a dirty record counts as written only when it survives a power cut.
+    pub sync: bool,
 }
 
 /// What recovery knows.
@@ -115,6 +121,8 @@ pub struct RecoveredShard<F> {
     pub segments: RecoveredSegments<F>,
     /// Higher than every sequence seen.
     pub next_sequence: u64,
+    /// The blocks whose newest record is dirty, as far as the segments know, with its sequence.
+    pub dirty: Vec<(u64, BlockHash)>,
     /// Whether a record was there that cannot be read any more and may have outranked others.
     pub doubtful: bool,
 }
@@ -136,6 +144,12 @@ pub(crate) struct Inner<R: Runtime, D: Disk> {
     pub(crate) housekeeping: Housekeeping,
     pub(crate) reclaim: ReclaimState<D::File>,
     pub(crate) stats: ShardStats,
+    pub(crate) unsynced: Unsynced<D::File>,
+    pub(crate) marks: Option<Marks>,
+    sync: bool,
+    /// Sequences below it were handed out by an earlier run.
+    first_sequence: u64,
+    dirty_found: RefCell<Vec<(u64, BlockHash)>>,
     blocks: Pool,
     doubtful: bool,
     /// Blocks of which records are being written.
@@ -245,6 +259,13 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         let page = (place.offset / PAGE as u64) as u32;
         segment.add(footer_entry(header, page));
         self.stats.written_bytes.add(bytes);
+        if self.sync
+            && header.state == RecordState::Dirty
+            && let Err(e) = self.make_durable(&used.shared(), bytes).await
+        {
+            self.note_useless(header, segment.number, true);
+            return Err(e.into());
+        }
         if append.is_outranked() {
             self.note_useless(header, segment.number, false);
             return Err(AppendFailure::Superseded);
@@ -261,10 +282,19 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
                     page,
                     payload_length: header.payload_length,
                 };
-                let mut index = self.index.borrow_mut();
-                index.publish(header.hash, at, header.state);
+                self.index
+                    .borrow_mut()
+                    .publish(header.hash, at, header.state);
+                if header.state == RecordState::Dirty && !self.sync {
+                    self.note_unsynced(&used.shared(), Some((header.hash, at)), bytes);
+                }
             }
-            RecordKind::Tombstone => append.publish_tombstone(segment.number),
+            RecordKind::Tombstone => {
+                append.publish_tombstone(segment.number);
+                if header.state == RecordState::Dirty && !self.sync {
+                    self.note_unsynced(&used.shared(), None, bytes);
+                }
+            }
         }
         Ok(())
     }
@@ -316,6 +346,8 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             housekeeping,
             layout,
             write_budget_percent,
+            marks,
+            sync,
         } = parts;
         let evictor = Evictor::new(EvictionSettings {
             segments_max: layout.segments_max,
@@ -336,6 +368,11 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
                 housekeeping,
                 reclaim: ReclaimState::default(),
                 stats: ShardStats::default(),
+                unsynced: Unsynced::default(),
+                marks,
+                sync,
+                first_sequence: found.next_sequence,
+                dirty_found: RefCell::new(found.dirty),
                 blocks,
                 doubtful: found.doubtful,
                 appends: RefCell::default(),
@@ -395,9 +432,39 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         self.inner.index.borrow_mut().touch(hash, bytes);
     }
 
-    /// The store has the dirty record at `location` now.
+    /// The store has the dirty record at `location` now, or whoever may give it up does.
     pub fn mark_clean(&self, hash: BlockHash, location: Location) {
         self.inner.index.borrow_mut().mark_clean(hash, location);
+    }
+
+    /// Takes the dirty records that the start found, each with its sequence.
+    pub fn take_dirty_found(&self) -> Vec<(u64, BlockHash)> {
+        self.inner.dirty_found.take()
+    }
+
+    /// Whether a record of this sequence was written before this run.
+    pub fn is_inherited(&self, sequence: u64) -> bool {
+        sequence < self.inner.first_sequence
+    }
+
+    /// The ledger's rows of this shard, if it has any.
+    pub fn marks(&self) -> Option<&Marks> {
+        self.inner.marks.as_ref()
+    }
+
+    /// Where the ledger has the row of the record at `location`.
+    pub fn mark_place(&self, location: Location) -> Option<MarkPlace> {
+        self.inner.mark_place(location)
+    }
+
+    /// Bytes that were acknowledged and that a power cut may still take.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.inner.unsynced.bytes()
+    }
+
+    /// Makes all that was acknowledged durable.
+    pub async fn flush(&self) {
+        self.inner.flush_all().await;
     }
 
     /// Takes a block out of the index. Its record stays on disk until its segment goes or a
@@ -564,7 +631,8 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
 
     /// Writes a record and makes the index say what it says. `wanted` is asked when the record
     /// takes its place in the order of its key: a record that is no longer wanted then is not
-    /// written, one that is no longer wanted after the write is not published.
+    /// written, one that is no longer wanted after the write is not published. Returns its place in
+    /// the order of the shard's records.
     ///
     /// # Errors
     /// See [`AppendFailure`]; after a disk error the record may be there or not.
@@ -573,12 +641,13 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         mut header: RecordHeader,
         body: BufferWriter,
         wanted: impl Fn() -> bool,
-    ) -> Result<(), AppendFailure> {
+    ) -> Result<u64, AppendFailure> {
         let inner = &self.inner;
         let bytes = record_bytes(header.payload_length);
         let purpose = match (header.state, header.kind) {
-            (RecordState::Dirty, _) => SegmentPurpose::Dirty,
-            (RecordState::Clean, RecordKind::Tombstone) => SegmentPurpose::Probation,
+            // One that must survive a power cut is flushed wherever it is.
+            (_, RecordKind::Tombstone) => SegmentPurpose::Probation,
+            (RecordState::Dirty, RecordKind::Block) => SegmentPurpose::Dirty,
             (RecordState::Clean, RecordKind::Block) => inner.admit(header.hash, bytes),
         };
         let reservation = inner.reserve(purpose, bytes).await?;
@@ -591,11 +660,17 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             .write_record(&header, body, reservation, wanted)
             .await?;
         inner.stats.admitted_bytes.add(bytes);
-        Ok(())
+        Ok(header.sequence)
     }
 }
 
 impl<R: Runtime, D: Disk> Inner<R, D> {
+    /// Where the ledger has the row of the record at `location`.
+    pub(crate) fn mark_place(&self, location: Location) -> Option<MarkPlace> {
+        let segment = self.log.segment(location.segment)?;
+        Some(MarkPlace::new(location, segment.incarnation()))
+    }
+
     /// Where a clean block's new record goes.
     fn admit(&self, hash: BlockHash, bytes: u64) -> SegmentPurpose {
         let index = self.index.borrow();

@@ -37,11 +37,20 @@ pub struct ShardStats {
     pub records_evicted: Counter,
     /// Records found damaged or unreadable when they were to be written again.
     pub damaged_records: Counter,
+    /// Flushes of acknowledged records to the disk's lasting memory.
+    pub flushes: Counter,
+    /// Those that failed.
+    pub flush_failures: Counter,
+    /// Acknowledged records that a failed flush was to cover and that could not be written again
+    /// at once.
+    pub suspect_records: Counter,
+    /// Dirty records that were moved so that their segment came free.
+    pub dirty_moved: Counter,
 }
 
 impl ShardStats {
     /// The values by field name.
-    pub fn values(&self) -> [(&'static str, u64); 6] {
+    pub fn values(&self) -> [(&'static str, u64); 10] {
         [
             ("admitted_bytes", self.admitted_bytes.get()),
             ("reappended_bytes", self.reappended_bytes.get()),
@@ -49,6 +58,10 @@ impl ShardStats {
             ("segments_reclaimed", self.segments_reclaimed.get()),
             ("records_evicted", self.records_evicted.get()),
             ("damaged_records", self.damaged_records.get()),
+            ("flushes", self.flushes.get()),
+            ("flush_failures", self.flush_failures.get()),
+            ("suspect_records", self.suspect_records.get()),
+            ("dirty_moved", self.dirty_moved.get()),
         ]
     }
 }
@@ -84,6 +97,22 @@ pub struct CoreStats {
     pub read_failures: Counter,
     /// Requests refused for lack of memory.
     pub overloads: Counter,
+    /// Writes acknowledged before the store had them.
+    pub writebacks: Counter,
+    /// Writes that were to be acknowledged so and went through to the store.
+    pub writebacks_refused: Counter,
+    /// Uploads after which the store had the block.
+    pub uploads_done: Counter,
+    /// Uploads of what had been replaced or deleted meanwhile.
+    pub uploads_superseded: Counter,
+    /// Uploads that failed and are tried again.
+    pub uploads_failed: Counter,
+    /// Uploads that the store refused for good, and blocks that were too damaged to be sent.
+    pub uploads_refused: Counter,
+    /// Uploads that were not done because the store had something newer.
+    pub uploads_conflict: Counter,
+    /// Writes held for a moment because the disk is filling up with dirty blocks.
+    pub writes_slowed: Counter,
 }
 
 /// One core's values at one moment; they add up across cores.
@@ -155,6 +184,14 @@ impl CoreStats {
             ("damaged_records", self.damaged_records.get()),
             ("read_failures", self.read_failures.get()),
             ("overloads", self.overloads.get()),
+            ("writebacks", self.writebacks.get()),
+            ("writebacks_refused", self.writebacks_refused.get()),
+            ("uploads_done", self.uploads_done.get()),
+            ("uploads_superseded", self.uploads_superseded.get()),
+            ("uploads_failed", self.uploads_failed.get()),
+            ("uploads_refused", self.uploads_refused.get()),
+            ("uploads_conflict", self.uploads_conflict.get()),
+            ("writes_slowed", self.writes_slowed.get()),
         ])
     }
 }

@@ -1,34 +1,766 @@
-//! Uploads: from the dirty records of one core to the stores.
+//! Uploads: from the dirty records of one core to their stores.
+//!
+//! This file does what [`crate::schedule`] decides: it reads a dirty record, verifies it, asks the
+//! store first where something newer may be there, sends it, and says in the index and in the ledger
+//! that the store has it. It never uploads a record that is not the newest of its key, never two of
+//! one key at once, and never drops one that the store would not have.
 
-use crate::backlog::{AbandonError, Backlog, DirtyBlock, Exported, ObjectName};
 use crate::core::Core;
-use crate::messages::ReadError;
+use crate::format::RecordHeader;
+use crate::index::{BlockMap, Location};
+use crate::key::{BlockHash, Freshness, Volume};
+use crate::marks::{Mark, MarkPlace};
+use crate::schedule::{Age, Ended, FailureCause, Held, Next, Schedule, ScheduleSettings};
+use crate::shard::{ReadFailure, Shard};
+use forebay_io::buffer::View;
 use forebay_io::disk::Disk;
-use forebay_io::runtime::Runtime;
+use forebay_io::local::{Event, Signal};
+use forebay_io::runtime::{Runtime, timeout};
+use forebay_io::store::{Attempts, ObjectHead, StoreError, StoreErrorKind};
+use forebay_io::uplink::{Upload, UploadBody};
+use md5::{Digest, Md5};
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An upload of a record that was acknowledged longer ago asks the store first whether somebody
+/// else has written the key since.
+const UNASKED_AGE_MAX_SECONDS: u64 = 60;
+
+/// Bytes that are hashed before other tasks of the core have their turn.
+const HASHED_AT_ONCE_BYTES: usize = 256 << 10;
+
+/// How a core writes back.
+#[derive(Clone, Copy, Debug)]
+pub struct WritebackSettings {
+    /// Whether writes may be acknowledged before the store has them. What is dirty is uploaded
+    /// all the same.
+    pub enabled: bool,
+    /// Whether an acknowledged write survives a power cut.
+    pub sync: bool,
+    /// Uploads at a time on this core, at least 1.
+    pub active_max: usize,
+    /// What each upload sleeps before it sends.
+    pub delay: Duration,
+}
+
+impl WritebackSettings {
+    /// No write is acknowledged before the store has it.
+    pub fn off() -> WritebackSettings {
+        WritebackSettings {
+            enabled: false,
+            sync: false,
+            active_max: 1,
+            delay: Duration::ZERO,
+        }
+    }
+}
+
+/// What a core knows of its uploads.
+pub(crate) struct Uploads {
+    pub(crate) schedule: RefCell<Schedule>,
+    pub(crate) signal: Signal,
+    /// Set when the upload ends.
+    in_flight: RefCell<BlockMap<Event>>,
+    /// Blocks whose uploads a writer holds back.
+    held: RefCell<BlockMap<usize>>,
+    /// Blocks of which the store has something newer: the cache passes them by.
+    pub(crate) conflicts: RefCell<HashSet<BlockHash>>,
+    /// Blocks that an operator wants to be uploaded over what the store has.
+    pub(crate) forced: RefCell<HashSet<BlockHash>>,
+    /// Blocks of which the store may have something newer from us: a write went through, and the
+    /// disk did not take that this one is gone.
+    doubted: RefCell<HashSet<BlockHash>>,
+    /// ETags of versions that we uploaded before, and perhaps did not know it when a newer one was
+    /// acknowledged.
+    pub(crate) own_etags: RefCell<HashSet<String>>,
+    volumes: RefCell<HashMap<String, Arc<Volume>>>,
+    /// Store identities; a store's place here is its name in the schedule.
+    stores: RefCell<Vec<u64>>,
+    draining: Cell<bool>,
+    /// Dirty blocks that a start found and that are not in the schedule yet.
+    pub(crate) unread_blocks: Cell<u64>,
+    /// Shards whose dirty records are being looked through.
+    pub(crate) unread_shards: Cell<u64>,
+}
+
+impl Uploads {
+    pub(crate) fn new(settings: &WritebackSettings) -> Uploads {
+        let active_max = settings.active_max.max(1);
+        Uploads {
+            schedule: RefCell::new(Schedule::new(ScheduleSettings { active_max })),
+            signal: Signal::default(),
+            in_flight: RefCell::default(),
+            held: RefCell::default(),
+            conflicts: RefCell::default(),
+            forced: RefCell::default(),
+            doubted: RefCell::default(),
+            own_etags: RefCell::default(),
+            volumes: RefCell::default(),
+            stores: RefCell::default(),
+            draining: Cell::new(false),
+            unread_blocks: Cell::new(0),
+            unread_shards: Cell::new(0),
+        }
+    }
+
+    /// Whether the store has something newer than what is kept of a key.
+    pub(crate) fn is_conflict(&self, hash: BlockHash) -> bool {
+        !self.conflicts.borrow().is_empty() && self.conflicts.borrow().contains(&hash)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    pub(crate) fn set_draining(&self, draining: bool) {
+        self.draining.set(draining);
+    }
+
+    fn is_held(&self, hash: BlockHash) -> bool {
+        self.held.borrow().contains_key(&hash)
+    }
+
+    /// A store's name in the schedule.
+    fn store(&self, identity: u64) -> u32 {
+        let mut stores = self.stores.borrow_mut();
+        let at = stores.iter().position(|known| *known == identity);
+        let at = at.unwrap_or_else(|| {
+            stores.push(identity);
+            stores.len() - 1
+        });
+        at as u32
+    }
+
+    /// The volume that a record is of, if it still leads to the same store.
+    fn volume_of(&self, header: &RecordHeader) -> Option<Arc<Volume>> {
+        let volume = self.volumes.borrow().get(&header.volume).cloned();
+        volume.filter(|volume| volume.store_identity == header.store_identity)
+    }
+}
+
+/// Keeps a block from being uploaded while a writer decides what becomes of it.
+pub(crate) struct HeldUpload {
+    hash: BlockHash,
+}
+
+/// A record that is about to be uploaded.
+struct Outgoing {
+    age: Age,
+    location: Location,
+    place: Option<MarkPlace>,
+    header: RecordHeader,
+    payload: View,
+}
+
+/// How an upload went.
+struct Attempt {
+    /// The age of what was uploaded.
+    age: Age,
+    end: Ended,
+    /// Store and bytes of a block that leads to no store any more.
+    orphan: Option<(u32, u64)>,
+}
+
+impl Attempt {
+    fn ended(age: Age, end: Ended) -> Attempt {
+        Attempt {
+            age,
+            end,
+            orphan: None,
+        }
+    }
+}
+
+/// What the store's own version means for a record that is to be uploaded.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nobody has written the key since.
+    Upload,
+    /// The store has this very content, under this ETag.
+    Same(String),
+    /// Somebody has.
+    Newer(String),
+}
 
 impl<R: Runtime, D: Disk> Core<R, D> {
-    /// Sums over what is dirty.
-    pub fn backlog(&self, _up_to_unix_ms: Option<u64>) -> Backlog {
-        Backlog::default()
+    /// Serves these volumes from now on: uploads find their stores here.
+    pub fn set_volumes(&self, volumes: impl IntoIterator<Item = Arc<Volume>>) {
+        let by_name = volumes.into_iter().map(|v| (v.name.clone(), v));
+        *self.uploads.volumes.borrow_mut() = by_name.collect();
+        self.uploads.schedule.borrow_mut().store_changed(None);
+        self.uploads.signal.raise();
     }
-    /// The oldest dirty blocks.
-    pub async fn dirty_blocks(&self, _limit: usize) -> Vec<DirtyBlock> {
-        Vec::new()
+
+    /// Starts the task that uploads.
+    pub(crate) fn start_uploads(self: &Rc<Self>) {
+        let core = Rc::downgrade(self);
+        let runtime = self.parts.runtime.clone();
+        let task = runtime.clone();
+        runtime.spawn(async move {
+            while let Some(core) = core.upgrade() {
+                let now = core.parts.runtime.now();
+                let next = core.uploads.schedule.borrow_mut().next(now);
+                match next {
+                    Next::Start(hash) => core.launch_upload(hash),
+                    Next::WaitUntil(time) => {
+                        let wait = time.since(now).max(Duration::from_millis(1));
+                        timeout(&task, wait, core.uploads.signal.wait()).await;
+                    }
+                    Next::Idle => core.uploads.signal.wait().await,
+                }
+            }
+        });
     }
-    /// Tries held blocks again.
-    pub async fn retry(&self, _name: Option<ObjectName>) -> u64 {
-        0
+
+    /// A block has become dirty.
+    pub(crate) fn enqueue_upload(&self, hash: BlockHash, age: Age, volume: &Volume, bytes: u64) {
+        let store = self.uploads.store(volume.store_identity);
+        let mut schedule = self.uploads.schedule.borrow_mut();
+        schedule.add(hash, age, store, bytes);
+        self.uploads.signal.raise();
     }
-    /// Gives a held block up.
-    pub async fn abandon(&self, _name: ObjectName) -> Result<(), AbandonError> {
-        Err(AbandonError::NotFound)
+
+    /// Enters a dirty record into the schedule by its header.
+    pub(crate) fn enqueue_record(&self, hash: BlockHash, header: &RecordHeader) {
+        let store = self.uploads.store(header.store_identity);
+        let bytes = u64::from(header.payload_length);
+        let mut schedule = self.uploads.schedule.borrow_mut();
+        schedule.add(hash, age_of(header), store, bytes);
+        self.uploads.signal.raise();
     }
-    /// A dirty block's object.
-    pub async fn export(&self, _name: ObjectName) -> Result<Option<Exported>, ReadError> {
-        Ok(None)
+
+    /// Waits until no upload of a block is on its way, and lets none begin. `None` if nothing of it
+    /// is dirty then.
+    pub(crate) async fn hold_upload(&self, hash: BlockHash) -> Option<HeldUpload> {
+        // What is in conflict is neither uploaded nor touched by what clients do with the key.
+        if !self.is_dirty(hash) || self.uploads.is_conflict(hash) {
+            return None;
+        }
+        *self.uploads.held.borrow_mut().entry(hash).or_insert(0) += 1;
+        self.uploads.schedule.borrow_mut().remove(hash);
+        loop {
+            let in_flight = self.uploads.in_flight.borrow().get(&hash).cloned();
+            match in_flight {
+                Some(ended) => ended.wait().await,
+                None => break,
+            }
+        }
+        self.release_hold(hash);
+        self.is_dirty(hash).then_some(HeldUpload { hash })
     }
-    /// Takes no new dirty blocks, or takes them again.
-    pub fn set_draining(&self, _draining: bool) {}
-    /// Makes all durable and uploads at once.
-    pub async fn hurry(&self) {}
+
+    fn release_hold(&self, hash: BlockHash) {
+        let mut held = self.uploads.held.borrow_mut();
+        if let Some(count) = held.get_mut(&hash) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&hash);
+            }
+        }
+    }
+
+    /// What was held is to be uploaded after all, unless the store has something newer.
+    pub(crate) fn doubt_upload(self: &Rc<Self>, held: Option<HeldUpload>) {
+        if let Some(held) = &held {
+            self.uploads.doubted.borrow_mut().insert(held.hash);
+        }
+        self.resume_upload(held);
+    }
+
+    /// What was held may be uploaded after all.
+    pub(crate) fn resume_upload(self: &Rc<Self>, held: Option<HeldUpload>) {
+        let Some(HeldUpload { hash }) = held else {
+            return;
+        };
+        let core = self.clone();
+        self.parts.runtime.spawn(async move {
+            core.requeue(hash).await;
+        });
+    }
+
+    /// Enters a dirty block into the schedule again, by what is on disk of it.
+    pub(crate) async fn requeue(&self, hash: BlockHash) {
+        let Some(shard) = self.shard(hash) else {
+            return;
+        };
+        while let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) {
+            match shard.read_header(hash, location).await {
+                Ok(header) if shard.find(hash) == Some(location) => {
+                    return self.enqueue_record(hash, &header);
+                }
+                Ok(_) | Err(ReadFailure::Gone) => {}
+                Err(failure) => return self.hold_damaged(hash, location, &failure),
+            }
+        }
+    }
+
+    fn launch_upload(self: &Rc<Self>, hash: BlockHash) {
+        let ended = Event::default();
+        let before = self
+            .uploads
+            .in_flight
+            .borrow_mut()
+            .insert(hash, ended.clone());
+        assert!(before.is_none(), "one upload at a time per block");
+        let core = self.clone();
+        self.parts.runtime.spawn(async move {
+            let Attempt { age, end, orphan } = core.upload(hash).await;
+            core.note_end(&end);
+            let now = core.parts.runtime.now();
+            let random = core.parts.runtime.random();
+            {
+                let mut schedule = core.uploads.schedule.borrow_mut();
+                schedule.ended(hash, age, end, now, random);
+                if core.uploads.is_held(hash) {
+                    schedule.remove(hash);
+                } else if let Some((store, bytes)) = orphan {
+                    let message = "its volume or store is no longer in the settings".to_owned();
+                    schedule.hold(hash, age, store, bytes, Held::Orphaned, 0, message);
+                }
+                // Nothing is dirty that could be older than what we uploaded.
+                if schedule.is_empty() {
+                    core.uploads.own_etags.borrow_mut().clear();
+                }
+            }
+            core.uploads.in_flight.borrow_mut().remove(&hash);
+            ended.set();
+            core.uploads.signal.raise();
+        });
+    }
+
+    fn note_end(&self, end: &Ended) {
+        let stats = &self.stats;
+        match end {
+            Ended::Uploaded => stats.uploads_done.add(1),
+            Ended::Superseded => stats.uploads_superseded.add(1),
+            Ended::Conflict { .. } => stats.uploads_conflict.add(1),
+            Ended::Failed {
+                cause: FailureCause::Rejected,
+                ..
+            } => stats.uploads_refused.add(1),
+            Ended::Failed { .. } => stats.uploads_failed.add(1),
+        }
+    }
+
+    /// Uploads what is dirty of a block now.
+    async fn upload(&self, hash: BlockHash) -> Attempt {
+        let outgoing = match self.outgoing(hash).await {
+            Ok(outgoing) => outgoing,
+            Err((age, end)) => return Attempt::ended(age, end),
+        };
+        let (age, header) = (outgoing.age, &outgoing.header);
+        let Some(volume) = self.uploads.volume_of(header) else {
+            let store = self.uploads.store(header.store_identity);
+            return Attempt {
+                age,
+                end: Ended::Superseded,
+                orphan: Some((store, u64::from(header.payload_length))),
+            };
+        };
+        if !self.parts.writeback.delay.is_zero() {
+            self.parts.runtime.sleep(self.parts.writeback.delay).await;
+        }
+        let end = match self.send(hash, &volume, &outgoing).await {
+            Ok(store_etag) => self.uploaded(hash, &outgoing, &store_etag).await,
+            Err(end) => end,
+        };
+        self.note_held(hash, &outgoing, &end).await;
+        Attempt::ended(age, end)
+    }
+
+    /// Reads and verifies what is dirty of a block. As an error, how the upload ends instead.
+    async fn outgoing(&self, hash: BlockHash) -> Result<Outgoing, (Age, Ended)> {
+        let age = self.uploads.schedule.borrow().age(hash).unwrap_or_default();
+        let superseded = || Err((age, Ended::Superseded));
+        let Some(shard) = self.shard(hash) else {
+            return superseded();
+        };
+        let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) else {
+            return superseded();
+        };
+        if self.uploads.is_held(hash) {
+            return superseded();
+        }
+        self.make_room(
+            location.payload_length as usize,
+            location.payload_length as usize,
+        );
+        let (reader, length) = (shard.clone(), location.payload_length as usize);
+        let reading = async move { reader.read(hash, location, 0..length).await };
+        let failed = |message: String| Ended::Failed {
+            cause: FailureCause::Disk,
+            retry_after: None,
+            message,
+        };
+        let found = match self.patience.read(self.shard_number(hash), reading).await {
+            None => return Err((age, failed("the disk does not answer".into()))),
+            Some(Err(ReadFailure::Gone)) => {
+                // Moved or replaced while it was read; what is there now is tried anew.
+                return Err((age, failed("the record was moved".into())));
+            }
+            Some(Err(failure @ ReadFailure::Disk(_))) => {
+                return Err((age, failed(failure.to_string())));
+            }
+            Some(Err(failure @ ReadFailure::Damaged(_))) => {
+                self.stats.damaged_records.add(1);
+                let message = format!("not uploaded: {failure}");
+                log::error!(
+                    "shard {}: a dirty block is damaged: {failure}",
+                    self.shard_number(hash)
+                );
+                let end = Ended::Failed {
+                    cause: FailureCause::Rejected,
+                    retry_after: None,
+                    message,
+                };
+                return Err((age, end));
+            }
+            Some(Ok(found)) => found,
+        };
+        let payload = found.whole.unwrap_or(found.wanted);
+        Ok(Outgoing {
+            age: age_of(&found.header),
+            location,
+            place: shard.mark_place(location),
+            header: found.header,
+            payload,
+        })
+    }
+
+    /// Sends a record, after asking where something newer may be there. Returns the store's ETag.
+    async fn send(
+        &self,
+        hash: BlockHash,
+        volume: &Volume,
+        outgoing: &Outgoing,
+    ) -> Result<String, Ended> {
+        let once = volume.freshness == Freshness::Immutable;
+        let forced = self.uploads.forced.borrow().contains(&hash);
+        if !once && !forced && self.must_ask(hash, outgoing) {
+            match self.ask(hash, volume, outgoing, false).await? {
+                Verdict::Upload => {}
+                Verdict::Same(store_etag) => return Ok(store_etag),
+                Verdict::Newer(message) => return Err(Ended::Conflict { message }),
+            }
+        }
+        let header = &outgoing.header;
+        let upload = Upload {
+            key: header.key.clone(),
+            length: u64::from(header.payload_length),
+            headers: header.meta.headers.clone(),
+            crc64nvme: Some(header.payload_crc64),
+            if_none_match: once && !forced,
+            attempts: Attempts::Once,
+            body: UploadBody::Whole(vec![outgoing.payload.clone()]),
+        };
+        use StoreErrorKind::{NotModified, PreconditionFailed};
+        match self.parts.uplink.put(volume.store_number, upload).await {
+            Ok(reply) => Ok(reply.etag),
+            // MinIO has answered 304 to this.
+            Err(error) if matches!(error.kind, PreconditionFailed | NotModified) && once => {
+                match self.ask(hash, volume, outgoing, true).await? {
+                    Verdict::Same(store_etag) => Ok(store_etag),
+                    Verdict::Newer(message) => Err(Ended::Conflict { message }),
+                    Verdict::Upload => Err(failed(&error, FailureCause::Key)),
+                }
+            }
+            Err(error) => Err(failed(&error, cause_of(error.kind))),
+        }
+    }
+
+    /// Whether an upload may meet something newer: it was tried before, comes from a former run, or
+    /// is late.
+    fn must_ask(&self, hash: BlockHash, outgoing: &Outgoing) -> bool {
+        let age_seconds = self
+            .parts
+            .runtime
+            .unix_seconds()
+            .saturating_sub(outgoing.header.validated_at);
+        let tried = self.uploads.schedule.borrow().attempts(hash) > 0;
+        let inherited = self
+            .shard(hash)
+            .is_some_and(|shard| shard.is_inherited(outgoing.header.sequence));
+        let doubted = self.uploads.doubted.borrow().contains(&hash);
+        tried || inherited || doubted || age_seconds > UNASKED_AGE_MAX_SECONDS
+    }
+
+    /// Asks the store what it has. `once`: whatever it has came first.
+    async fn ask(
+        &self,
+        hash: BlockHash,
+        volume: &Volume,
+        outgoing: &Outgoing,
+        once: bool,
+    ) -> Result<Verdict, Ended> {
+        let key = outgoing.header.key.clone();
+        let head = match self.parts.uplink.head(volume.store_number, key).await {
+            Ok(head) => head,
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Verdict::Upload),
+            Err(error) => return Err(failed(&error, cause_of(error.kind))),
+        };
+        if self.is_same(&head, outgoing).await {
+            return Ok(Verdict::Same(head.meta.etag));
+        }
+        let known = self.known_store_etag(hash);
+        let is_known = head.meta.etag == outgoing.header.store_etag
+            || known.as_deref() == Some(&*head.meta.etag)
+            || self.uploads.own_etags.borrow().contains(&head.meta.etag);
+        if !once && !head.meta.etag.is_empty() && is_known {
+            return Ok(Verdict::Upload);
+        }
+        let acknowledged = outgoing.header.validated_at;
+        if once || head.meta.last_modified > acknowledged {
+            return Ok(Verdict::Newer(format!(
+                "the store has another object of {} bytes, ETag {}, changed {} s after this one was \
+                 acknowledged",
+                head.meta.size,
+                head.meta.etag,
+                head.meta.last_modified.saturating_sub(acknowledged)
+            )));
+        }
+        Ok(Verdict::Upload)
+    }
+
+    /// Whether the store's object has the content of a record, as far as its checksums tell.
+    async fn is_same(&self, head: &ObjectHead, outgoing: &Outgoing) -> bool {
+        let header = &outgoing.header;
+        if head.meta.size != u64::from(header.payload_length) {
+            return false;
+        }
+        if let Some(crc64nvme) = head.crc64nvme {
+            return crc64nvme == header.payload_crc64;
+        }
+        let etag = head.meta.etag.as_str();
+        let looks_like_md5 = etag.len() == 32 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !looks_like_md5 {
+            return false;
+        }
+        let mut md5 = Md5::new();
+        for piece in outgoing.payload.chunks(HASHED_AT_ONCE_BYTES) {
+            md5.update(piece);
+            self.parts.runtime.yield_now().await;
+        }
+        let digest = md5.finalize();
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        hex.eq_ignore_ascii_case(etag)
+    }
+
+    /// The store has a record now.
+    async fn uploaded(&self, hash: BlockHash, outgoing: &Outgoing, store_etag: &str) -> Ended {
+        let Some(shard) = self.shard(hash) else {
+            return Ended::Superseded;
+        };
+        self.uploads.forced.borrow_mut().remove(&hash);
+        self.uploads.doubted.borrow_mut().remove(&hash);
+        let location = shard.find(hash);
+        // It may have been moved meanwhile, or replaced.
+        let is_newest = shard.is_dirty(hash)
+            && (location == Some(outgoing.location)
+                || self.uploads.schedule.borrow().age(hash) == Some(outgoing.age));
+        let mut places = vec![outgoing.place];
+        if let (true, Some(location)) = (is_newest, location) {
+            shard.mark_clean(hash, location);
+            self.learn_upload(hash, store_etag);
+            if location != outgoing.location {
+                places.push(shard.mark_place(location));
+            }
+        } else {
+            // What is dirty now was acknowledged when the store did not have this one yet.
+            self.uploads
+                .own_etags
+                .borrow_mut()
+                .insert(store_etag.to_owned());
+        }
+        let mark = Mark::Uploaded {
+            store_etag: store_etag.to_owned(),
+        };
+        if let Some(marks) = shard.marks() {
+            for place in places.into_iter().flatten() {
+                marks.put(place, &mark).await;
+            }
+        }
+        match is_newest {
+            true => Ended::Uploaded,
+            false => Ended::Superseded,
+        }
+    }
+
+    /// Notes in the ledger why a record is held, and stops serving one that is outranked.
+    async fn note_held(&self, hash: BlockHash, outgoing: &Outgoing, end: &Ended) {
+        let attempts = self.uploads.schedule.borrow().attempts(hash) + 1;
+        let name = format!("{}/{}", outgoing.header.volume, outgoing.header.key);
+        let mark = match end {
+            Ended::Conflict { message } => {
+                if self.uploads.schedule.borrow().age(hash) != Some(outgoing.age) {
+                    return;
+                }
+                log::error!("{name}: conflict, kept and not served: {message}");
+                self.enter_conflict(hash);
+                Mark::Conflict {
+                    attempts,
+                    message: message.clone(),
+                }
+            }
+            Ended::Failed {
+                cause: FailureCause::Rejected,
+                message,
+                ..
+            } => {
+                log::error!("{name}: quarantined: {message}");
+                Mark::Quarantined {
+                    attempts,
+                    message: message.clone(),
+                }
+            }
+            _ => return,
+        };
+        let shard = self.shard(hash);
+        if let (Some(place), Some(marks)) = (outgoing.place, shard.as_ref().and_then(|s| s.marks()))
+        {
+            marks.put(place, &mark).await;
+        }
+    }
+
+    /// The cache passes a key by from now on: the store has something newer than what is kept.
+    pub(crate) fn enter_conflict(&self, hash: BlockHash) {
+        self.uploads.conflicts.borrow_mut().insert(hash);
+        self.forget(hash);
+    }
+
+    fn hold_damaged(&self, hash: BlockHash, location: Location, failure: &ReadFailure) {
+        log::error!(
+            "shard {}: a dirty block cannot be read and is kept: {failure}",
+            self.shard_number(hash)
+        );
+        self.uploads.schedule.borrow_mut().hold(
+            hash,
+            Age::default(),
+            self.uploads.store(0),
+            u64::from(location.payload_length),
+            Held::Quarantined,
+            0,
+            failure.to_string(),
+        );
+    }
+
+    /// Takes in the dirty records that a start found in a shard.
+    pub(crate) fn take_in_dirty(self: &Rc<Self>, shard: &Rc<Shard<R, D>>) {
+        let found = shard.take_dirty_found();
+        if found.is_empty() {
+            return;
+        }
+        let unread = &self.uploads.unread_blocks;
+        unread.set(unread.get() + found.len() as u64);
+        let shards = &self.uploads.unread_shards;
+        shards.set(shards.get() + 1);
+        let (core, shard) = (self.clone(), shard.clone());
+        self.parts.runtime.spawn(async move {
+            core.read_dirty(&shard, found).await;
+            let shards = &core.uploads.unread_shards;
+            shards.set(shards.get() - 1);
+        });
+    }
+
+    /// Looks through the dirty records that a start found: the ledger may say that the store has
+    /// one, or why it is held; the others are uploaded.
+    async fn read_dirty(&self, shard: &Rc<Shard<R, D>>, mut found: Vec<(u64, BlockHash)>) {
+        found.sort_unstable();
+        let marks = match shard.marks() {
+            Some(marks) => {
+                let is_present = |segment, incarnation| {
+                    let segment = shard.log().segment(segment);
+                    segment.is_some_and(|segment| segment.incarnation() == incarnation)
+                };
+                marks.load(is_present).await
+            }
+            None => HashMap::new(),
+        };
+        let etags = marks.values().filter_map(|mark| match mark {
+            Mark::Uploaded { store_etag } => Some(store_etag.clone()),
+            _ => None,
+        });
+        self.uploads.own_etags.borrow_mut().extend(etags);
+        for (sequence, hash) in found {
+            self.read_one_dirty(shard, sequence, hash, &marks).await;
+            let unread = &self.uploads.unread_blocks;
+            unread.set(unread.get() - 1);
+        }
+    }
+
+    async fn read_one_dirty(
+        &self,
+        shard: &Rc<Shard<R, D>>,
+        sequence: u64,
+        hash: BlockHash,
+        marks: &HashMap<MarkPlace, Mark>,
+    ) {
+        let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) else {
+            return;
+        };
+        let mark = shard
+            .mark_place(location)
+            .and_then(|place| marks.get(&place));
+        if let Some(Mark::Uploaded { .. }) = mark {
+            return shard.mark_clean(hash, location);
+        }
+        let header = match shard.read_header(hash, location).await {
+            Ok(header) => header,
+            Err(ReadFailure::Gone) => return self.requeue(hash).await,
+            Err(failure) => return self.hold_damaged(hash, location, &failure),
+        };
+        // Something newer is in the schedule already.
+        if header.sequence != sequence || shard.find(hash) != Some(location) {
+            return;
+        }
+        let (held, attempts, message) = match mark {
+            Some(Mark::Quarantined { attempts, message }) => {
+                (Held::Quarantined, *attempts, message)
+            }
+            Some(Mark::Conflict { attempts, message }) => {
+                self.enter_conflict(hash);
+                (Held::Conflict, *attempts, message)
+            }
+            _ => return self.enqueue_record(hash, &header),
+        };
+        let store = self.uploads.store(header.store_identity);
+        let bytes = u64::from(header.payload_length);
+        let mut schedule = self.uploads.schedule.borrow_mut();
+        let message = message.clone();
+        schedule.hold(hash, age_of(&header), store, bytes, held, attempts, message);
+    }
+}
+
+fn age_of(header: &RecordHeader) -> Age {
+    Age {
+        acked_unix_ms: header.validated_at * 1000,
+        sequence: header.sequence,
+    }
+}
+
+fn failed(error: &StoreError, cause: FailureCause) -> Ended {
+    Ended::Failed {
+        cause,
+        retry_after: error.retry_after,
+        message: error.to_string(),
+    }
+}
+
+/// What a store's refusal of an upload says of others.
+fn cause_of(kind: StoreErrorKind) -> FailureCause {
+    use StoreErrorKind::{
+        ClockSkew, Contended, Corrupt, Denied, Internal, InvalidKey, Misdirected, NoSuchBucket,
+        NotFound, NotModified, PreconditionFailed, RangeNotSatisfiable, Rejected, SlowDown,
+        Timeout, Unreachable, Unsupported,
+    };
+    match kind {
+        SlowDown => FailureCause::SlowDown,
+        Timeout | Unreachable | Internal | Corrupt => FailureCause::Unreachable,
+        // Nothing of the block's: it heals when an operator mends the bucket, the key or the clock.
+        Denied | ClockSkew | Misdirected | NoSuchBucket | NotFound => FailureCause::Denied,
+        Rejected | InvalidKey | Unsupported => FailureCause::Rejected,
+        Contended | PreconditionFailed | NotModified | RangeNotSatisfiable => FailureCause::Key,
+    }
 }

@@ -1,15 +1,17 @@
-//! Writing through: to the store first, then into the cache.
+//! Writing and deleting: the order of what happens to one key, and the way through to the store.
 //!
-//! This file owns the order of writes to one key. Writers of a key take turns at its home, so
-//! what the cache holds afterwards is what the store took last. Nothing is acknowledged before
-//! the store has it. After an outcome that is unknown, the cache forgets the key.
+//! Writers of a key take turns at its home, so what the cache holds afterwards is what the store
+//! took last. What may be acknowledged before the store has it is in [`crate::writeback`]; nothing
+//! here is. After an outcome that is unknown, the cache forgets the key, unless it has the only copy
+//! of what was acknowledged before.
 
 use crate::core::Core;
-use crate::format::RecordHeader;
+use crate::format::{RecordHeader, RecordState};
 use crate::key::{BlockHash, BlockId, Freshness};
 use crate::messages::{BlockPayload, PutObject, PutSource, WriteError};
 use crate::patience::DISK_WRITE_WAIT;
 use crate::shard::AppendFailure;
+use crate::writeback::{DirtyWrite, Taken};
 use forebay_io::disk::Disk;
 use forebay_io::local::Turn;
 use forebay_io::runtime::{Runtime, timeout};
@@ -22,27 +24,92 @@ use std::sync::Arc;
 /// on the disk is overcome; a disk that takes nothing three times running takes nothing.
 const TOMBSTONE_ATTEMPTS_MAX: u32 = 3;
 
+/// A write that goes to the store before it is acknowledged.
+struct ThroughWrite {
+    id: BlockId,
+    headers: Vec<(String, String)>,
+    length: u64,
+    crc64nvme: Option<u64>,
+    if_none_match: bool,
+    body: UploadBody,
+    /// The block to be cached, if the object came whole.
+    payload: Option<BlockPayload>,
+}
+
 impl<R: Runtime, D: Disk> Core<R, D> {
-    /// Writes an object to its store and, if it came whole, into the cache.
+    /// Writes an object: to this core's disk, to be uploaded later, where that is allowed; else to
+    /// its store, and then into the cache.
     pub async fn put(self: &Rc<Self>, object: PutObject) -> Result<Arc<ObjectMeta>, WriteError> {
         let PutObject {
             id,
             headers,
             length,
             crc64nvme,
+            md5,
             if_none_match,
             source,
         } = object;
         let hash = id.hash();
         self.shard_to_write(hash).await?;
         let turn = self.turn(hash).await?;
-        let (payload, body) = match source {
-            PutSource::Whole(payload) => {
-                let view = payload.buffer.watch().view_all();
-                (Some(payload), UploadBody::Whole(vec![view]))
-            }
-            PutSource::Stream(pieces) => (None, UploadBody::Stream(pieces)),
+        if if_none_match && self.is_dirty(hash) && !self.uploads.is_conflict(hash) {
+            return Err(WriteError::Exists);
+        }
+        let through = |body, payload| ThroughWrite {
+            id: id.clone(),
+            headers: headers.clone(),
+            length,
+            crc64nvme,
+            if_none_match,
+            body,
+            payload,
         };
+        let payload = match source {
+            PutSource::Stream(pieces) => {
+                let write = through(UploadBody::Stream(pieces), None);
+                return self.put_through(hash, write, turn).await;
+            }
+            PutSource::Whole(payload) => payload,
+        };
+        if let Some(meta) = self.same_content(&id, hash, &payload).await? {
+            return Ok(meta);
+        }
+        if if_none_match || !self.may_write_back(&id, hash) {
+            let view = payload.buffer.watch().view_all();
+            let write = through(UploadBody::Whole(vec![view]), Some(payload));
+            return self.put_through(hash, write, turn).await;
+        }
+        let write = DirtyWrite {
+            id: id.clone(),
+            headers: headers.clone(),
+            md5,
+            payload,
+        };
+        match self.write_back(hash, write, turn).await? {
+            Taken::Written(meta) => Ok(meta),
+            Taken::Refused(view, turn) => {
+                let write = through(UploadBody::Whole(vec![view]), None);
+                self.put_through(hash, write, turn).await
+            }
+        }
+    }
+
+    /// Writes an object to its store and, if it came whole, into the cache.
+    async fn put_through(
+        self: &Rc<Self>,
+        hash: BlockHash,
+        write: ThroughWrite,
+        turn: Turn<BlockHash>,
+    ) -> Result<Arc<ObjectMeta>, WriteError> {
+        let ThroughWrite {
+            id,
+            headers,
+            length,
+            crc64nvme,
+            if_none_match,
+            body,
+            payload,
+        } = write;
         let upload = Upload {
             key: id.key.to_string(),
             length,
@@ -56,9 +123,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             true => turn,
             false => self.bury_unchecked(hash, &id, turn).await?,
         };
+        let held = self.hold_upload(hash).await;
         let reply = match self.parts.uplink.put(id.volume.store_number, upload).await {
             Ok(reply) => reply,
             Err(error) => {
+                self.resume_upload(held);
                 let failure = self.write_failed(hash, &id, turn, error, if_none_match);
                 return Err(failure.await);
             }
@@ -73,6 +142,34 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             last_modified,
             headers,
         });
+        let turn = match held.is_some() {
+            // The older content must be gone for good before the newer one is acknowledged.
+            true => match self.give_up_dirty(hash, &id, turn).await {
+                Ok(turn) => turn,
+                Err(error) => {
+                    self.doubt_upload(held);
+                    return Err(error);
+                }
+            },
+            false => turn,
+        };
+        self.cache_written(hash, id, meta.clone(), payload, turn)
+            .await;
+        Ok(meta)
+    }
+
+    /// Makes the cache agree with the store after a write through.
+    async fn cache_written(
+        self: &Rc<Self>,
+        hash: BlockHash,
+        id: BlockId,
+        meta: Arc<ObjectMeta>,
+        payload: Option<BlockPayload>,
+        turn: Turn<BlockHash>,
+    ) {
+        if self.uploads.is_conflict(hash) {
+            return;
+        }
         let in_flight = self.supersede(hash);
         // A record replaces the old one in the index, and inherits how hot it was.
         let cached = match payload {
@@ -80,14 +177,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             None => self.forget(hash),
         };
         self.learn(&id, hash, meta.clone());
-        let (core, written) = (self.clone(), meta.clone());
+        let core = self.clone();
         let caching = async move {
             let _turn = turn;
             let outranked = match payload {
-                Some(payload) => {
-                    core.store_block(hash, &id, &written, payload, || true)
-                        .await
-                }
+                Some(payload) => core.store_block(hash, &id, &meta, payload, || true).await,
                 // No record of the new version outranks the old one, and nobody promises an insert.
                 None => false,
             };
@@ -100,7 +194,31 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         // The store has it: a disk that does not answer takes nothing from that.
         self.patience.write(self.shard_number(hash), caching).await;
-        Ok(meta)
+    }
+
+    /// Forgets what is dirty of a key, for good: also after a restart and a power cut.
+    ///
+    /// # Errors
+    /// [`WriteError::Stalled`] if the disk did not say in time that it has the tombstone.
+    pub(crate) async fn give_up_dirty(
+        self: &Rc<Self>,
+        hash: BlockHash,
+        id: &BlockId,
+        turn: Turn<BlockHash>,
+    ) -> Result<Turn<BlockHash>, WriteError> {
+        self.supersede(hash);
+        let (core, id) = (self.clone(), id.clone());
+        let burying = async move {
+            let buried = core.bury_as(hash, &id, RecordState::Dirty, || true).await;
+            if buried {
+                core.forget(hash);
+            }
+            (buried, turn)
+        };
+        match self.patience.write(self.shard_number(hash), burying).await {
+            Some((true, turn)) => Ok(turn),
+            _ => Err(WriteError::Stalled),
+        }
     }
 
     /// Nothing ever checks a copy of a key that is written once. If it is written again all the
@@ -116,7 +234,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         turn: Turn<BlockHash>,
     ) -> Result<Turn<BlockHash>, WriteError> {
         let is_held = self.shard(hash).is_some_and(|shard| shard.may_hold(hash));
-        if id.volume.freshness != Freshness::Immutable || !is_held {
+        // What is dirty goes when the store has what replaces it.
+        if id.volume.freshness != Freshness::Immutable || !is_held || self.is_dirty(hash) {
             return Ok(turn);
         }
         self.supersede(hash);
@@ -173,6 +292,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let hash = id.hash();
         self.shard_to_write(hash).await?;
         let turn = self.turn(hash).await?;
+        let held = self.hold_upload(hash).await;
         match self
             .parts
             .uplink
@@ -181,22 +301,34 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         {
             Ok(()) => {}
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
-            Err(error) => return Err(self.write_failed(hash, &id, turn, error, false).await),
+            Err(error) => {
+                self.resume_upload(held);
+                return Err(self.write_failed(hash, &id, turn, error, false).await);
+            }
         }
-        self.drop_key(hash, &id, turn).await
+        if held.is_none() {
+            return self.drop_key(hash, &id, turn).await;
+        }
+        let given_up = self.give_up_dirty(hash, &id, turn).await;
+        if given_up.is_err() {
+            self.doubt_upload(held);
+        }
+        given_up.map(drop)
     }
 
     /// Forgets an object of which the store was seen to have another version.
     pub async fn invalidate(self: &Rc<Self>, id: BlockId) {
         let hash = id.hash();
         let _ = self.shard_to_write(hash).await;
-        if let Ok(turn) = self.turn(hash).await {
+        if let Ok(turn) = self.turn(hash).await
+            && !self.is_dirty(hash)
+        {
             let _ = self.drop_key(hash, &id, turn).await;
         }
     }
 
     /// Waits for the turn of a key, as long as its disk answers.
-    async fn turn(&self, hash: BlockHash) -> Result<Turn<BlockHash>, WriteError> {
+    pub(crate) async fn turn(&self, hash: BlockHash) -> Result<Turn<BlockHash>, WriteError> {
         let mut taking = std::pin::pin!(self.turns.take(hash));
         loop {
             let turn = timeout(&self.parts.runtime, DISK_WRITE_WAIT, taking.as_mut()).await;
@@ -222,7 +354,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<(), WriteError> {
         let in_flight = self.supersede(hash);
         let cached = self.forget(hash);
-        if !in_flight && !cached {
+        // The only copy of what is in conflict stays whatever happens to the key.
+        if !in_flight && !cached || self.is_dirty(hash) {
             return Ok(());
         }
         self.bury_in_turn(hash, id, turn).await.map(drop)
@@ -231,25 +364,45 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// Writes a tombstone, so that no record of the key is found after a restart. `wanted` turns
     /// false when something newer comes, which then outranks the old record itself.
     pub(crate) async fn bury(&self, hash: BlockHash, id: &BlockId, wanted: impl Fn() -> bool) {
+        let wanted = || wanted() && !self.is_dirty(hash);
+        let state = match self.parts.writeback.sync {
+            true => RecordState::Dirty,
+            false => RecordState::Clean,
+        };
+        self.bury_as(hash, id, state, wanted).await;
+    }
+
+    /// As [`Core::bury`]. A dirty tombstone is made durable as a dirty block is: what it buries
+    /// must not be uploaded after a power cut. Returns whether nothing of the key can be found.
+    async fn bury_as(
+        &self,
+        hash: BlockHash,
+        id: &BlockId,
+        state: RecordState,
+        wanted: impl Fn() -> bool,
+    ) -> bool {
         let Some(shard) = self.shard(hash) else {
-            return;
+            return false;
         };
         let now = self.parts.runtime.unix_seconds();
-        let tombstone = RecordHeader::tombstone(hash, id, now);
+        let tombstone = RecordHeader {
+            state,
+            ..RecordHeader::tombstone(hash, id, now)
+        };
         for attempt in 1..=TOMBSTONE_ATTEMPTS_MAX {
             let Ok(buffer) = self.take_buffer(0).await else {
                 log::warn!("{}/{}: no memory for a tombstone", id.volume.name, id.key);
-                return;
+                return false;
             };
             match shard.append(tombstone.clone(), buffer, &wanted).await {
-                Ok(()) => {
+                Ok(_) => {
                     self.stats.records_written.add(1);
                     self.stats
                         .record_bytes_written
                         .add(tombstone.record_bytes());
-                    return;
+                    return true;
                 }
-                Err(AppendFailure::Superseded) => return,
+                Err(AppendFailure::Superseded) => return true,
                 Err(failure) => {
                     self.stats.write_failures.add(1);
                     let (volume, key) = (&id.volume.name, &id.key);
@@ -257,6 +410,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 }
             }
         }
+        false
     }
 
     async fn write_failed(
@@ -270,7 +424,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if if_none_match && error.kind == StoreErrorKind::PreconditionFailed {
             return WriteError::Exists;
         }
-        if error.kind.is_retryable() {
+        if error.kind.is_retryable() && !self.is_dirty(hash) {
             // It may have been done after all.
             let _ = self.drop_key(hash, id, turn).await;
         }

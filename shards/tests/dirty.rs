@@ -52,6 +52,8 @@ async fn open(runtime: &SimRuntime, disk: &SimDisk) -> SimShard {
         housekeeping: Housekeeping::new(LAYOUT.segment_bytes),
         layout: LAYOUT,
         write_budget_percent: WRITE_BUDGET_PERCENT,
+        marks: None,
+        sync: false,
     };
     Shard::new(parts, found)
 }

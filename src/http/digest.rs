@@ -174,6 +174,12 @@ impl BodyChecks {
         Ok(())
     }
 
+    /// The body's MD5 in hexadecimal, if the client says it; it holds once all is verified.
+    pub fn md5(&self) -> Option<String> {
+        let check = self.checks.iter().find(|check| check.name == "content-md5");
+        check?.expected.as_ref().map(hex::encode)
+    }
+
     /// Compares everything; the body was complete.
     pub fn verify(self) -> Result<(), ErrorReply> {
         for check in self.checks {

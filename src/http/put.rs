@@ -1,8 +1,8 @@
-//! `PUT` and `DELETE` of an object, through to the store.
+//! `PUT` and `DELETE` of an object.
 //!
 //! A body is read once, straight into block buffers, and checksummed on the way. One of at most a
-//! block is verified before the store hears of it; a larger one streams, its last piece held back
-//! until its checksums hold, so that a bad body never becomes an object.
+//! block is verified before the cache or the store hears of it; a larger one streams to the store,
+//! its last piece held back until its checksums hold, so that a bad body never becomes an object.
 
 use super::aws_chunked::{Decoder, Malformed, Step};
 use super::connection::{Connection, Ended};
@@ -286,6 +286,7 @@ async fn put(
         headers: object_headers(head)?,
         length: 0,
         crc64nvme: None,
+        md5: None,
         if_none_match: if_none_match(head)?,
         source: PutSource::Stream(queue::bounded(1).1),
     };
@@ -402,12 +403,14 @@ async fn put_whole(
     request: PutObject,
 ) -> Result<Arc<ObjectMeta>, BodyError> {
     let length = body.length;
+    let md5 = body.checks.md5();
     let (buffer, checksums) = read_block(connection, &mut body, length).await?;
     body.finish(connection).await?;
     let payload = payload(buffer, checksums);
     let request = PutObject {
         length,
         crc64nvme: Some(payload.crc64nvme),
+        md5,
         source: PutSource::Whole(payload),
         ..request
     };

@@ -8,6 +8,7 @@ use crate::http::limits::{ACCEPT_PAUSE, HANDSHAKE_TIME_MAX};
 use crate::http::{self, CoreContext};
 use forebay_io::buffer::Pool;
 use forebay_io::disk::ring::RingDisk;
+use forebay_io::ledger::{Ledger, LedgerPort};
 use forebay_io::local::{Event, Permit, Permits};
 use forebay_io::net::{Listener, Socket, Stream, is_descriptor_shortage};
 use forebay_io::queue::{MeshPort, Receiver};
@@ -18,12 +19,14 @@ use forebay_shards::core::{Core, CoreParts};
 use forebay_shards::evict::WRITE_BUDGET_PERCENT;
 use forebay_shards::key::Topology;
 use forebay_shards::log::ShardLayout;
+use forebay_shards::marks::Marks;
 use forebay_shards::messages::Message;
 use forebay_shards::recover::{RecoveryReport, recover};
 use forebay_shards::router;
 use forebay_shards::shard::{Housekeeping, Shard, ShardParts};
 use forebay_shards::superblock::Superblock;
 use forebay_shards::table::ShardTable;
+use forebay_shards::upload::WritebackSettings;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -79,6 +82,8 @@ pub struct CorePlan {
     pub ram_bytes: usize,
     /// Connections that it may have open.
     pub connections_max: usize,
+    /// How writes are acknowledged before the store has them.
+    pub writeback: WritebackSettings,
     /// Block buffers: one pool for all cores.
     pub pool: Pool,
     /// Zero of the cores' clocks.
@@ -99,6 +104,7 @@ pub async fn run(
     plan: CorePlan,
     mesh: MeshPort<Message>,
     uplink: UplinkPort,
+    ledger: LedgerPort,
     mut controls: Receiver<Control>,
 ) {
     let (index, connections_max) = (plan.index, plan.connections_max);
@@ -116,7 +122,9 @@ pub async fn run(
         uplink: uplink.clone(),
         shards: ShardTable::new(plan.segments.iter().map(|(number, _)| *number)),
         ram_bytes: plan.ram_bytes,
+        writeback: plan.writeback,
     });
+    engine.set_volumes(plan.table.faces());
     let listener = match Listener::bind(plan.state.address) {
         Ok(listener) => listener,
         Err(error) => return log::error!("core {index}: cannot listen: {error}"),
@@ -130,6 +138,8 @@ pub async fn run(
         superblock: plan.superblock,
         segments_max: plan.segments_max,
         segments: plan.segments.into_iter().collect(),
+        ledger: ledger.attach(),
+        sync: plan.writeback.sync,
         engine: engine.clone(),
     });
     let context = Rc::new(CoreContext {
@@ -157,6 +167,7 @@ pub async fn run(
     while let Some(Control::Reload(table, factory)) = controls.recv().await {
         // Stores first: no request may name a number that the companion does not know.
         uplink.replace_stores(factory).await;
+        engine.set_volumes(table.faces());
         *context.volume_table.borrow_mut() = table;
     }
     stop(&context, &connections, connections_max, &engine).await;
@@ -173,6 +184,8 @@ struct Loader {
     segments_max: u32,
     /// Segment files by shard.
     segments: HashMap<u32, Vec<u32>>,
+    ledger: Ledger,
+    sync: bool,
     engine: Rc<Engine>,
 }
 
@@ -213,6 +226,12 @@ impl Loader {
             housekeeping: self.housekeeping.clone(),
             layout,
             write_budget_percent: WRITE_BUDGET_PERCENT,
+            marks: Some(Marks::new(
+                self.ledger.clone(),
+                self.superblock.folder,
+                number,
+            )),
+            sync: self.sync,
         };
         let shard = Shard::new(parts, found);
         if let Err(error) = shard.shrink().await {

@@ -252,7 +252,7 @@ fn index(needs: &MemoryNeeds) -> u64 {
 }
 
 /// The ledger's cache: as asked.
-fn ledger(needs: &MemoryNeeds) -> u64 {
+pub fn ledger(needs: &MemoryNeeds) -> u64 {
     needs.db_mem_capacity.resolve(needs.limit.bytes)
 }
 

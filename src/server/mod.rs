@@ -19,6 +19,7 @@ use core::{Control, CorePlan};
 use forebay_io::buffer::Pool;
 use forebay_io::disk::Disk;
 use forebay_io::disk::ring::RingDisk;
+use forebay_io::ledger::{self, LedgerPort};
 use forebay_io::probe::{self, FolderLock, ProbeError};
 use forebay_io::queue::{self, Sender};
 use forebay_io::rt::{self, CoreBuilder, CoreHandle, GlommioRuntime};
@@ -27,6 +28,7 @@ use forebay_shards::key::Topology;
 use forebay_shards::messages::Message;
 use forebay_shards::router::MESH_CAPACITY;
 use forebay_shards::superblock::{self, FolderError, SUPERBLOCK_NAME, Superblock};
+use forebay_shards::upload::WritebackSettings;
 use memory::{MemoryNeeds, MemoryPlan, MemoryShort};
 use std::io;
 use std::net::SocketAddr;
@@ -40,6 +42,9 @@ use volumes::{Stores, VolumeError};
 /// Fetches and uploads in flight per core when `--maxBops` does not say: covers the
 /// bandwidth-delay product of 10 Gb/s over 100 ms with 4 MiB blocks.
 const OPERATIONS_PER_CORE: usize = 32;
+
+/// Part of the uploads in flight that is never taken by what is uploaded in the background.
+const UPLOADS_KEPT_DIVISOR: usize = 8;
 
 /// Open files beside segments and connections: logs, the ledger, the rings, connections to stores.
 const OTHER_FILES_BASE: u64 = 128;
@@ -180,6 +185,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         segments_max,
         quota_bytes,
         memory,
+        ledger_cache_bytes,
         tls,
     } = prepare(settings, cores)?;
     log::info!("{}", memory.summary());
@@ -209,13 +215,15 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         folder: folder.clone(),
         ram_bytes: memory.ram_bytes_per_core,
         connections_max,
+        writeback: writeback(settings, cores),
         pool: pool.clone(),
         started,
         tls: tls.clone(),
         table: table.clone(),
         state: state.clone(),
     };
-    let mut running = Running::start(settings, cores, &cpus, &stores, plan)?;
+    let (ledger_ports, ledger) = start_ledger(settings, cores, ledger_cache_bytes)?;
+    let mut running = Running::start(settings, cores, &cpus, &stores, ledger_ports, plan)?;
     running.wait_until_ready(&state)?;
     watchdog::start(state.clone()).map_err(failed("cannot start the watchdog"))?;
     log::info!(
@@ -228,8 +236,41 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     signals::wait(|| running.reload(settings, &mut stores))
         .map_err(failed("cannot wait for signals"))?;
     running.stop();
+    // The cores are gone, and with them those who order: it ends with everything on disk.
+    if ledger.join().is_err() {
+        log::error!("the ledger's thread failed; uploads may be repeated");
+    }
     drop(lock);
     Ok(())
+}
+
+/// Starts the ledger's thread, with a port for each core.
+fn start_ledger(
+    settings: &StartSettings,
+    cores: usize,
+    cache_bytes: u64,
+) -> Result<(Vec<LedgerPort>, JoinHandle<()>), StartError> {
+    let (ports, services) = (0..cores).map(|_| ledger::pair()).unzip();
+    let folder = &settings.db_folder;
+    let thread = ledger::spawn_ledger(folder, cache_bytes, services)
+        .map_err(failed(format!("ledger {}", folder.display())))?;
+    Ok((ports, thread))
+}
+
+/// How each core writes back.
+fn writeback(settings: &StartSettings, cores: usize) -> WritebackSettings {
+    let operations = operations_per_core(settings, cores);
+    let active_max = match settings.writeback_active {
+        0 => operations,
+        all => all.div_ceil(cores),
+    };
+    WritebackSettings {
+        enabled: !settings.no_writeback,
+        sync: settings.sync,
+        // Some of the lane is left to those who wait for the store: writes through and deletes.
+        active_max: active_max.min(operations - operations / UPLOADS_KEPT_DIVISOR),
+        delay: settings.writeback_delay,
+    }
 }
 
 /// A panic anywhere ends the process: a server with a dead core would answer for its blocks never.
@@ -254,6 +295,7 @@ struct Prepared {
     segments_max: u32,
     quota_bytes: u64,
     memory: MemoryPlan,
+    ledger_cache_bytes: u64,
     tls: Option<Arc<rustls::ServerConfig>>,
 }
 
@@ -266,7 +308,8 @@ fn prepare(settings: &StartSettings, cores: usize) -> Result<Prepared, StartErro
     log::info!("{} is on {filesystem}", folder.display());
     let quota_bytes = settings.disk_quota.resolve(file_system_bytes(folder)?);
     inspect(folder, quota_bytes)?;
-    let memory = memory::plan(&memory_needs(settings, cores, quota_bytes)?)?;
+    let needs = memory_needs(settings, cores, quota_bytes)?;
+    let memory = memory::plan(&needs)?;
     let tls = load_certificate(settings)?;
     let lock = FolderLock::acquire(folder)?;
     match open_folder(folder, quota_bytes) {
@@ -277,6 +320,7 @@ fn prepare(settings: &StartSettings, cores: usize) -> Result<Prepared, StartErro
             segments_max,
             quota_bytes,
             memory,
+            ledger_cache_bytes: memory::ledger(&needs),
             tls,
         }),
         Err(error) => {
@@ -448,6 +492,7 @@ impl Running {
         cores: usize,
         cpus: &[usize],
         stores: &Stores,
+        ledgers: Vec<LedgerPort>,
         plan: impl Fn(usize) -> CorePlan,
     ) -> Result<Running, StartError> {
         let operations = operations_per_core(settings, cores);
@@ -460,10 +505,8 @@ impl Running {
             controls: Vec::new(),
             companions: Vec::new(),
         };
-        for (index, mesh) in queue::mesh::<Message>(cores, MESH_CAPACITY)
-            .into_iter()
-            .enumerate()
-        {
+        let meshes = queue::mesh::<Message>(cores, MESH_CAPACITY);
+        for (index, (mesh, ledger)) in meshes.into_iter().zip(ledgers).enumerate() {
             let (port, companion_port) = uplink::pair();
             let factory = stores.factory();
             let companion = uplink::spawn_companion(index, companion_port, limits, factory)
@@ -475,7 +518,7 @@ impl Running {
             // More cores than CPUs share them, unpinned.
             let cpu = (cores <= cpus.len()).then(|| cpus[index]);
             let core = CoreBuilder { index, cpu }
-                .spawn(move || core::run(plan, mesh, port, controls))
+                .spawn(move || core::run(plan, mesh, port, ledger, controls))
                 .map_err(failed("cannot start a core"))?;
             running.cores.push(core);
         }

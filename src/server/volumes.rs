@@ -34,6 +34,11 @@ impl VolumeTable {
         self.volumes.get(name)
     }
 
+    /// The volumes as the cache sees them.
+    pub fn faces(&self) -> impl Iterator<Item = Arc<Volume>> {
+        self.volumes.values().map(|served| served.volume.clone())
+    }
+
     /// All volumes.
     pub fn list(&self) -> impl Iterator<Item = &ServedVolume> {
         self.volumes.values()

@@ -224,19 +224,10 @@ impl CredentialOrigin {
 }
 
 /// Flags that are understood and whose feature this version has not got yet.
-const LATER_FEATURES: [(&str, &str); 9] = [
-    ("--sync", "acknowledging only what survives a power cut"),
-    (
-        "--noWriteback",
-        "writeback; every write goes to the store first already",
-    ),
-    ("--writebackActive", "writeback"),
-    ("--writebackDelay", "writeback"),
+const LATER_FEATURES: [(&str, &str); 3] = [
     ("--bufferSize", "I/O buffers of a fixed size"),
     ("--pprof", "CPU profiles"),
     ("--pprofPort", "CPU profiles"),
-    ("--dbFolder", "the ledger"),
-    ("--dbMemCapacity", "the ledger"),
 ];
 
 impl StartSettings {

@@ -150,6 +150,8 @@ impl Cache {
                 housekeeping: Housekeeping::new(layout.segment_bytes),
                 layout,
                 write_budget_percent,
+                marks: None,
+                sync: false,
             };
             shards.push(Shard::new(parts, nothing));
         }
@@ -265,9 +267,10 @@ impl Cache {
                 size: PAYLOAD_BYTES as u64,
                 ..ObjectMeta::default()
             },
+            store_etag: String::new(),
         };
         let shard = self.shard_of(header.hash);
-        let appended = shard.append(header, body, || true).await;
+        let appended = shard.append(header, body, || true).await.map(drop);
         appended.unwrap_or_else(|e| panic!("key {key}: {e}"));
         // Making room in the background gets its turn, as it does between real requests.
         self.runtime.yield_now().await;

@@ -134,6 +134,7 @@ fn an_overwrite_that_is_not_cached_still_buries_the_old_version() {
                 headers: Vec::new(),
                 length: 20_000,
                 crc64nvme: None,
+                md5: None,
                 if_none_match: false,
                 source: forebay_shards::messages::PutSource::Stream(receiver),
             };

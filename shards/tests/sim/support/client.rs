@@ -179,6 +179,7 @@ pub async fn put(
         headers: Vec::new(),
         length: bytes.len() as u64,
         crc64nvme: None,
+        md5: None,
         if_none_match,
         source,
     };

@@ -159,6 +159,7 @@ impl Clients {
             Ok(()) => Ending::Done,
             Err(WriteError::Exists | WriteError::Loading) => Ending::NotDone,
             Err(WriteError::Store(_) | WriteError::Stalled) => Ending::Unknown,
+            Err(WriteError::Immutable) => unreachable!("only volumes that write back refuse"),
         };
         let completions = self.machine.disk.completions();
         let mut model = self.model.borrow_mut();

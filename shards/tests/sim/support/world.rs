@@ -25,6 +25,7 @@ use forebay_shards::segment::parse_segment_name;
 use forebay_shards::shard::{Housekeeping, Shard, ShardParts};
 use forebay_shards::superblock::discard_unmade;
 use forebay_shards::table::ShardTable;
+use forebay_shards::upload::WritebackSettings;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -278,6 +279,8 @@ pub async fn open_shard(
         housekeeping: Housekeeping::new(layout.segment_bytes),
         layout,
         write_budget_percent: WRITE_BUDGET_PERCENT,
+        marks: None,
+        sync: false,
     };
     let shard = Shard::new(parts, found);
     shard.shrink().await.expect("files can be removed");
@@ -311,6 +314,7 @@ fn connect(
         uplink: uplink_port.attach(runtime.clone()),
         shards: ShardTable::new(shards.keys().copied().collect::<BTreeSet<u32>>()),
         ram_bytes: geometry.ram_bytes,
+        writeback: WritebackSettings::off(),
     });
     let mut recovery = Some(recovery);
     while let Some(number) = core.shards().next_to_load() {
