@@ -539,6 +539,28 @@ fn a_quota_that_cannot_be_kept_is_refused() {
 }
 
 #[test]
+fn a_quota_of_more_segments_than_may_be_open_is_refused_or_laid_out_in_fewer() {
+    let mut proxy = Setup {
+        wrapper: ["prlimit", "--nofile=1024"].map(String::from).to_vec(),
+        disk_quota: "1T".to_string(),
+        ..Setup::default()
+    }
+    .prepare();
+    // Even of the largest segments there are thousands.
+    assert_refused(&proxy, &["open files"]);
+    // The usual layout has 2,000 of these, a coarser one fits.
+    proxy.setup.disk_quota = "64G".to_string();
+    proxy.start();
+    proxy.put("before", &pattern(1, 100_000));
+    assert!(proxy.terminate().success());
+    // What is formatted stays as it is.
+    proxy.setup.disk_quota = "256G".to_string();
+    assert_refused(&proxy, &["open files"]);
+    proxy.setup.disk_quota = "64G".to_string();
+    assert_still_good(proxy);
+}
+
+#[test]
 fn unusable_certificates_are_refused() {
     let proxy = Setup {
         tls: true,

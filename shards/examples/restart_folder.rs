@@ -19,7 +19,7 @@ use forebay_shards::format::{
 };
 use forebay_shards::key::{BlockId, Freshness, Topology, Volume};
 use forebay_shards::segment::segment_name;
-use forebay_shards::superblock::{self, Superblock};
+use forebay_shards::superblock::{self, FolderLimits, Superblock};
 use std::error::Error;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -50,7 +50,11 @@ fn main() -> Result<(), Failure> {
     if std::fs::read_dir(&folder)?.next().is_some() {
         return Err(format!("{} is not empty", folder.display()).into());
     }
-    let (superblock, segments_max) = format_folder(&folder, quota_bytes, files_max)?;
+    let limits = FolderLimits {
+        quota_bytes,
+        segment_files_max: files_max,
+    };
+    let (superblock, segments_max) = format_folder(&folder, limits)?;
     let mut maker = Maker {
         folder,
         superblock,
@@ -82,26 +86,8 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Formats the folder as the server would. The layout is that of the quota, or of a larger one if
-/// that has more files than may be open: segments are larger then.
-fn format_folder(
-    folder: &Path,
-    quota_bytes: u64,
-    files_max: u64,
-) -> Result<(Superblock, u32), Failure> {
-    let mut layout_bytes = quota_bytes;
-    loop {
-        let superblock = open_or_format(folder, layout_bytes)?;
-        let segments_max = superblock.segments_per_shard(quota_bytes)?;
-        if u64::from(superblock.shards) * u64::from(segments_max) <= files_max {
-            return Ok((superblock, segments_max));
-        }
-        std::fs::remove_file(folder.join(superblock::SUPERBLOCK_NAME))?;
-        layout_bytes *= 2;
-    }
-}
-
-fn open_or_format(folder: &Path, quota_bytes: u64) -> Result<Superblock, Failure> {
+/// Formats the folder as the server would.
+fn format_folder(folder: &Path, limits: FolderLimits) -> Result<(Superblock, u32), Failure> {
     let path = folder.to_owned();
     let executor = CoreBuilder {
         index: 0,
@@ -111,9 +97,11 @@ fn open_or_format(folder: &Path, quota_bytes: u64) -> Result<Superblock, Failure
         let disk = RingDisk::open_folder(&path)?;
         let runtime = GlommioRuntime::current(Instant::now());
         let pool = Pool::new(1 << 20);
-        Ok::<_, Failure>(superblock::open_or_format(&runtime, &disk, &pool, quota_bytes).await?)
+        Ok::<_, Failure>(superblock::open_or_format(&runtime, &disk, &pool, limits).await?)
     })?;
-    formatted.join()?
+    let superblock = formatted.join()??;
+    let segments_max = superblock.segments_per_shard(limits.quota_bytes)?;
+    Ok((superblock, segments_max))
 }
 
 /// The folder as far as it is made.

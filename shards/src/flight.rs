@@ -262,6 +262,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 answer();
             }
             StoreErrorKind::PreconditionFailed => flight.land(Landing::Failed(ReadError::Changed)),
+            // The object's description has it: deleted or cut shorter since. Its home is told by
+            // whoever reads, or it would go on serving what it has of it.
+            StoreErrorKind::NotFound | StoreErrorKind::RangeNotSatisfiable
+                if plan.id.number != 0 =>
+            {
+                flight.land(Landing::Failed(ReadError::Changed));
+            }
             StoreErrorKind::RangeNotSatisfiable if plan.id.number == 0 => {
                 self.receive_empty(hash, plan, flight).await;
             }

@@ -101,8 +101,8 @@ struct Shadow {
 struct SegmentAccount {
     /// Blocks of its stale records, once for each.
     stale: Vec<BlockHash>,
-    /// Blocks whose newest record is here and says nothing that is served: its tombstones that
-    /// mattered when they were written, and the records that were evicted from it.
+    /// Blocks whose newest record is, or may be, here and says nothing that is served: its
+    /// tombstones that mattered when they were written, and the records that left the index.
     silent: Vec<BlockHash>,
     /// Live records that are dirty.
     dirty: usize,
@@ -219,6 +219,7 @@ impl Index {
     /// yet is not live: its write failed, or it was no longer wanted.
     pub fn note_unwanted(&mut self, hash: BlockHash, segment: u32) {
         self.note_stale(hash, segment);
+        self.account(segment).silent.push(hash);
         self.uncover(hash);
     }
 
@@ -232,14 +233,18 @@ impl Index {
         }
     }
 
-    /// Takes a block out of the index if it is at `at`. Its record becomes stale. The only copy of
+    /// Takes a block out of the index if it is at `at`. Its record becomes stale, and still
+    /// outranks every other: when its segment goes, the others must not come back. The only copy of
     /// a block stays: whoever may give it up says so first ([`Index::mark_clean`]).
-    pub fn forget(&mut self, hash: BlockHash, at: Location) {
-        if self.find(hash) == Some(at) && !self.is_dirty(hash) {
+    pub fn forget(&mut self, hash: BlockHash, at: Location) -> bool {
+        let is_there = self.find(hash) == Some(at) && !self.is_dirty(hash);
+        if is_there {
             let former = self.live.remove(&hash).expect("found above");
             self.count(&former, false);
             self.note_stale(hash, at.segment);
+            self.account(at.segment).silent.push(hash);
         }
+        is_there
     }
 
     /// The store has a block's dirty record now.
@@ -311,16 +316,6 @@ impl Index {
         for entry in entries.filter(|entry| entry.at.segment == segment) {
             entry.frequency = 0;
         }
-    }
-
-    /// Takes a record out of the index because its segment is being reclaimed.
-    pub fn evict(&mut self, hash: BlockHash, at: Location) -> bool {
-        let is_there = self.find(hash) == Some(at);
-        if is_there {
-            self.forget(hash, at);
-            self.account(at.segment).silent.push(hash);
-        }
-        is_there
     }
 
     /// Blocks that would come back from a stale record elsewhere if a segment that holds no live
@@ -448,6 +443,8 @@ mod tests {
     struct Folder {
         /// Segment, page, block, sequence, whether it is a block's.
         records: Vec<(u32, u32, BlockHash, u64, bool)>,
+        /// The highest sequence that was ever written of a block, there still or not.
+        highest: BlockMap<u64>,
         next: u64,
         next_page: u32,
     }
@@ -457,6 +454,8 @@ mod tests {
             self.next_page += 1;
             let page = self.next_page;
             self.records.push((segment, page, hash, sequence, is_block));
+            let highest = self.highest.entry(hash).or_default();
+            *highest = sequence.max(*highest);
             page
         }
 
@@ -537,7 +536,7 @@ mod tests {
             }
             Step::Reclaim(segment, tombstones_to) if segment != tombstones_to => {
                 for record in index.live_records(segment) {
-                    index.evict(record.hash, record.at);
+                    index.forget(record.hash, record.at);
                 }
                 for hash in index.needs_tombstones(segment) {
                     let sequence = folder.sequence();
@@ -554,7 +553,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// However segments are reclaimed, a start finds for each block what the index says.
+        /// However segments are reclaimed, a start finds for each block what the index says, or what
+        /// left it last, and never what something newer had replaced.
         #[test]
         fn a_start_finds_what_the_index_says(steps in proptest::collection::vec(step(), 1..60)) {
             let (mut index, mut folder) = (Index::default(), Folder::default());
@@ -568,10 +568,10 @@ mod tests {
                             prop_assert_eq!(found, Some((folder.sequence_at(location), true)));
                         }
                         // The other way round it may err: that costs a tombstone too many.
-                        None if found.is_some_and(|(_, is_block)| is_block) => {
+                        None => if let Some((sequence, true)) = found {
                             prop_assert!(index.may_hold(hash), "{block} would come back");
+                            prop_assert_eq!(sequence, folder.highest[&hash], "older than what was");
                         }
-                        None => {}
                     }
                 }
             }

@@ -484,7 +484,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
 
     fn evict(&self, record: &LiveRecord) {
         let mut index = self.index.borrow_mut();
-        if index.evict(record.hash, record.at) {
+        if index.forget(record.hash, record.at) {
             self.stats.records_evicted.add(1);
         }
     }

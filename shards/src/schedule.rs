@@ -34,7 +34,7 @@ use flow::{Evidence, Flow, Permit, RETRY_AFTER_MAX, StoreTrouble};
 use forebay_io::runtime::MonoTime;
 use lanes::{BLAMED_SHARE, Lanes, blamed_max};
 use order::Order;
-pub use report::{BlockState, Listed, StoreSummary, Summary};
+pub use report::{Listed, StoreSummary, Summary};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ const _: () = assert!(
 );
 
 /// Place of a dirty block in the order of uploads: oldest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Age {
     /// When its content was acknowledged, by the wall clock.
     pub acked_unix_ms: u64,
@@ -342,6 +342,16 @@ impl Schedule {
                 lanes.flow.forget();
                 lanes.make_blamed_due(&mut self.blocks);
             }
+        }
+    }
+
+    /// The settings have changed: blocks whose volume was not among them may have one now.
+    pub fn retry_orphans(&mut self) {
+        let slots: Vec<u32> = self.held[Held::Orphaned as usize].iter().collect();
+        for slot in slots {
+            let block = self.blocks.get(slot).block;
+            let place = self.place_unless_uploading(block, Place::Fresh);
+            self.move_to(slot, place);
         }
     }
 

@@ -29,8 +29,17 @@ const SEGMENT_BASE_BYTES_MIN: u64 = 8 << 20;
 /// longer.
 const SEGMENT_BASE_BYTES_MAX: u64 = 256 << 20;
 
-/// The segment size from which on more shards are made rather than larger segments.
+/// The segment size from which on more shards are made rather than larger segments, up to
+/// [`SHARDS_ENOUGH`].
 const SEGMENT_BASE_BYTES_WANTED: u64 = 32 << 20;
+
+/// The segment size from which on even more shards are made. Every segment is an open file and some
+/// hundred bytes of memory, of which blocks of a few MiB in small segments have as much as in
+/// the index: a TiB is 9,000 files of this size, and 36,000 of the other.
+const SEGMENT_BASE_BYTES_LARGE: u64 = 128 << 20;
+
+/// Shards that are enough for the cores of machines whose cache is below a TiB.
+const SHARDS_ENOUGH: u64 = 64;
 
 /// Segments per shard that a format aims for. Space in open segments and in the spare ones is not
 /// used for blocks: three of a hundred or so cost little, three of a dozen a quarter. The probation
@@ -74,6 +83,25 @@ pub struct Superblock {
     pub segment_bytes: u64,
 }
 
+/// What a folder must keep within.
+#[derive(Clone, Copy, Debug)]
+pub struct FolderLimits {
+    /// Bytes that it may take.
+    pub quota_bytes: u64,
+    /// Segment files that may be open: all of them are, as long as the program runs.
+    pub segment_files_max: u64,
+}
+
+impl FolderLimits {
+    /// A quota, and as many files as it takes.
+    pub fn of_quota(quota_bytes: u64) -> FolderLimits {
+        FolderLimits {
+            quota_bytes,
+            segment_files_max: u64::MAX,
+        }
+    }
+}
+
 /// Why a folder cannot be used. One line each; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
@@ -108,6 +136,17 @@ pub enum FolderError {
         /// What would do.
         needed: u64,
     },
+    /// More segment files than may be open.
+    #[error(
+        "{needed} segment files must be open, and there may be {allowed}: raise the limit of open \
+         files (`LimitNOFILE=` in the systemd unit, `ulimit -Hn`), or give it a smaller quota"
+    )]
+    TooManySegments {
+        /// As many as the quota makes of the largest segments that can be chosen, or as there are.
+        needed: u64,
+        /// What the limit of open files leaves.
+        allowed: u64,
+    },
     /// The operating system refused.
     #[error("{what}: {source}")]
     Io {
@@ -119,43 +158,22 @@ pub enum FolderError {
 }
 
 impl Superblock {
-    /// Chooses a layout for `quota_bytes`.
-    fn choose<R: Runtime>(runtime: &R, quota_bytes: u64) -> Result<Superblock, FolderError> {
-        if quota_bytes < QUOTA_BYTES_MIN {
-            return Err(FolderError::QuotaTooSmall {
-                given: quota_bytes,
-                needed: QUOTA_BYTES_MIN,
-            });
-        }
-        let roomy = quota_bytes / (SEGMENTS_PER_SHARD_WANTED * SEGMENT_BASE_BYTES_WANTED);
-        let tight = SHARDS_WANTED.min(quota_bytes / QUOTA_BYTES_MIN);
-        let shards = power_of_two_below(roomy.max(tight), 1, SHARDS_MAX.into());
-        let base = power_of_two_below(
-            quota_bytes / shards / SEGMENTS_PER_SHARD_WANTED,
-            SEGMENT_BASE_BYTES_MIN,
-            SEGMENT_BASE_BYTES_MAX,
-        );
+    /// A new folder's layout within `limits`.
+    fn choose<R: Runtime>(runtime: &R, limits: FolderLimits) -> Result<Superblock, FolderError> {
+        let (shards, segment_bytes) = choose_sizes(limits)?;
         let mut folder = [0; 16];
         folder[..8].copy_from_slice(&runtime.random().to_le_bytes());
         folder[8..].copy_from_slice(&runtime.random().to_le_bytes());
         Ok(Superblock {
             folder,
-            shards: shards as u32,
-            segment_bytes: segment_bytes(base),
+            shards,
+            segment_bytes,
         })
     }
 
     /// Segments that each shard may have under `quota_bytes`.
     pub fn segments_per_shard(&self, quota_bytes: u64) -> Result<u32, FolderError> {
-        let layer_bytes = (self.segment_bytes + SEGMENT_OVERHEAD_BYTES) * u64::from(self.shards);
-        let usable = quota_bytes.saturating_sub(FOLDER_OVERHEAD_BYTES);
-        match usable / layer_bytes {
-            0 => Err(FolderError::QuotaTooSmall {
-                given: quota_bytes,
-                needed: layer_bytes + FOLDER_OVERHEAD_BYTES,
-            }),
-            count => Ok(count.min(u64::from(u32::MAX)) as u32),
-        }
+        segments_per_shard(self.shards, self.segment_bytes, quota_bytes)
     }
 
     fn encode(&self, page: &mut [u8]) {
@@ -198,6 +216,65 @@ impl Superblock {
     }
 }
 
+/// Shards, and bytes of a segment, of a new folder.
+fn choose_sizes(limits: FolderLimits) -> Result<(u32, u64), FolderError> {
+    let FolderLimits {
+        quota_bytes,
+        segment_files_max,
+    } = limits;
+    if quota_bytes < QUOTA_BYTES_MIN {
+        return Err(FolderError::QuotaTooSmall {
+            given: quota_bytes,
+            needed: QUOTA_BYTES_MIN,
+        });
+    }
+    let shards_with = |base: u64| quota_bytes / (SEGMENTS_PER_SHARD_WANTED * base);
+    let tight = SHARDS_WANTED.min(quota_bytes / QUOTA_BYTES_MIN);
+    let wanted = shards_with(SEGMENT_BASE_BYTES_WANTED)
+        .min(SHARDS_ENOUGH)
+        .max(shards_with(SEGMENT_BASE_BYTES_LARGE))
+        .max(tight);
+    let mut shards = power_of_two_below(wanted, 1, SHARDS_MAX.into());
+    let mut base = power_of_two_below(
+        quota_bytes / shards / SEGMENTS_PER_SHARD_WANTED,
+        SEGMENT_BASE_BYTES_MIN,
+        SEGMENT_BASE_BYTES_MAX,
+    );
+    loop {
+        let sizes = (shards as u32, segment_bytes(base));
+        let per_shard = segments_per_shard(sizes.0, sizes.1, quota_bytes)?;
+        let needed = shards * u64::from(per_shard);
+        if needed <= segment_files_max {
+            return Ok(sizes);
+        }
+        if base == SEGMENT_BASE_BYTES_MAX {
+            return Err(FolderError::TooManySegments {
+                needed,
+                allowed: segment_files_max,
+            });
+        }
+        base *= 2;
+        // Half the files, and as many for each shard as before, down to the least shards.
+        shards = (shards / 2).max(SHARDS_WANTED.min(shards));
+    }
+}
+
+fn segments_per_shard(
+    shards: u32,
+    segment_bytes: u64,
+    quota_bytes: u64,
+) -> Result<u32, FolderError> {
+    let layer_bytes = (segment_bytes + SEGMENT_OVERHEAD_BYTES) * u64::from(shards);
+    let usable = quota_bytes.saturating_sub(FOLDER_OVERHEAD_BYTES);
+    match usable / layer_bytes {
+        0 => Err(FolderError::QuotaTooSmall {
+            given: quota_bytes,
+            needed: layer_bytes + FOLDER_OVERHEAD_BYTES,
+        }),
+        count => Ok(count.min(u64::from(u32::MAX)) as u32),
+    }
+}
+
 /// The largest power of two that is at most `value`, held between two powers of two.
 fn power_of_two_below(value: u64, least: u64, most: u64) -> u64 {
     let below = value.checked_ilog2().map_or(1, |log| 1 << log);
@@ -213,38 +290,42 @@ pub async fn open_or_format<R: Runtime, D: Disk>(
     runtime: &R,
     disk: &D,
     pool: &Pool,
-    quota_bytes: u64,
+    limits: FolderLimits,
 ) -> Result<Superblock, FolderError> {
     let entries = disk.list().await.map_err(failed("cannot list it"))?;
     if entries.iter().any(|entry| entry.name == SUPERBLOCK_NAME) {
         return read(disk, pool).await;
     }
     refuse_foreign(entries.iter().map(|entry| entry.name.as_str()))?;
-    let superblock = Superblock::choose(runtime, quota_bytes)?;
-    superblock.segments_per_shard(quota_bytes)?;
+    let superblock = Superblock::choose(runtime, limits)?;
     format(disk, pool, &superblock)
         .await
         .map_err(failed("cannot write its superblock"))?;
     Ok(superblock)
 }
 
-/// Refuses a folder that [`open_or_format`] would refuse, from what can be seen without touching
+/// Refuses a folder that cannot be used within `limits`, from what can be seen without touching
 /// it: its file names, and the superblock's content if there is one.
 pub fn inspect<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
     superblock: Option<&[u8]>,
-    quota_bytes: u64,
+    limits: FolderLimits,
 ) -> Result<(), FolderError> {
-    refuse_foreign(names)?;
-    match superblock {
-        Some(content) => decode_copies(content)?
-            .segments_per_shard(quota_bytes)
-            .map(drop),
-        None if quota_bytes < QUOTA_BYTES_MIN => Err(FolderError::QuotaTooSmall {
-            given: quota_bytes,
-            needed: QUOTA_BYTES_MIN,
+    refuse_foreign(names.clone())?;
+    let Some(content) = superblock else {
+        return choose_sizes(limits).map(drop);
+    };
+    let superblock = decode_copies(content)?;
+    let per_shard = superblock.segments_per_shard(limits.quota_bytes)?;
+    // Those beyond a quota that has shrunk are opened before they are removed.
+    let present = names.filter(|name| parse_segment_name(name).is_some());
+    let needed = (u64::from(superblock.shards) * u64::from(per_shard)).max(present.count() as u64);
+    match needed <= limits.segment_files_max {
+        true => Ok(()),
+        false => Err(FolderError::TooManySegments {
+            needed,
+            allowed: limits.segment_files_max,
         }),
-        None => Ok(()),
     }
 }
 
@@ -353,30 +434,87 @@ mod tests {
         let runtime = executor.runtime();
         let pool = Pool::new(1 << 20);
         let disk = disk.clone();
-        executor.block_on(async move { open_or_format(&runtime, &disk, &pool, quota).await })
+        let limits = FolderLimits::of_quota(quota);
+        executor.block_on(async move { open_or_format(&runtime, &disk, &pool, limits).await })
     }
 
     #[test]
     fn layouts_fit_their_quota() {
-        let mut executor = SimExecutor::new(1);
-        let runtime = executor.runtime();
-        executor.block_on(async move {
-            for shift in 26..44 {
-                for quota in [1_u64 << shift, (1 << shift) + (3 << (shift - 2))] {
-                    let superblock = Superblock::choose(&runtime, quota).expect("large enough");
-                    let count = superblock.segments_per_shard(quota).expect("at least one");
-                    let used = superblock.segment_bytes * u64::from(superblock.shards);
-                    assert!(used * u64::from(count) + 2 * PAGE as u64 <= quota);
-                    assert!(count >= 6, "quota {quota}: {superblock:?}");
-                    // Enough that what open and spare segments waste is little.
-                    assert!(
-                        quota < 1 << 33 || count >= 100,
-                        "quota {quota}: {superblock:?}"
-                    );
-                    assert!(quota < 1 << 28 || superblock.shards >= 4, "quota {quota}");
-                }
+        for shift in 26..44 {
+            for quota in [1_u64 << shift, (1 << shift) + (3 << (shift - 2))] {
+                let sizes = choose_sizes(FolderLimits::of_quota(quota));
+                let (shards, segment_bytes) = sizes.expect("large enough");
+                let count = segments_per_shard(shards, segment_bytes, quota).expect("at least one");
+                let used = segment_bytes * u64::from(shards) * u64::from(count);
+                let layout = format!("quota {quota}: {shards} shards of {count} {segment_bytes}");
+                assert!(used + 2 * PAGE as u64 <= quota, "{layout}");
+                assert!(count >= 6, "{layout}");
+                // Enough that what open and spare segments waste is little.
+                assert!(quota < 1 << 33 || count >= 100, "{layout}");
+                assert!(quota < 1 << 28 || shards >= 4, "{layout}");
+                // Few enough to be open, and that blocks of 4 MiB have little memory in each.
+                let files = u64::from(shards) * u64::from(count);
+                assert!(quota > 1 << 40 || files <= 17_000, "{layout}");
             }
-        });
+        }
+    }
+
+    #[test]
+    fn segments_are_larger_where_fewer_files_may_be_open() {
+        let quota_bytes = 5 << 38;
+        let files = |segment_files_max| {
+            let chosen = choose_sizes(FolderLimits {
+                quota_bytes,
+                segment_files_max,
+            });
+            chosen.map(|(shards, segment_bytes)| {
+                let count = segments_per_shard(shards, segment_bytes, quota_bytes);
+                let count = count.expect("at least one");
+                assert!(count >= 100, "{shards} shards of {count} {segment_bytes}");
+                u64::from(shards) * u64::from(count)
+            })
+        };
+        let freely = files(u64::MAX).expect("without a limit");
+        assert_eq!(files(freely).expect("just enough"), freely);
+        let fewer = files(freely - 1).expect("larger ones");
+        assert!(fewer < freely && fewer > freely / 3, "{fewer} of {freely}");
+        let needed = match files(64) {
+            Err(FolderError::TooManySegments { needed, allowed }) => {
+                assert_eq!(allowed, 64);
+                needed
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(files(needed).expect("what it said would do"), needed);
+    }
+
+    #[test]
+    fn a_folder_with_too_many_segments_is_refused_untouched() {
+        let disk = SimDisk::new(0);
+        let superblock = open(&disk, 1 << 30).expect("formatted");
+        let mut content = vec![0; PAGE];
+        superblock.encode(&mut content);
+        let count = superblock.segments_per_shard(1 << 30).expect("some");
+        let files = u64::from(superblock.shards) * u64::from(count);
+        let inspect_with = |segment_files_max, quota_bytes, present: u32| {
+            let mut names = vec![SUPERBLOCK_NAME.to_owned()];
+            names.extend((0..present).map(|number| crate::segment::segment_name(0, number)));
+            let limits = FolderLimits {
+                quota_bytes,
+                segment_files_max,
+            };
+            inspect(names.iter().map(String::as_str), Some(&content), limits)
+        };
+        inspect_with(files, 1 << 30, 9).expect("just enough");
+        for (allowed, quota, present) in
+            [(files - 1, 1 << 30, 0), (files, 1 << 29, files as u32 + 1)]
+        {
+            let refused = inspect_with(allowed, quota, present);
+            assert!(
+                matches!(refused, Err(FolderError::TooManySegments { .. })),
+                "{allowed} {quota} {present}: {refused:?}"
+            );
+        }
     }
 
     #[test]

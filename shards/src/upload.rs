@@ -190,7 +190,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub fn set_volumes(&self, volumes: impl IntoIterator<Item = Arc<Volume>>) {
         let by_name = volumes.into_iter().map(|v| (v.name.clone(), v));
         *self.uploads.volumes.borrow_mut() = by_name.collect();
-        self.uploads.schedule.borrow_mut().store_changed(None);
+        let mut schedule = self.uploads.schedule.borrow_mut();
+        schedule.store_changed(None);
+        schedule.retry_orphans();
         self.uploads.signal.raise();
     }
 

@@ -14,7 +14,9 @@ use forebay_io::buffer::{PAGE, Pool};
 use forebay_io::sim::{SimDisk, SimExecutor};
 use forebay_shards::check::SegmentState;
 use forebay_shards::format::record_bytes;
-use forebay_shards::superblock::{self, FolderError, QUOTA_BYTES_MIN, SUPERBLOCK_NAME, Superblock};
+use forebay_shards::superblock::{
+    self, FolderError, FolderLimits, QUOTA_BYTES_MIN, SUPERBLOCK_NAME, Superblock,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 /// Two segments hold everything that is written.
@@ -155,8 +157,9 @@ fn a_byte_of_the_superblock() {
         let mut executor = SimExecutor::new(1);
         let runtime = executor.runtime();
         let (disk, pool) = (disk.clone(), Pool::new(1 << 20));
+        let limits = FolderLimits::of_quota(QUOTA_BYTES_MIN);
         executor.block_on(async move {
-            superblock::open_or_format(&runtime, &disk, &pool, QUOTA_BYTES_MIN).await
+            superblock::open_or_format(&runtime, &disk, &pool, limits).await
         })
     }
     let disk = SimDisk::new(0);

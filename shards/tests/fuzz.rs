@@ -17,7 +17,9 @@ use forebay_shards::check::check_superblock;
 use forebay_shards::format::{
     Place, RecordHeader, crc32c, crc64nvme, decode_entries, decode_segment_header, decode_trailer,
 };
-use forebay_shards::superblock::{QUOTA_BYTES_MIN, SUPERBLOCK_NAME, Superblock, open_or_format};
+use forebay_shards::superblock::{
+    FolderLimits, QUOTA_BYTES_MIN, SUPERBLOCK_NAME, Superblock, open_or_format,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -231,10 +233,11 @@ fn segments() -> Vec<Vec<u8>> {
 fn superblock() -> Vec<u8> {
     let disk = SimDisk::new(0);
     let (inside, pool) = (disk.clone(), Pool::new(1 << 20));
+    let limits = FolderLimits::of_quota(QUOTA_BYTES_MIN);
     let mut executor = SimExecutor::new(1);
     let runtime = executor.runtime();
     executor
-        .block_on(async move { open_or_format(&runtime, &inside, &pool, QUOTA_BYTES_MIN).await })
+        .block_on(async move { open_or_format(&runtime, &inside, &pool, limits).await })
         .expect("an empty folder is formatted");
     disk.content(SUPERBLOCK_NAME)
 }
@@ -344,11 +347,11 @@ fn superblocks() {
         let disk = SimDisk::new(0);
         disk.put_file(SUPERBLOCK_NAME, content.clone());
         let (inside, pool) = (disk.clone(), Pool::new(1 << 20));
+        let limits = FolderLimits::of_quota(QUOTA_BYTES_MIN);
         let mut executor = SimExecutor::new(1);
         let runtime = executor.runtime();
-        let opened = executor.block_on(async move {
-            open_or_format(&runtime, &inside, &pool, QUOTA_BYTES_MIN).await
-        });
+        let opened = executor
+            .block_on(async move { open_or_format(&runtime, &inside, &pool, limits).await });
         if let Ok(found) = opened {
             assert_sane(&found);
         }

@@ -27,7 +27,7 @@ use forebay_io::uplink::{self, UplinkLimits};
 use forebay_shards::key::Topology;
 use forebay_shards::messages::Message;
 use forebay_shards::router::MESH_CAPACITY;
-use forebay_shards::superblock::{self, FolderError, SUPERBLOCK_NAME, Superblock};
+use forebay_shards::superblock::{self, FolderError, FolderLimits, SUPERBLOCK_NAME, Superblock};
 use forebay_shards::upload::WritebackSettings;
 use memory::{MemoryNeeds, MemoryPlan, MemoryShort};
 use std::io;
@@ -109,17 +109,17 @@ pub enum StartError {
     /// The memory asked for is not there.
     #[error(transparent)]
     Memory(#[from] MemoryShort),
-    /// There may not be as many open files as the cache has segments.
+    /// There may not be as many open files as the cores need, whatever the cache holds.
     #[error(
-        "open files: {needed} are needed for {segments} segment files and at least \
-         {CONNECTIONS_PER_CORE_MIN} connections per core, the hard limit is {limit}; raise it with \
-         `LimitNOFILE=` in the systemd unit or `ulimit -Hn`, or lower --diskQuota"
+        "open files: {needed} are needed for {cores} cores with at least {CONNECTIONS_PER_CORE_MIN} \
+         connections each, the hard limit is {limit}; raise it with `LimitNOFILE=` in the systemd \
+         unit or `ulimit -Hn`, or lower --shards"
     )]
     OpenFiles {
-        /// What would do.
+        /// What would do, without a single segment.
         needed: u64,
-        /// Segment files that the quota allows.
-        segments: u64,
+        /// Cores.
+        cores: usize,
         /// The limit.
         limit: u64,
     },
@@ -187,11 +187,11 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         memory,
         ledger_cache_bytes,
         tls,
-    } = prepare(settings, cores)?;
+    } = prepare(settings, cores, files_max)?;
     log::info!("{}", memory.summary());
     let segment_files = u64::from(superblock.shards) * u64::from(segments_max);
     let connections_max =
-        connections_with(files_max, segment_files, cores)?.min(memory.connections_per_core);
+        connections_with(files_max, segment_files, cores).min(memory.connections_per_core);
     let folder = &settings.disk_folder;
     let started = Instant::now();
     let state = Arc::new(ServerState {
@@ -301,18 +301,22 @@ struct Prepared {
 
 /// Asks all that can refuse before it writes anything. The folder must exist: a mount that is not
 /// there must not be papered over.
-fn prepare(settings: &StartSettings, cores: usize) -> Result<Prepared, StartError> {
+fn prepare(settings: &StartSettings, cores: usize, files_max: u64) -> Result<Prepared, StartError> {
     let folder = &settings.disk_folder;
     probe::private_folder(folder)?;
     let filesystem = probe::direct_io(folder)?;
     log::info!("{} is on {filesystem}", folder.display());
     let quota_bytes = settings.disk_quota.resolve(file_system_bytes(folder)?);
-    inspect(folder, quota_bytes)?;
+    let limits = FolderLimits {
+        quota_bytes,
+        segment_files_max: segment_files_with(files_max, cores)?,
+    };
+    inspect(folder, limits)?;
     let needs = memory_needs(settings, cores, quota_bytes)?;
     let memory = memory::plan(&needs)?;
     let tls = load_certificate(settings)?;
     let lock = FolderLock::acquire(folder)?;
-    match open_folder(folder, quota_bytes) {
+    match open_folder(folder, limits) {
         Ok((superblock, segments, segments_max)) => Ok(Prepared {
             lock,
             superblock,
@@ -347,7 +351,7 @@ fn load_certificate(
 }
 
 /// Refuses a folder that is not ours before the lock file is made in it.
-fn inspect(folder: &Path, quota_bytes: u64) -> Result<(), StartError> {
+fn inspect(folder: &Path, limits: FolderLimits) -> Result<(), StartError> {
     let cannot = || {
         failed(format!(
             "cannot look into the cache folder {}",
@@ -369,21 +373,18 @@ fn inspect(folder: &Path, quota_bytes: u64) -> Result<(), StartError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => return Err(cannot()(e)),
     };
-    superblock::inspect(
-        names.iter().map(String::as_str),
-        content.as_deref(),
-        quota_bytes,
+    superblock::inspect(names.iter().map(String::as_str), content.as_deref(), limits).map_err(
+        |source| StartError::Folder {
+            folder: folder.to_owned(),
+            source,
+        },
     )
-    .map_err(|source| StartError::Folder {
-        folder: folder.to_owned(),
-        source,
-    })
 }
 
 /// Opens or formats the folder on an executor of its own, which ends before the cores start.
 fn open_folder(
     folder: &Path,
-    quota_bytes: u64,
+    limits: FolderLimits,
 ) -> Result<(Superblock, Vec<Vec<u32>>, u32), StartError> {
     let path = folder.to_owned();
     let handle = CoreBuilder {
@@ -398,13 +399,13 @@ fn open_folder(
         let disk = RingDisk::open_folder(&path).map_err(cannot)?;
         let runtime = GlommioRuntime::current(Instant::now());
         let pool = Pool::new(1 << 20);
-        let superblock = superblock::open_or_format(&runtime, &disk, &pool, quota_bytes).await?;
+        let superblock = superblock::open_or_format(&runtime, &disk, &pool, limits).await?;
         let mut entries = disk.list().await.map_err(cannot)?;
         if let Err(error) = superblock::discard_unmade(&disk, &mut entries).await {
             // As on a disk that was remounted read-only: an empty file does no harm.
             log::warn!("{}: an empty segment file stays: {error}", path.display());
         }
-        let segments_max = superblock.segments_per_shard(quota_bytes)?;
+        let segments_max = superblock.segments_per_shard(limits.quota_bytes)?;
         Ok((
             superblock,
             superblock::segment_files(&entries, &superblock),
@@ -456,19 +457,25 @@ fn operations_per_core(settings: &StartSettings, cores: usize) -> usize {
     }
 }
 
+/// Files that are no segments, connections apart.
+fn other_files(cores: usize) -> u64 {
+    OTHER_FILES_BASE + cores as u64 * OTHER_FILES_PER_CORE
+}
+
+/// Segment files that may be open beside all else.
+fn segment_files_with(limit: u64, cores: usize) -> Result<u64, StartError> {
+    let needed = other_files(cores) + cores as u64 * CONNECTIONS_PER_CORE_MIN;
+    let left = limit.checked_sub(needed);
+    left.ok_or(StartError::OpenFiles {
+        needed,
+        cores,
+        limit,
+    })
+}
+
 /// Connections per core that may be open beside all segment files.
-fn connections_with(limit: u64, segments: u64, cores: usize) -> Result<usize, StartError> {
-    let cores = cores as u64;
-    let others = OTHER_FILES_BASE + cores * OTHER_FILES_PER_CORE + segments;
-    let needed = others + cores * CONNECTIONS_PER_CORE_MIN;
-    if limit < needed {
-        return Err(StartError::OpenFiles {
-            needed,
-            segments,
-            limit,
-        });
-    }
-    Ok(((limit - others) / cores) as usize)
+fn connections_with(limit: u64, segments: u64, cores: usize) -> usize {
+    (limit.saturating_sub(other_files(cores) + segments) / cores as u64) as usize
 }
 
 /// The shards of one core with their segment files.

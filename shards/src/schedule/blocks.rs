@@ -121,6 +121,10 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     pub fn find(&self, block: BlockHash) -> Option<u32> {
         self.slots.get(&Name::of(block)).copied()
     }

@@ -2,23 +2,9 @@
 
 use super::blocks::Place;
 use super::{Age, Held, Schedule};
+use crate::backlog::BlockState;
 use crate::key::BlockHash;
 use forebay_io::runtime::MonoTime;
-
-/// Where a dirty block stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockState {
-    /// It is to be uploaded.
-    Waiting,
-    /// Its content is being uploaded.
-    Uploading,
-    /// See [`Held::Quarantined`].
-    Quarantined,
-    /// See [`Held::Conflict`].
-    Conflict,
-    /// See [`Held::Orphaned`].
-    Orphaned,
-}
 
 /// A dirty block for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +65,17 @@ impl Schedule {
     /// Whether an upload of a block is in flight, of whatever content.
     pub fn is_uploading(&self, block: BlockHash) -> bool {
         self.uploading.contains_key(&block)
+    }
+
+    /// The place in the order of a block's present content, if it is dirty.
+    pub fn age(&self, block: BlockHash) -> Option<Age> {
+        let slot = self.blocks.find(block)?;
+        Some(self.blocks.get(slot).age)
+    }
+
+    /// Whether nothing is dirty, held blocks included.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
     }
 
     /// How many uploads of a block's present content failed; 0 if it is not dirty.

@@ -4,6 +4,7 @@ mod model;
 mod stores;
 
 use super::*;
+use crate::backlog::BlockState;
 use std::collections::BTreeMap;
 
 /// Where the tests' clock begins.

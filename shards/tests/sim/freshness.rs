@@ -12,8 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 fn get(world: &mut World, volume: &Arc<Volume>) -> Result<Answer, Refusal> {
+    get_range(world, volume, RangeSpec::All)
+}
+
+fn get_range(
+    world: &mut World,
+    volume: &Arc<Volume>,
+    wanted: RangeSpec,
+) -> Result<Answer, Refusal> {
     let (node, volume) = (world.nodes[0].clone(), volume.clone());
-    world.run(async move { client::read(&node, &volume, "k", Some(RangeSpec::All)).await })
+    world.run(async move { client::read(&node, &volume, "k", Some(wanted)).await })
 }
 
 fn cut_the_line(machine: &Machine) {
@@ -56,6 +64,33 @@ fn an_unchanged_copy_is_confirmed_and_a_changed_one_replaced() {
         matches!(gone, Err(Refusal::Error(ReadError::NotFound))),
         "{gone:?}"
     );
+}
+
+#[test]
+fn a_later_block_that_is_gone_takes_the_first_with_it() {
+    for (later, expected) in [(None, None), (Some(20_000), Some(20_000))] {
+        let machine = Machine::new(Geometry::SMALL);
+        let volume = machine.immutable();
+        machine.store.insert("k", content(1, 40_000));
+        let mut world = machine.start(1, 2);
+        let first_block = RangeSpec::Between(0, 99);
+        get_range(&mut world, &volume, first_block).expect("there");
+        machine.store.remove("k");
+        if let Some(length) = later {
+            machine.store.insert("k", content(2, length));
+        }
+        // The copy of the first block is never checked, but it has no third block any more.
+        for wanted in [RangeSpec::From(39_000), first_block] {
+            let answer = get_range(&mut world, &volume, wanted);
+            let seen = match &answer {
+                Ok(answer) => Some(answer.meta.size),
+                Err(Refusal::Error(ReadError::NotSatisfiable { size })) => Some(*size),
+                Err(Refusal::Error(ReadError::NotFound)) => None,
+                Err(other) => panic!("{other:?}"),
+            };
+            assert_eq!(seen, expected, "{wanted:?}: {answer:?}");
+        }
+    }
 }
 
 #[test]

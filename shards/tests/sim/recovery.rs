@@ -16,7 +16,7 @@ use forebay_shards::messages::{BlockPayload, ReadError};
 use forebay_shards::range::RangeSpec;
 use forebay_shards::recover::RecoveryReport;
 use forebay_shards::segment::segment_name;
-use forebay_shards::superblock::{QUOTA_BYTES_MIN, open_or_format, segment_files};
+use forebay_shards::superblock::{FolderLimits, QUOTA_BYTES_MIN, open_or_format, segment_files};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -358,7 +358,8 @@ fn a_folder_formatted_for_the_least_quota_works_and_stays_within_it() {
         let folder = disk.clone();
         let layout = executor.block_on(async move {
             let pool = Pool::new(16 << 20);
-            let found = open_or_format(&runtime, &folder, &pool, quota_bytes).await;
+            let limits = FolderLimits::of_quota(quota_bytes);
+            let found = open_or_format(&runtime, &folder, &pool, limits).await;
             let superblock = found.expect("formatted or read");
             let entries = folder.list().await.expect("a listing");
             let numbers = segment_files(&entries, &superblock);

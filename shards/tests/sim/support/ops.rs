@@ -7,7 +7,7 @@ use super::journal::Journal;
 use super::model::{Ending, Model, WriteTicket};
 use super::world::{Machine, Node, home};
 use bytes::Bytes;
-use forebay_io::runtime::Runtime;
+use forebay_io::runtime::{CLOCK_START_NS, Runtime};
 use forebay_io::sim::SimRuntime;
 use forebay_io::sim::random::Dice;
 use forebay_shards::key::Volume;
@@ -111,9 +111,14 @@ impl Clients {
 
     /// Carries one request out and checks its answer; how it went is in the journal.
     pub async fn carry_out(&self, node: &Node, op: Op, runtime: &SimRuntime) {
-        let began = runtime.now().0;
-        let name = format!("{op:?}");
         let key = op.key().to_owned();
+        let request = Request {
+            journal: self.journal.clone(),
+            key: key.clone(),
+            began_us: microseconds(runtime),
+            name: format!("{op:?}"),
+            ended: None,
+        };
         let volume = self.volume(&key);
         let result = match op {
             Op::Put {
@@ -148,10 +153,7 @@ impl Clients {
                 "gone".into()
             }
         };
-        let (now, begun) = (runtime.now().0 - START_NS, began - START_NS);
-        let us = |nanoseconds: u64| nanoseconds / 1000;
-        let text = format!("{}..{} us: {name} -> {result}", us(begun), us(now));
-        self.journal.note_of(&key, text);
+        request.end(microseconds(runtime), result);
     }
 
     fn end_write(&self, write: &WriteTicket, result: &Result<(), WriteError>) -> String {
@@ -215,5 +217,35 @@ impl Clients {
     }
 }
 
-/// Where the virtual clock of each run begins.
-const START_NS: u64 = forebay_io::runtime::CLOCK_START_NS;
+/// A request that was begun: it is in the journal when it has ended, also when the program ended
+/// under it.
+struct Request {
+    journal: Rc<Journal>,
+    key: String,
+    name: String,
+    began_us: u64,
+    /// When, and how.
+    ended: Option<(u64, String)>,
+}
+
+impl Request {
+    fn end(mut self, now_us: u64, result: String) {
+        self.ended = Some((now_us, result));
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let Request { name, began_us, .. } = self;
+        let text = match &self.ended {
+            Some((ended_us, result)) => format!("{began_us}..{ended_us} us: {name} -> {result}"),
+            None => format!("{began_us}.. us: {name} -> cut off"),
+        };
+        self.journal.note_of(&self.key, text);
+    }
+}
+
+/// Since the start of this run.
+fn microseconds(runtime: &SimRuntime) -> u64 {
+    (runtime.now().0 - CLOCK_START_NS) / 1000
+}
