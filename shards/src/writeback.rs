@@ -15,7 +15,7 @@ use forebay_io::buffer::View;
 use forebay_io::disk::Disk;
 use forebay_io::local::Turn;
 use forebay_io::runtime::Runtime;
-use forebay_io::store::ObjectMeta;
+use forebay_io::store::{ObjectMeta, StoreErrorKind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 .is_some_and(|shard| shard.marks().is_some())
     }
 
-    /// Keys of an immutable volume hold one content for ever: the same again is no write.
+    /// Keys of an immutable volume hold one content for ever: what is dirty already and comes again
+    /// is no write.
     ///
     /// # Errors
     /// [`WriteError::Immutable`] if the key is known to hold something else.
@@ -74,20 +75,35 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if shard.is_doubtful() || self.uploads.is_conflict(hash) {
             return Ok(None);
         }
+        let is_dirty = shard.is_dirty(hash);
         let reader = shard.clone();
         let reading = async move { reader.read_header(hash, location).await };
-        match self.patience.read(self.shard_number(hash), reading).await {
-            Some(Ok(header)) if crate::core::names(&header, id) => {
-                let is_same = header.payload_crc64 == payload.crc64nvme
-                    && header.meta.size == payload.buffer.filled() as u64;
-                match is_same {
-                    true => Ok(Some(Arc::new(header.meta))),
-                    false => Err(WriteError::Immutable),
-                }
-            }
+        let header = match self.patience.read(self.shard_number(hash), reading).await {
+            Some(Ok(header)) if crate::core::names(&header, id) => header,
             // What is not known to be there forbids nothing.
-            _ => Ok(None),
+            _ => return Ok(None),
+        };
+        let size = payload.buffer.filled() as u64;
+        let is_same = header.payload_crc64 == payload.crc64nvme && header.meta.size == size;
+        match (is_same, is_dirty) {
+            (true, true) => Ok(Some(Arc::new(header.meta))),
+            // The store may have lost what it had: only an upload finds out.
+            (true, false) => Ok(None),
+            (false, true) => Err(WriteError::Immutable),
+            (false, false) if self.is_gone(id).await => Ok(None),
+            (false, false) => Err(WriteError::Immutable),
         }
+    }
+
+    /// Whether the store says that it has no such object: a clean copy may be of one that was
+    /// deleted, if a power cut has taken the tombstone.
+    async fn is_gone(&self, id: &BlockId) -> bool {
+        let head = self
+            .parts
+            .uplink
+            .head(id.volume.store_number, id.key.to_string());
+        head.await
+            .is_err_and(|error| error.kind == StoreErrorKind::NotFound)
     }
 
     /// Writes an object to this core's disk, as the only copy of it.

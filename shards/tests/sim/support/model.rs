@@ -252,11 +252,14 @@ impl Model {
             self.journal.accuse(key, &what);
         }
         let now = self.tick();
+        // A power cut may have taken what buried a copy that nothing ever checks.
+        let is_unchecked = is_immutable(key) && self.of_key(key).iter().any(|write| write.undone);
         for write in self.of_key(key).iter_mut() {
             let is_there = write.etag.as_deref() == stored && write.dead_from != 0;
             let is_open = write.external || !write.certain;
             (write.external, write.cut_off) = (false, false);
             match is_there {
+                _ if is_unchecked => {}
                 true => (write.certain, write.ended, write.began) = (true, Some(now), now),
                 false if is_open => write.dead_from = 0,
                 false => {}
