@@ -128,6 +128,23 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         }
     }
 
+    /// As [`Inner::reserve`], or in whatever segment is open: what says that a block is gone must
+    /// find room on the fullest disk.
+    pub(crate) async fn reserve_anywhere(
+        self: &Rc<Self>,
+        purpose: SegmentPurpose,
+        bytes: u64,
+    ) -> io::Result<Reservation<D::File>> {
+        use SegmentPurpose::{Dirty, Main, Probation};
+        let refusal = match self.reserve(purpose, bytes).await {
+            Ok(reservation) => return Ok(reservation),
+            Err(refusal) => refusal,
+        };
+        let mut open = [Probation, Main, Dirty].into_iter();
+        open.find_map(|purpose| self.log.try_reserve(purpose, bytes))
+            .ok_or(refusal)
+    }
+
     /// Segments that may hold dirty records: from which on writers are slowed, and at most.
     pub(crate) fn dirty_segments_limits(&self) -> (u32, u32) {
         let segments_max = self.log.layout().segments_max;

@@ -650,7 +650,10 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             (RecordState::Dirty, RecordKind::Block) => SegmentPurpose::Dirty,
             (RecordState::Clean, RecordKind::Block) => inner.admit(header.hash, bytes),
         };
-        let reservation = inner.reserve(purpose, bytes).await?;
+        let reservation = match header.kind {
+            RecordKind::Block => inner.reserve(purpose, bytes).await?,
+            RecordKind::Tombstone => inner.reserve_anywhere(purpose, bytes).await?,
+        };
         if !wanted() {
             // The reserved gap holds a former life's bytes at worst: a scan steps over it.
             return Err(AppendFailure::Superseded);

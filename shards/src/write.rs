@@ -259,12 +259,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         turn: Turn<BlockHash>,
     ) -> Result<Turn<BlockHash>, WriteError> {
         let (core, id) = (self.clone(), id.clone());
-        let burying = async move {
-            core.bury(hash, &id, || true).await;
-            turn
-        };
-        let turn = self.patience.write(self.shard_number(hash), burying).await;
-        turn.ok_or(WriteError::Stalled)
+        // Nothing but the tombstone keeps a copy from coming back that is never checked.
+        let must_be_buried = id.volume.freshness == Freshness::Immutable;
+        let burying = async move { (core.bury(hash, &id, || true).await, turn) };
+        match self.patience.write(self.shard_number(hash), burying).await {
+            Some((buried, turn)) if buried || !must_be_buried => Ok(turn),
+            _ => Err(WriteError::Stalled),
+        }
     }
 
     /// Caches a block of an object that was just written in pieces.
@@ -369,18 +370,24 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Writes a tombstone, so that no record of the key is found after a restart. `wanted` turns
-    /// false when something newer comes, which then outranks the old record itself.
-    pub(crate) async fn bury(&self, hash: BlockHash, id: &BlockId, wanted: impl Fn() -> bool) {
+    /// false when something newer comes, which then outranks the old record itself. Returns whether
+    /// nothing of the key can be found.
+    pub(crate) async fn bury(
+        &self,
+        hash: BlockHash,
+        id: &BlockId,
+        wanted: impl Fn() -> bool,
+    ) -> bool {
         let wanted = || wanted() && !self.is_dirty(hash) && !self.uploads.is_appending(hash);
         let state = match self.parts.writeback.sync {
             true => RecordState::Dirty,
             false => RecordState::Clean,
         };
-        self.bury_as(hash, id, state, wanted).await;
+        self.bury_as(hash, id, state, wanted).await
     }
 
     /// As [`Core::bury`]. A dirty tombstone is made durable as a dirty block is: what it buries
-    /// must not be uploaded after a power cut. Returns whether nothing of the key can be found.
+    /// must not be uploaded after a power cut.
     async fn bury_as(
         &self,
         hash: BlockHash,

@@ -302,18 +302,13 @@ impl Life {
             machine.store.set_chances(chances, self.dice.draw());
         }
         if self.plan.disk && !self.plan.damage {
+            // Nobody can acknowledge on a disk that lies; clean copies are only fetched again.
+            let lie = if self.writes_back() { 0 } else { 40 };
             let chances = DiskChances::default()
                 .with(DiskFault::ReadError, 40)
                 .with(DiskFault::WriteError, 40)
                 .with(DiskFault::SyncError, 40)
-                .with(
-                    DiskFault::SyncLie,
-                    if self.plan.writeback == Some(true) {
-                        0
-                    } else {
-                        40
-                    },
-                )
+                .with(DiskFault::SyncLie, lie)
                 .with(DiskFault::CreateFull, 60)
                 .with(DiskFault::Stall, 10);
             machine.disk.set_chances(chances, STRICT_FAULTS_MAX);
