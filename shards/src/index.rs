@@ -96,18 +96,26 @@ struct Shadow {
     tombstone: Option<u32>,
 }
 
-/// What is known of a segment beside its live records.
+/// What is known of a segment as a whole. There are thousands, most with nothing but live records.
 #[derive(Default)]
 struct SegmentAccount {
+    /// Bytes of its live records, headers and padding included.
+    live_bytes: u64,
+    /// Live records that are dirty.
+    dirty: u32,
+    others: Option<Box<OtherRecords>>,
+}
+
+const _: () = assert!(size_of::<(u32, SegmentAccount)>() == 32);
+
+/// What lies in a segment beside its live records.
+#[derive(Default)]
+struct OtherRecords {
     /// Blocks of its stale records, once for each.
     stale: Vec<BlockHash>,
     /// Blocks whose newest record is, or may be, here and says nothing that is served: its
     /// tombstones that mattered when they were written, and the records that left the index.
     silent: Vec<BlockHash>,
-    /// Live records that are dirty.
-    dirty: usize,
-    /// Bytes of its live records, headers and padding included.
-    live_bytes: u64,
 }
 
 /// The records of one shard.
@@ -205,21 +213,21 @@ impl Index {
         }
         if others_in_flight || self.shadows.contains_key(&hash) {
             self.shadows.entry(hash).or_default().tombstone = Some(segment);
-            self.account(segment).silent.push(hash);
+            self.others(segment).silent.push(hash);
         }
     }
 
     /// There is a record of the block in `segment` which something newer outranks, or nothing.
     pub fn note_stale(&mut self, hash: BlockHash, segment: u32) {
         self.shadows.entry(hash).or_default().stale += 1;
-        self.account(segment).stale.push(hash);
+        self.others(segment).stale.push(hash);
     }
 
     /// There is, or may be, a record in `segment` that outranks every tombstone of its block and
     /// yet is not live: its write failed, or it was no longer wanted.
     pub fn note_unwanted(&mut self, hash: BlockHash, segment: u32) {
         self.note_stale(hash, segment);
-        self.account(segment).silent.push(hash);
+        self.others(segment).silent.push(hash);
         self.uncover(hash);
     }
 
@@ -242,7 +250,7 @@ impl Index {
             let former = self.live.remove(&hash).expect("found above");
             self.count(&former, false);
             self.note_stale(hash, at.segment);
-            self.account(at.segment).silent.push(hash);
+            self.others(at.segment).silent.push(hash);
         }
         is_there
     }
@@ -278,7 +286,7 @@ impl Index {
     pub fn dirty_records(&self, segment: u32) -> usize {
         self.segments
             .get(&segment)
-            .map_or(0, |account| account.dirty)
+            .map_or(0, |account| account.dirty as usize)
     }
 
     /// Bytes of the live records in a segment, headers and padding included.
@@ -321,11 +329,12 @@ impl Index {
     /// Blocks that would come back from a stale record elsewhere if a segment that holds no live
     /// record went: those that need another tombstone first.
     pub fn needs_tombstones(&self, segment: u32) -> Vec<BlockHash> {
-        let Some(account) = self.segments.get(&segment) else {
+        let account = self.segments.get(&segment);
+        let Some(here) = account.and_then(|account| account.others.as_deref()) else {
             return Vec::new();
         };
         let mut stale_here: BlockMap<u32> = BlockMap::default();
-        for hash in &account.stale {
+        for hash in &here.stale {
             *stale_here.entry(*hash).or_default() += 1;
         }
         let would_return = |hash: &BlockHash| {
@@ -337,7 +346,7 @@ impl Index {
             let is_covered = shadow.tombstone.is_some_and(|at| at != segment);
             elsewhere > 0 && !is_covered && !self.live.contains_key(hash)
         };
-        let silent = account.silent.iter().copied();
+        let silent = here.silent.iter().copied();
         let mut bare: Vec<BlockHash> = silent.filter(would_return).collect();
         bare.sort_unstable();
         bare.dedup();
@@ -354,7 +363,10 @@ impl Index {
         };
         assert_eq!(account.dirty, 0, "a dirty record is never dropped");
         assert_eq!(account.live_bytes, 0, "no live record is left behind");
-        for hash in account.stale {
+        let OtherRecords { stale, silent } = account
+            .others
+            .map_or_else(Default::default, |others| *others);
+        for hash in stale {
             let MapEntry::Occupied(mut shadow) = self.shadows.entry(hash) else {
                 unreachable!("every stale record is counted");
             };
@@ -364,7 +376,7 @@ impl Index {
                 shadow.remove();
             }
         }
-        for hash in account.silent {
+        for hash in silent {
             if self
                 .shadows
                 .get(&hash)
@@ -378,7 +390,7 @@ impl Index {
     fn count(&mut self, entry: &Entry, appears: bool) {
         let account = self.account(entry.at.segment);
         let bytes = record_bytes(entry.at.payload_length);
-        let dirty = usize::from(entry.state == RecordState::Dirty);
+        let dirty = u32::from(entry.state == RecordState::Dirty);
         if appears {
             account.live_bytes += bytes;
             account.dirty += dirty;
@@ -390,6 +402,10 @@ impl Index {
 
     fn account(&mut self, segment: u32) -> &mut SegmentAccount {
         self.segments.entry(segment).or_default()
+    }
+
+    fn others(&mut self, segment: u32) -> &mut OtherRecords {
+        self.account(segment).others.get_or_insert_default()
     }
 }
 

@@ -24,6 +24,10 @@
 //!   [`Model::write_back`] a read does not say that such a write is gone, until it is settled.
 //! - Somebody changed the store while something waited for its upload: whichever came last in the
 //!   store won, and that is what [`Model::settle_by`] is told.
+//! - A delete that a kill cut off, of a key that is written once: the store is told first, so that
+//!   nothing is dropped for a delete that it refuses, and a kill before the tombstone leaves a copy
+//!   that nothing checks. It ends when one of its blocks is missed, or with the next write; until
+//!   then a read of it does not say that the delete is gone (seed 2686).
 //! - A power cut makes unknown again what was written after the oldest thing that the disk lost
 //!   ([`Model::power_cut`]). What is older must all be there.
 //! - Damage (bit rot, lost, misdirected and stale sectors, errors without limit) can take the
@@ -210,6 +214,7 @@ impl Model {
             for write in writes.iter_mut().filter(|write| write.ended.is_none()) {
                 write.ended = Some(now);
                 write.cut_off = !is_immutable(key);
+                write.undone |= is_immutable(key) && write.etag.is_none();
             }
         }
     }
@@ -449,6 +454,18 @@ mod tests {
             assert!(case.takes(Some("a")), "the store was asked");
             assert!(!case.takes(Some("b")));
         }
+    }
+
+    #[test]
+    fn a_copy_does_not_say_that_a_delete_that_a_kill_cut_off_is_gone() {
+        let mut case = Case::of_key("immutable");
+        case.write(Some("a"), Ending::Done, 1);
+        case.model.begin_write(case.key, None);
+        case.model.kill();
+        case.model.settle();
+        assert!(case.takes(Some("a")), "nobody checks it");
+        assert!(case.takes(None), "until a block of it is missed");
+        assert!(!case.takes(Some("a")), "and that is for good");
     }
 
     #[test]
