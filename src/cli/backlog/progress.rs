@@ -79,10 +79,7 @@ impl Progress {
 }
 
 fn told(remaining: &Remaining) -> String {
-    let blocks = match remaining.blocks {
-        1 => "1 block".to_owned(),
-        blocks => format!("{blocks} blocks"),
-    };
+    let blocks = super::counted(remaining.blocks);
     match remaining.shards_unread {
         0 => blocks,
         shards => format!("{blocks} and those of {shards} shards that still load"),
