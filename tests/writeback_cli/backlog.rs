@@ -161,6 +161,11 @@ fn a_flush_waits_for_what_was_there_and_survives_a_kill() {
     operate(&proxy, &["flush"]).is(0, "flushed");
     assert_eq!(store.object(&stored(VOLUME, "a/b")), Some(body));
     assert_eq!(proxy.operator("GET", &export).status, 404);
+    let metrics = proxy.operator("GET", "/-/metrics").text();
+    let done = metrics
+        .lines()
+        .filter(|line| line.contains("outcome=\"done\"") && line.ends_with(" 1"));
+    assert_eq!(done.count(), 1, "{metrics}");
 }
 
 #[test]
@@ -179,6 +184,27 @@ fn a_drain_says_when_the_proxy_goes_away() {
     assert!(last.contains("does not answer: "), "{last}");
     assert!(last.ends_with("1 block had yet to be uploaded"), "{last}");
     assert_eq!(drain.wait().expect("wait").code(), Some(1));
+}
+
+#[test]
+fn a_drain_that_stands_still_says_why() {
+    let (store, proxy) = world();
+    store.set_away(true);
+    proxy.put("key", b"bytes");
+    let mut drain = operate_beside(&proxy, &["drain"]);
+    let mut lines = BufReader::new(drain.stderr.take().expect("piped")).lines();
+    let told = lines.find_map(|line| {
+        let line = line.expect("text");
+        line.contains("no upload for").then_some(line)
+    });
+    let told = told.expect("it ends only when nothing is left");
+    assert!(
+        told.contains("the oldest block, vol/key, has failed"),
+        "{told}"
+    );
+    store.set_away(false);
+    operate(&proxy, &["flush"]).is(0, "flushed");
+    assert_eq!(drain.wait().expect("wait").code(), Some(0));
 }
 
 #[test]

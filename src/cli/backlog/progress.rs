@@ -1,7 +1,7 @@
 //! How far a drain or flush has come, on standard error.
 
 use super::Remaining;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const LINE_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a terminal shows.
-const BAR: &str = "{percent:>3} % {wide_bar} {binary_bytes} of {binary_total_bytes}, {msg}, \
+const BAR: &str = "{percent:>3} % {wide_bar} {binary_bytes} of {binary_total_bytes}, {msg} to upload, \
                    {binary_bytes_per_sec}, {eta} left";
 
 /// Shows what is left.
@@ -35,17 +35,23 @@ impl Progress {
             };
         }
         let style = ProgressStyle::with_template(BAR).expect("a constant that the tests parse");
-        Progress::Bar(ProgressBar::new(0).with_style(style))
+        // Unseen until there is something to show.
+        let hidden = ProgressDrawTarget::hidden();
+        Progress::Bar(ProgressBar::with_draw_target(Some(0), hidden).with_style(style))
     }
 
     pub fn show(&mut self, remaining: &Remaining) {
         let blocks = told(remaining);
         match self {
+            Progress::Bar(bar) if bar.is_hidden() && remaining.is_over() => {}
             Progress::Bar(bar) => {
                 let total = bar.length().unwrap_or(0).max(remaining.bytes);
                 bar.set_length(total);
                 bar.set_message(blocks);
                 bar.set_position(total - remaining.bytes);
+                if bar.is_hidden() {
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
+                }
             }
             Progress::Lines {
                 started,
