@@ -1,6 +1,6 @@
 //! What the commands do about blocks whose store is away, refuses them, or has something newer.
 
-use super::common::proxy::{OTHER_VOLUME, StoreSpec};
+use super::common::proxy::{OTHER_VOLUME, StoreSpec, files_below};
 use super::common::stores::S3Server;
 use super::common::{OTHER, Proxy, Setup, VOLUME, pattern, wait_until};
 use super::store::Store;
@@ -520,4 +520,44 @@ fn a_volume_that_is_taken_away_orphans_its_blocks() {
     assert_eq!(std::fs::read(file).expect("exported"), b"bytes");
     operate(&proxy, &["dirty", "--abandon", "key"]).is(0, "other/key is given up");
     operate(&proxy, &["flush"]).is(0, "nothing was left");
+}
+
+#[test]
+fn a_damaged_block_is_neither_served_nor_uploaded() {
+    let store = Store::start();
+    let mut proxy = setup(&store).start();
+    store.set_away(true);
+    let body = pattern(77, 200_000);
+    proxy.put("key", &body);
+    proxy.put("sound", &body[1..]);
+    proxy.kill();
+    let mut damaged = 0;
+    for file in files_below(&proxy.cache_folder()) {
+        let mut bytes = std::fs::read(&file).expect("a segment");
+        if let Some(at) = bytes.windows(64).position(|window| window == &body[..64]) {
+            bytes[at + 100_000] ^= 1;
+            std::fs::write(&file, bytes).expect("write");
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1, "the block is in one place");
+    store.set_away(false);
+    proxy.start();
+    operate(&proxy, &["flush"]).is(1, "1 quarantined");
+    assert_eq!(store.object(&stored(VOLUME, "key")), None);
+    assert_eq!(
+        store.object(&stored(VOLUME, "sound")),
+        Some(body[1..].to_vec())
+    );
+    assert_eq!(proxy.get("key").status, 500);
+    let folder = proxy.folder().join("exported");
+    let said = operate(
+        &proxy,
+        &["dirty", "--export", folder.to_str().expect("text")],
+    );
+    said.is(1, "1 of 1 held blocks were not exported");
+    assert_eq!(files_below(&folder), Vec::<std::path::PathBuf>::new());
+    operate(&proxy, &["dirty", "--abandon", "key"]).is(0, "vol/key is given up");
+    assert_eq!(proxy.get("key").status, 404);
+    operate(&proxy, &["drain"]).is(0, "drained");
 }
