@@ -42,6 +42,8 @@ pub(crate) enum Order {
     Get(Vec<u8>, oneshot::Sender<Option<Vec<u8>>>),
     ScanPrefix(Vec<u8>, oneshot::Sender<Vec<Row>>),
     Flush(oneshot::Sender<()>),
+    /// Nothing more comes from this core, although its ends may still be held somewhere.
+    Close,
 }
 
 /// Where the rows are. Every failure has been logged by the time that it is returned.
@@ -69,7 +71,8 @@ pub struct LedgerPort(Ledger);
 
 /// The ledger thread's end of one core's queue.
 pub struct LedgerService {
-    orders: Receiver<Order>,
+    /// `None` once the core has closed it.
+    orders: Option<Receiver<Order>>,
     failures: Arc<AtomicU64>,
 }
 
@@ -83,7 +86,7 @@ pub fn pair() -> (LedgerPort, LedgerService) {
             failures: failures.clone(),
         }),
         LedgerService {
-            orders: receiver,
+            orders: Some(receiver),
             failures,
         },
     )
@@ -124,6 +127,12 @@ impl Ledger {
         self.ask(Order::Flush).await;
     }
 
+    /// Orders nothing more, whoever still holds an end: later orders come to nothing.
+    pub async fn close(&self) {
+        // A thread that is gone is closed already.
+        let _ = self.orders.send(Order::Close).await;
+    }
+
     /// Orders of this core that failed since the start: their rows are not in the ledger.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
@@ -143,7 +152,7 @@ impl Ledger {
 }
 
 /// Starts the thread that owns the ledger in `folder`, which is made if it is not there. The thread
-/// ends when all cores' ends are dropped, with everything on disk.
+/// ends when all cores have closed or dropped their ends, with everything on disk.
 ///
 /// Fails when the folder is not a ledger's, is in use, or is not ours alone; the caller names the
 /// folder. A ledger of ours that cannot be read is no failure: it is moved aside and begun anew.
@@ -240,20 +249,35 @@ async fn next_turns(
 impl LedgerService {
     /// Orders that wait now, no more than a turn's worth, and whether the core is gone.
     fn take_turn(&mut self, cx: &Context<'_>) -> (Vec<Order>, bool) {
-        let mut orders = Vec::new();
-        while orders.len() < TURN_ORDERS_MAX {
-            match self.orders.poll_recv(cx) {
-                Poll::Ready(Some(order)) => orders.push(order),
-                Poll::Ready(None) => return (orders, true),
-                Poll::Pending => return (orders, false),
+        let mut taken = Vec::new();
+        while taken.len() < TURN_ORDERS_MAX {
+            match self.poll_order(cx) {
+                Poll::Ready(Some(order)) => taken.push(order),
+                Poll::Ready(None) => return (taken, true),
+                Poll::Pending => return (taken, false),
             }
         }
-        (orders, false)
+        (taken, false)
+    }
+
+    /// The next order; `None` when the core is gone, now and for ever.
+    fn poll_order(&mut self, cx: &Context<'_>) -> Poll<Option<Order>> {
+        let Some(orders) = &mut self.orders else {
+            return Poll::Ready(None);
+        };
+        match orders.poll_recv(cx) {
+            Poll::Ready(Some(Order::Close)) => {
+                // Whoever orders something later learns that there is no one to do it.
+                self.orders = None;
+                Poll::Ready(None)
+            }
+            other => other,
+        }
     }
 
     /// The next order; `None` when the core is gone.
     pub(crate) async fn next_order(&mut self) -> Option<Order> {
-        self.orders.recv().await
+        poll_fn(|cx| self.poll_order(cx)).await
     }
 
     /// Carries out an order. One to flush is left to the caller, who may do several at once; the
@@ -272,6 +296,7 @@ impl LedgerService {
                 .scan_prefix(&prefix)
                 .map(|found| drop(reply.send(found))),
             Order::Flush(reply) => return Some(reply),
+            Order::Close => unreachable!("it ends the queue and is never handed on"),
         };
         if outcome.is_err() {
             self.failures.fetch_add(1, Ordering::Relaxed);

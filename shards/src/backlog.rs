@@ -179,6 +179,9 @@ pub enum AbandonError {
     /// It is on its way to the store, which nobody has to give up on.
     #[error("the block is neither quarantined nor in conflict")]
     NotHeld,
+    /// After a start, what is dirty is not all known yet.
+    #[error("this part of the cache is still loading after a start; try again")]
+    Loading,
     /// The disk did not take the note that it is gone.
     #[error("the disk does not answer")]
     Disk,

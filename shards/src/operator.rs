@@ -125,8 +125,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub async fn abandon(self: &std::rc::Rc<Self>, name: ObjectName) -> Result<(), AbandonError> {
         use BlockState::{Conflict, Orphaned, Quarantined, Uploading, Waiting};
         let hash = name.hash();
+        let loaded = self.shard_to_write(hash).await;
+        loaded.map_err(|_| AbandonError::Loading)?;
         let turn = self.turn(hash).await.map_err(|_| AbandonError::Disk)?;
         match self.state_of(hash) {
+            None if self.uploads.unread_shards.get() > 0 => return Err(AbandonError::Loading),
             None => return Err(AbandonError::NotFound),
             Some(Waiting | Uploading) => return Err(AbandonError::NotHeld),
             Some(Conflict | Orphaned | Quarantined) => {}
@@ -145,6 +148,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// [`ReadError::Unreadable`] if the disk cannot give it, or it is damaged.
     pub async fn export(&self, name: ObjectName) -> Result<Option<Exported>, ReadError> {
         let hash = name.hash();
+        // A block that is not known yet must not be taken for one that is not there.
+        self.shard_to_write(hash)
+            .await
+            .map_err(|error| ReadError::Unreadable(error.to_string()))?;
         for _ in 0..EXPORT_ROUNDS_MAX {
             let Some(shard) = self.shard(hash) else {
                 return Ok(None);

@@ -48,7 +48,7 @@ pub enum BacklogError {
     )]
     Held(Remaining),
     /// The proxy has stopped answering.
-    #[error("{source}; when it last did, {blocks} blocks were left to upload")]
+    #[error("{source}; when it last did, {} had yet to be uploaded", counted(*.blocks))]
     WentAway {
         /// What it left.
         blocks: u64,
@@ -258,8 +258,8 @@ impl Uploaded {
             return ": nothing was left to upload".to_owned();
         }
         format!(
-            ": {} blocks ({}) in {:.1} s",
-            self.blocks,
+            ": {} ({}) in {:.1} s",
+            counted(self.blocks),
             HumanBytes(self.bytes),
             passed.as_secs_f64()
         )
@@ -458,8 +458,7 @@ fn retry(remote: &Remote, volume: Option<&str>, key: &str) -> Result<String, Bac
         let answer: Retried = remote.ask(Method::POST, "/-/dirty/retry", &[])?;
         return Ok(match answer.retried {
             0 => "no block is quarantined\n".to_owned(),
-            1 => "1 block is tried again\n".to_owned(),
-            count => format!("{count} blocks are tried again\n"),
+            count => format!("{} will be uploaded again\n", counted(count)),
         });
     }
     let volume = volume_of(remote, volume, key)?;
@@ -467,7 +466,7 @@ fn retry(remote: &Remote, volume: Option<&str>, key: &str) -> Result<String, Bac
     let answer: Retried = remote.ask(Method::POST, "/-/dirty/retry", &name)?;
     match answer.retried {
         0 => Err(BacklogError::NoSuchBlock(key.to_owned())),
-        _ => Ok(format!("{} is tried again\n", shown(&volume, key))),
+        _ => Ok(format!("{} will be uploaded again\n", shown(&volume, key))),
     }
 }
 
@@ -489,6 +488,13 @@ fn volume_of(remote: &Remote, given: Option<&str>, key: &str) -> Result<String, 
             let names: Vec<String> = volumes.into_iter().map(printable).collect();
             Err(BacklogError::Ambiguous(names.join(", ")))
         }
+    }
+}
+
+fn counted(blocks: u64) -> String {
+    match blocks {
+        1 => "1 block".to_owned(),
+        blocks => format!("{blocks} blocks"),
     }
 }
 

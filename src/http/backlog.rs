@@ -256,7 +256,7 @@ impl From<AbandonError> for ErrorReply {
                 "InvalidObjectState",
                 format!("{error}: it will be uploaded, or delete it"),
             ),
-            AbandonError::Disk => ErrorReply::slow_down(&error.to_string()),
+            AbandonError::Loading | AbandonError::Disk => ErrorReply::slow_down(&error.to_string()),
         }
     }
 }

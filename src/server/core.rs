@@ -43,6 +43,9 @@ const STOP_WAIT: Duration = Duration::from_secs(12);
 /// that does not answer must not keep the process.
 const SEAL_WAIT: Duration = Duration::from_secs(5);
 
+/// How long a stopping core waits for room in the ledger's queue.
+const LEDGER_WAIT: Duration = Duration::from_millis(500);
+
 /// How fast a proxy reads its cache files in search of rot, bytes per second over all cores. A
 /// terabyte takes nine hours, and the fastest disks do not notice.
 const SCRUB_BYTES_PER_SECOND: u64 = 32 << 20;
@@ -124,6 +127,7 @@ pub async fn run(
         ram_bytes: plan.ram_bytes,
         writeback: plan.writeback,
     });
+    let ledger = ledger.attach();
     engine.set_volumes(plan.table.faces());
     let listener = match Listener::bind(plan.state.address) {
         Ok(listener) => listener,
@@ -138,7 +142,7 @@ pub async fn run(
         superblock: plan.superblock,
         segments_max: plan.segments_max,
         segments: plan.segments.into_iter().collect(),
-        ledger: ledger.attach(),
+        ledger: ledger.clone(),
         sync: plan.writeback.sync,
         engine: engine.clone(),
     });
@@ -171,6 +175,13 @@ pub async fn run(
         *context.volume_table.borrow_mut() = table;
     }
     stop(&context, &connections, connections_max, &engine).await;
+    // Said rather than left to the end of all that holds an end of it, which a task may outlive.
+    if timeout(&runtime, LEDGER_WAIT, ledger.close())
+        .await
+        .is_none()
+    {
+        log::warn!("core {index}: the ledger takes nothing more");
+    }
 }
 
 /// Loads a core's shards while it serves.

@@ -49,6 +49,13 @@ const OPERATIONS_PER_CORE: usize = 32;
 /// Part of the uploads in flight that is never taken by what is uploaded in the background.
 const UPLOADS_KEPT_DIVISOR: usize = 8;
 
+/// How long a stop waits for the ledger. With what the cores wait for it stays below the 20 s that an
+/// orderly stop may take.
+const LEDGER_WAIT: Duration = Duration::from_secs(2);
+
+/// Pause between two looks whether the ledger's thread has ended.
+const LEDGER_LOOK: Duration = Duration::from_millis(5);
+
 /// Open files beside segments and connections: logs, the ledger, the rings, connections to stores.
 const OTHER_FILES_BASE: u64 = 128;
 
@@ -246,10 +253,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     })
     .map_err(failed("cannot wait for signals"))?;
     running.stop();
-    // The cores are gone, and with them those who order: it ends with everything on disk.
-    if ledger.join().is_err() {
-        log::error!("the ledger's thread failed; uploads may be repeated");
-    }
+    stop_ledger(ledger);
     drop(lock);
     Ok(())
 }
@@ -265,6 +269,20 @@ fn start_ledger(
     let thread = ledger::spawn_ledger(folder, cache_bytes, services)
         .map_err(failed(format!("ledger {}", folder.display())))?;
     Ok((ports, thread))
+}
+
+/// Waits for the ledger's thread, which ends with everything on disk now that the cores have closed
+/// their ends of it; but not for a disk that does not answer.
+fn stop_ledger(ledger: JoinHandle<()>) {
+    let started = Instant::now();
+    while !ledger.is_finished() && started.elapsed() < LEDGER_WAIT {
+        std::thread::sleep(LEDGER_LOOK);
+    }
+    if !ledger.is_finished() {
+        log::warn!("the ledger's disk does not answer; some uploads may be repeated");
+    } else if ledger.join().is_err() {
+        log::error!("the ledger's thread has failed; some uploads may be repeated");
+    }
 }
 
 /// How each core writes back.

@@ -1,11 +1,12 @@
 //! What the commands do about blocks whose store is away, refuses them, or has something newer.
 
-use super::common::proxy::{OTHER_VOLUME, StoreSpec};
+use super::common::proxy::{OTHER_VOLUME, StoreSpec, files_below};
 use super::common::stores::S3Server;
 use super::common::{OTHER, Proxy, Setup, VOLUME, pattern, wait_until};
 use super::store::Store;
 use super::{Said, operate, operate_command};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::process::Child;
 use std::time::Duration;
@@ -26,6 +27,8 @@ fn setup(store: &Store) -> Setup {
     };
     let prefix = "p".to_owned();
     Setup {
+        // Blocks of both cores take part.
+        shards: 2,
         store: Some(StoreSpec::S3 { server, prefix }),
         ..Setup::default()
     }
@@ -158,6 +161,11 @@ fn a_flush_waits_for_what_was_there_and_survives_a_kill() {
     operate(&proxy, &["flush"]).is(0, "flushed");
     assert_eq!(store.object(&stored(VOLUME, "a/b")), Some(body));
     assert_eq!(proxy.operator("GET", &export).status, 404);
+    let metrics = proxy.operator("GET", "/-/metrics").text();
+    let done = metrics
+        .lines()
+        .filter(|line| line.contains("outcome=\"done\"") && line.ends_with(" 1"));
+    assert_eq!(done.count(), 1, "{metrics}");
 }
 
 #[test]
@@ -166,13 +174,37 @@ fn a_drain_says_when_the_proxy_goes_away() {
     let mut proxy = setup(&store).start();
     store.set_away(true);
     proxy.put("key", b"bytes");
-    let drain = operate_beside(&proxy, &["drain"]);
-    wait_until("the drain has begun", || {
-        summary(&proxy)["draining"] == true
-    });
+    let mut drain = operate_beside(&proxy, &["drain"]);
+    // Its first line says that it has begun to wait.
+    let mut lines = BufReader::new(drain.stderr.take().expect("piped")).lines();
+    let first = lines.next().expect("a line").expect("text");
+    assert!(first.contains("1 block to upload"), "{first}");
     proxy.kill();
-    let said = Said::of(drain.wait_with_output().expect("wait"));
-    said.is(1, "when it last did, 1 blocks were left to upload");
+    let last = lines.last().expect("a line").expect("text");
+    assert!(last.contains("does not answer: "), "{last}");
+    assert!(last.ends_with("1 block had yet to be uploaded"), "{last}");
+    assert_eq!(drain.wait().expect("wait").code(), Some(1));
+}
+
+#[test]
+fn a_drain_that_stands_still_says_why() {
+    let (store, proxy) = world();
+    store.set_away(true);
+    proxy.put("key", b"bytes");
+    let mut drain = operate_beside(&proxy, &["drain"]);
+    let mut lines = BufReader::new(drain.stderr.take().expect("piped")).lines();
+    let told = lines.find_map(|line| {
+        let line = line.expect("text");
+        line.contains("no upload for").then_some(line)
+    });
+    let told = told.expect("it ends only when nothing is left");
+    assert!(
+        told.contains("the oldest block, vol/key, has failed"),
+        "{told}"
+    );
+    store.set_away(false);
+    operate(&proxy, &["flush"]).is(0, "flushed");
+    assert_eq!(drain.wait().expect("wait").code(), Some(0));
 }
 
 #[test]
@@ -206,7 +238,7 @@ fn a_quarantined_block_is_listed_exported_and_tried_again() {
     assert_eq!(answer.expect_header("content-type"), "text/x-poison");
     assert_eq!(answer.expect_header("x-amz-meta-who"), "me");
     store.refuse(&[]);
-    operate(&proxy, &["dirty", "--retry"]).is(0, "1 block is tried again");
+    operate(&proxy, &["dirty", "--retry"]).is(0, "1 block will be uploaded again");
     operate(&proxy, &["flush"]).is(0, "flushed");
     assert_eq!(store.object(&stored(VOLUME, "..a/poison")), Some(body));
 }
@@ -274,7 +306,7 @@ fn a_conflict_is_kept_apart_until_it_is_decided() {
     assert_eq!(std::fs::read(file).expect("exported"), b"ours");
     // Without its name nothing is written over what the store has.
     operate(&proxy, &["dirty", "--retry"]).is(0, "no block is quarantined");
-    operate(&proxy, &["dirty", "--retry", "key"]).is(0, "vol/key is tried again");
+    operate(&proxy, &["dirty", "--retry", "key"]).is(0, "vol/key will be uploaded again");
     operate(&proxy, &["flush"]).is(0, "flushed");
     assert_eq!(store.object(&stored(VOLUME, "key")), Some(b"ours".to_vec()));
     assert_eq!(proxy.get("key").body, b"ours");
@@ -327,4 +359,206 @@ fn keys_that_play_with_terminals_are_shown_harmless() {
     assert_eq!(proxy.request("PUT", &target, &[], b"x").status, 200);
     let said = operate(&proxy, &["dirty"]).is(0, r"vol/a\u{1b}[2J\u{a}b\u{202e}c");
     assert!(!said.output.contains('\u{1b}'), "{said:?}");
+}
+
+#[test]
+fn what_is_uploaded_is_not_uploaded_again_after_an_orderly_stop() {
+    let store = Store::start();
+    let mut proxy = setup(&store).start();
+    for n in 0..8 {
+        proxy.put(&format!("key-{n}"), &pattern(n, 10_000));
+    }
+    operate(&proxy, &["flush"]).is(0, "flushed");
+    assert_eq!(store.uploads(), 8);
+    assert!(proxy.terminate().success());
+    proxy.start();
+    operate(&proxy, &["flush"]).is(0, "nothing was left to upload");
+    assert_eq!(store.uploads(), 8);
+    assert_eq!(proxy.get("key-3").cache(), "hit-disk");
+}
+
+#[test]
+fn a_ledger_that_is_lost_costs_no_data_of_anybody() {
+    let store = Store::start();
+    let mut proxy = setup(&store).start();
+    for key in ["same", "changed", "gone"] {
+        proxy.put(key, format!("ours {key}").as_bytes());
+    }
+    operate(&proxy, &["flush"]).is(0, "flushed");
+    assert!(proxy.terminate().success());
+    // What others do meanwhile: the proxy has lost its note that its own work was done.
+    store.overwrite(
+        &stored(VOLUME, "changed"),
+        b"theirs",
+        Duration::from_secs(30),
+    );
+    std::fs::remove_dir_all(proxy.ledger_folder()).expect("remove");
+    proxy.start();
+    operate(&proxy, &["flush"]).is(1, "1 in conflict");
+    assert_eq!(
+        store.object(&stored(VOLUME, "changed")),
+        Some(b"theirs".to_vec())
+    );
+    assert_eq!(
+        store.object(&stored(VOLUME, "same")),
+        Some(b"ours same".to_vec())
+    );
+    assert_eq!(proxy.get("changed").body, b"theirs");
+    assert_eq!(proxy.get("same").body, b"ours same");
+    operate(&proxy, &["dirty", "--abandon", "changed"]).is(0, "given up");
+    operate(&proxy, &["drain"]).is(0, "drained");
+}
+
+#[test]
+fn a_ledger_that_is_damaged_is_begun_anew() {
+    let store = Store::start();
+    let mut proxy = setup(&store).start();
+    proxy.put("key", b"bytes");
+    operate(&proxy, &["flush"]).is(0, "flushed");
+    assert!(proxy.terminate().success());
+    let rows = proxy.ledger_folder().join("rows");
+    std::fs::write(rows.join("conf"), b"this is no configuration of sled").expect("write");
+    proxy.start();
+    operate(&proxy, &["flush"]).is(0, "flushed");
+    assert!(
+        proxy.stderr().contains("the ledger is damaged"),
+        "{}",
+        proxy.stderr()
+    );
+    assert!(proxy.ledger_folder().join("rows.damaged-1").exists());
+    assert_eq!(proxy.get("key").body, b"bytes");
+}
+
+#[test]
+fn a_start_without_writeback_still_uploads_what_is_dirty() {
+    let store = Store::start();
+    let mut proxy = setup(&store).start();
+    store.set_away(true);
+    proxy.put("key", b"bytes");
+    proxy.restart_killed(|setup| setup.flags.push("--noWriteback".to_owned()));
+    assert_eq!(summary(&proxy)["enabled"], false);
+    assert_eq!(proxy.get("key").cache(), "hit-dirty");
+    store.set_away(false);
+    operate(&proxy, &["flush"]).is(0, "flushed");
+    assert_eq!(
+        store.object(&stored(VOLUME, "key")),
+        Some(b"bytes".to_vec())
+    );
+    proxy.put("through", b"through");
+    assert_eq!(
+        store.object(&stored(VOLUME, "through")),
+        Some(b"through".to_vec())
+    );
+}
+
+#[test]
+fn a_new_write_or_a_delete_ends_a_quarantine() {
+    let (store, proxy) = world();
+    store.refuse(&["poison", "unwanted"]);
+    proxy.put("poison", b"old");
+    proxy.put("unwanted", b"old");
+    wait_until("both are quarantined", || {
+        summary(&proxy)["quarantined_blocks"] == 2
+    });
+    store.refuse(&[]);
+    proxy.put("poison", b"new");
+    let target = format!("/{VOLUME}/unwanted");
+    assert_eq!(proxy.request("DELETE", &target, &[], b"").status, 204);
+    operate(&proxy, &["drain"]).is(0, "drained");
+    assert_eq!(
+        store.object(&stored(VOLUME, "poison")),
+        Some(b"new".to_vec())
+    );
+    assert_eq!(store.object(&stored(VOLUME, "unwanted")), None);
+    assert_eq!(proxy.get("unwanted").status, 404);
+    operate(&proxy, &["dirty"]).is(0, "0 to upload (0 B), 0 quarantined");
+}
+
+#[test]
+fn decisions_outlive_a_kill() {
+    let store = Store::start();
+    let mut proxy = setup(&store).start();
+    store.refuse(&["poison"]);
+    proxy.put("poison-not", b"bytes");
+    proxy.put("poison", b"bytes");
+    wait_for_state(&proxy, "poison", "quarantined");
+    operate(&proxy, &["dirty", "--abandon", "poison"]).is(0, "given up");
+    proxy.restart_killed(|_| {});
+    operate(&proxy, &["flush"]).is(0, "flushed");
+    assert_eq!(states(&proxy, "poison"), Vec::<String>::new());
+    assert_eq!(proxy.get("poison").status, 404);
+    assert_eq!(proxy.get("poison-not").body, b"bytes");
+}
+
+#[test]
+fn a_volume_that_is_taken_away_orphans_its_blocks() {
+    let store = Store::start();
+    let mut proxy = setup(&store).start();
+    store.set_away(true);
+    put_other(&proxy, "key", b"bytes");
+    proxy.put("key", b"bytes");
+    assert!(proxy.terminate().success());
+    let config = std::fs::read_to_string(proxy.config_file()).expect("read");
+    let cut = config
+        .find("\n[[volume]]\nname = \"other\"")
+        .expect("there");
+    std::fs::write(proxy.config_file(), &config[..cut]).expect("write");
+    store.set_away(false);
+    proxy.start();
+    operate(&proxy, &["flush"]).is(1, "1 of volumes that are gone");
+    assert_eq!(
+        store.object(&stored(VOLUME, "key")),
+        Some(b"bytes".to_vec())
+    );
+    let folder = proxy.folder().join("exported");
+    operate(
+        &proxy,
+        &["dirty", "--export", folder.to_str().expect("text")],
+    )
+    .is(0, "other/key -> ");
+    let file = folder.join(OTHER_VOLUME).join("key");
+    assert_eq!(std::fs::read(file).expect("exported"), b"bytes");
+    operate(&proxy, &["dirty", "--abandon", "key"]).is(0, "other/key is given up");
+    operate(&proxy, &["flush"]).is(0, "nothing was left");
+}
+
+#[test]
+fn a_damaged_block_is_neither_served_nor_uploaded() {
+    let store = Store::start();
+    let mut proxy = setup(&store).start();
+    store.set_away(true);
+    let body = pattern(77, 200_000);
+    proxy.put("key", &body);
+    proxy.put("sound", &body[1..]);
+    // Everything is flushed and sealed: what is wrong afterwards is rot, not a write cut short.
+    assert!(proxy.terminate().success());
+    let mut damaged = 0;
+    for file in files_below(&proxy.cache_folder()) {
+        let mut bytes = std::fs::read(&file).expect("a segment");
+        if let Some(at) = bytes.windows(64).position(|window| window == &body[..64]) {
+            bytes[at + 100_000] ^= 1;
+            std::fs::write(&file, bytes).expect("write");
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1, "the block is in one place");
+    store.set_away(false);
+    proxy.start();
+    operate(&proxy, &["flush"]).is(1, "1 quarantined");
+    assert_eq!(store.object(&stored(VOLUME, "key")), None);
+    assert_eq!(
+        store.object(&stored(VOLUME, "sound")),
+        Some(body[1..].to_vec())
+    );
+    assert_eq!(proxy.get("key").status, 500);
+    let folder = proxy.folder().join("exported");
+    let said = operate(
+        &proxy,
+        &["dirty", "--export", folder.to_str().expect("text")],
+    );
+    said.is(1, "1 of 1 held blocks were not exported");
+    assert_eq!(files_below(&folder), Vec::<std::path::PathBuf>::new());
+    operate(&proxy, &["dirty", "--abandon", "key"]).is(0, "vol/key is given up");
+    assert_eq!(proxy.get("key").status, 404);
+    operate(&proxy, &["drain"]).is(0, "drained");
 }

@@ -22,6 +22,7 @@ struct Object {
 struct State {
     is_away: bool,
     refused: Vec<String>,
+    uploads: u64,
     objects: BTreeMap<String, Object>,
 }
 
@@ -84,6 +85,11 @@ impl Store {
         self.with(|state| state.objects.get(key).map(|object| object.bytes.clone()))
     }
 
+    /// Uploads that it has taken.
+    pub fn uploads(&self) -> u64 {
+        self.with(|state| state.uploads)
+    }
+
     /// Writes an object as somebody else would, some time ahead: clocks tell whole seconds.
     pub fn overwrite(&self, key: &str, bytes: &[u8], ahead: Duration) {
         let object = Object {
@@ -132,6 +138,7 @@ impl Store {
                     headers.push((name.to_owned(), checksum.to_owned()));
                 }
                 state.objects.insert(key, object);
+                state.uploads += 1;
                 reply(200, &headers, b"", false)
             }
             "DELETE" => {

@@ -99,6 +99,27 @@ fn a_core_sees_its_own_orders_in_order_and_a_restart_keeps_them() {
     running.stop();
 }
 
+#[test]
+fn a_core_that_has_closed_keeps_nobody_whoever_holds_an_end() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("ledger");
+    let Running { ledgers, thread } = Running::start(&path, 2);
+    for (number, ledger) in (0..).zip(&ledgers) {
+        block_on(ledger.put(key(0, number), value(number)));
+        block_on(ledger.close());
+    }
+    thread.join().expect("it ends although the ends are held");
+    block_on(async {
+        ledgers[0].close().await;
+        ledgers[0].put(key(0, 2), value(2)).await;
+        assert_eq!(ledgers[0].get(key(0, 1)).await, None);
+        assert_eq!(ledgers[0].failures(), 2);
+    });
+    let running = Running::start(&path, 1);
+    assert_eq!(block_on(running.ledgers[0].scan_prefix(vec![0])).len(), 2);
+    running.stop();
+}
+
 /// Runs in a process of its own, which [`a_kill_takes_nothing_that_was_flushed`] starts.
 #[test]
 fn child_that_kills_itself() {

@@ -1,7 +1,9 @@
 //! How far a drain or flush has come, on standard error.
 
 use super::Remaining;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::style::TemplateError;
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::fmt;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
@@ -9,8 +11,8 @@ use std::time::{Duration, Instant};
 const LINE_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a terminal shows.
-const BAR: &str = "{percent:>3} % {wide_bar} {binary_bytes} of {binary_total_bytes}, {msg}, \
-                   {binary_bytes_per_sec}, {eta} left";
+const BAR: &str = "{percent:>3} % {wide_bar} {binary_bytes} of {binary_total_bytes}, {msg} to upload, \
+                   {binary_bytes_per_sec}, {time_left}";
 
 /// Shows what is left.
 pub(super) enum Progress {
@@ -34,18 +36,24 @@ impl Progress {
                 total_bytes: 0,
             };
         }
-        let style = ProgressStyle::with_template(BAR).expect("a constant that the tests parse");
-        Progress::Bar(ProgressBar::new(0).with_style(style))
+        let style = style().expect("a constant that the tests parse");
+        // Unseen until there is something to show.
+        let hidden = ProgressDrawTarget::hidden();
+        Progress::Bar(ProgressBar::with_draw_target(Some(0), hidden).with_style(style))
     }
 
     pub fn show(&mut self, remaining: &Remaining) {
         let blocks = told(remaining);
         match self {
+            Progress::Bar(bar) if bar.is_hidden() && remaining.is_over() => {}
             Progress::Bar(bar) => {
                 let total = bar.length().unwrap_or(0).max(remaining.bytes);
                 bar.set_length(total);
                 bar.set_message(blocks);
                 bar.set_position(total - remaining.bytes);
+                if bar.is_hidden() {
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
+                }
             }
             Progress::Lines {
                 started,
@@ -78,11 +86,17 @@ impl Progress {
     }
 }
 
-fn told(remaining: &Remaining) -> String {
-    let blocks = match remaining.blocks {
-        1 => "1 block".to_owned(),
-        blocks => format!("{blocks} blocks"),
+fn style() -> Result<ProgressStyle, TemplateError> {
+    // The bar's own guess is no time at all while nothing moves.
+    let time_left = |state: &ProgressState, text: &mut dyn fmt::Write| {
+        let left_bytes = state.len().unwrap_or(0).saturating_sub(state.pos());
+        let _ = text.write_str(&time_left(left_bytes, state.per_sec() as u64));
     };
+    Ok(ProgressStyle::with_template(BAR)?.with_key("time_left", time_left))
+}
+
+fn told(remaining: &Remaining) -> String {
+    let blocks = super::counted(remaining.blocks);
     match remaining.shards_unread {
         0 => blocks,
         shards => format!("{blocks} and those of {shards} shards that still load"),
@@ -92,16 +106,20 @@ fn told(remaining: &Remaining) -> String {
 fn line(blocks: &str, total_bytes: u64, left_bytes: u64, passed: Duration) -> String {
     let done = total_bytes - left_bytes;
     let per_second = (done as f64 / passed.as_secs_f64().max(1e-3)) as u64;
-    let time_left = match left_bytes.checked_div(per_second) {
-        Some(seconds) => format!("{} left", super::age(seconds)),
-        None => "time unknown".to_owned(),
-    };
     format!(
-        "{blocks} to upload, {} of {} done, {}/s, {time_left}",
+        "{blocks} to upload, {} of {} done, {}/s, {}",
         HumanBytes(done),
         HumanBytes(total_bytes),
         HumanBytes(per_second),
+        time_left(left_bytes, per_second),
     )
+}
+
+fn time_left(left_bytes: u64, bytes_per_second: u64) -> String {
+    match left_bytes.checked_div(bytes_per_second) {
+        Some(seconds) => format!("{} left", super::age(seconds)),
+        None => "time unknown".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -110,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_bar_s_template_is_right() {
-        ProgressStyle::with_template(BAR).expect("a template");
+        style().expect("a template");
     }
 
     #[test]
