@@ -23,17 +23,24 @@ fn blocks() -> usize {
 
 /// Writes all blocks, never more than [`BACKLOG_MAX`] ahead of the store, with the poison first
 /// and oldest. Each wait ends only when older ones have left, so the age of the oldest of them is
-/// bounded by the time that the store needs for [`BACKLOG_MAX`] blocks.
+/// bounded by the time that the store needs for [`BACKLOG_MAX`] blocks. The greatest age seen is
+/// printed.
 fn others_flow(rig: &Rig) {
+    let mut age_seconds_max = 0;
     for number in 0..blocks() {
         let body = rig.content(BODY_BYTES);
         rig.put_bytes(&format!("other-{number}"), &body);
         if number % 50 == 49 {
             wait_until("the others flow", || {
+                age_seconds_max = rig.number("oldest_age_seconds").max(age_seconds_max);
                 rig.number("dirty_blocks") <= BACKLOG_MAX
             });
         }
     }
+    eprintln!(
+        "{} others, the oldest dirty block was {age_seconds_max} s old",
+        blocks()
+    );
 }
 
 #[test]
