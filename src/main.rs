@@ -1,5 +1,6 @@
 //! The program: read the command line, check it, run it. The only place that picks exit codes.
 
+use forebay::cli::backlog::{self, BacklogError};
 use forebay::cli::check::{self, CheckError};
 use forebay::cli::commands::{self, CommandError};
 use forebay::cli::{
@@ -53,6 +54,16 @@ impl From<CommandError> for Failure {
     }
 }
 
+impl From<BacklogError> for Failure {
+    fn from(error: BacklogError) -> Self {
+        if error.is_usage() {
+            Failure::usage(error)
+        } else {
+            Failure::failed(error)
+        }
+    }
+}
+
 impl From<CheckError> for Failure {
     fn from(error: CheckError) -> Self {
         if error.is_usage() {
@@ -68,7 +79,7 @@ fn main() -> ExitCode {
     // First of all: until this is done, every user of the machine can read the secret.
     if let Err(error) = argv::hide_secrets(&words) {
         complain(&format!(
-            "warning: --blockPass stays visible to other users: {error}"
+            "warning: the secret in the arguments stays visible to other users: {error}"
         ));
     }
     match run(words.get(1..).unwrap_or_default()) {
@@ -94,6 +105,9 @@ fn run(words: &[OsString]) -> Result<(), Failure> {
     let answer = match *command {
         Command::Start(arguments) => return start(&arguments, &environment),
         Command::Check(arguments) => return check_folder(&arguments, &environment),
+        Command::Drain(arguments) => backlog::drain(&arguments, &environment)?,
+        Command::Flush(arguments) => backlog::flush(&arguments, &environment)?,
+        Command::Dirty(arguments) => backlog::dirty(&arguments, &environment)?,
         Command::Init(init) => match init.what {
             InitCommand::Creds(arguments) => commands::init_creds(&arguments, &environment)?,
             InitCommand::Systemd(arguments) => commands::init_systemd(&arguments, &environment)?,

@@ -1,13 +1,17 @@
 //! Metrics: every name, unit and help text, and their rendering for Prometheus.
 //!
-//! Names are stable from the first release on; no other file has one. This file only reads.
+//! Names are stable from the first release on; only this file and those below it have any. They only
+//! read.
+
+mod backlog;
 
 use crate::http::stats::HttpStats;
 use forebay_io::histogram::{BOUNDS_US, HistogramSnapshot};
+use forebay_shards::backlog::Backlog;
 use forebay_shards::messages::Outcome;
 use forebay_shards::stats::CoreSnapshot;
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How Prometheus takes a metric.
 #[derive(Clone, Copy)]
@@ -253,7 +257,7 @@ const UPTIME: Metric = Metric(
 );
 
 /// Metrics of the owner cores' counters, by the counter's name.
-const ENGINE: [(&str, Metric); 22] = [
+const ENGINE: [(&str, Metric); 17] = [
     (
         "fills",
         Metric(
@@ -383,46 +387,6 @@ const ENGINE: [(&str, Metric); 22] = [
         ),
     ),
     (
-        "uploads_done",
-        Metric(
-            "forebay_uploads_done_total",
-            Kind::Counter,
-            "Uploads after which the store had the block.",
-        ),
-    ),
-    (
-        "uploads_superseded",
-        Metric(
-            "forebay_uploads_superseded_total",
-            Kind::Counter,
-            "Uploads of what had been replaced or deleted meanwhile.",
-        ),
-    ),
-    (
-        "uploads_failed",
-        Metric(
-            "forebay_uploads_failed_total",
-            Kind::Counter,
-            "Uploads that failed and are tried again.",
-        ),
-    ),
-    (
-        "uploads_refused",
-        Metric(
-            "forebay_uploads_refused_total",
-            Kind::Counter,
-            "Uploads refused for good: the block is quarantined.",
-        ),
-    ),
-    (
-        "uploads_conflict",
-        Metric(
-            "forebay_uploads_conflict_total",
-            Kind::Counter,
-            "Uploads not done because the store had something newer.",
-        ),
-    ),
-    (
         "writes_slowed",
         Metric(
             "forebay_writes_slowed_total",
@@ -430,6 +394,21 @@ const ENGINE: [(&str, Metric); 22] = [
             "Writes held for a moment because the disk fills up with dirty blocks.",
         ),
     ),
+];
+
+const UPLOADS: Metric = Metric(
+    "forebay_uploads_total",
+    Kind::Counter,
+    "Uploads by how they ended: done; superseded (replaced or deleted meanwhile); failed (tried \
+     again); refused (quarantined); conflict (the store has something newer).",
+);
+/// The outcomes by the name of the counter.
+const UPLOAD_OUTCOMES: [(&str, &str); 5] = [
+    ("uploads_done", "done"),
+    ("uploads_superseded", "superseded"),
+    ("uploads_failed", "failed"),
+    ("uploads_refused", "refused"),
+    ("uploads_conflict", "conflict"),
 ];
 
 struct Page(String);
@@ -486,10 +465,16 @@ impl Page {
 }
 
 /// Renders everything in Prometheus' text format 0.0.4.
-pub fn render(cores: &[CoreSnapshot], http: &[HttpStats], uptime: Duration) -> String {
+pub fn render(
+    cores: &[CoreSnapshot],
+    dirty: &Backlog,
+    http: &[HttpStats],
+    uptime: Duration,
+) -> String {
     let mut page = Page(String::with_capacity(32 << 10));
     render_http(&mut page, http);
     render_engine(&mut page, cores);
+    backlog::render(&mut page, dirty, SystemTime::now());
     render_buffers(&mut page, cores);
     render_stores(&mut page, cores);
     page.begin(&UPTIME);
@@ -560,6 +545,14 @@ fn render_engine(page: &mut Page, cores: &[CoreSnapshot]) {
         page.per_core(metric, cores, |core| {
             (core.core, core.counters.get(counter).copied().unwrap_or(0))
         });
+    }
+    page.begin(&UPLOADS);
+    for core in cores {
+        for (counter, outcome) in &UPLOAD_OUTCOMES {
+            let labels = format_args!("outcome=\"{outcome}\",core=\"{}\"", core.core);
+            let count = core.counters.get(counter).copied().unwrap_or(0);
+            page.sample(&UPLOADS, labels, count);
+        }
     }
     for (counter, metric) in &SHARD {
         page.per_core(metric, cores, |core| {
@@ -633,12 +626,15 @@ fn render_stores(page: &mut Page, cores: &[CoreSnapshot]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use forebay_shards::backlog::StoreBacklog;
     use forebay_shards::stats::{CoreStats, ShardStats};
 
     #[test]
     fn every_engine_counter_has_a_metric() {
         let counters = CoreStats::default().values();
-        let named: Vec<&str> = ENGINE.iter().map(|(counter, _)| *counter).collect();
+        let single = ENGINE.iter().map(|(counter, _)| *counter);
+        let by_outcome = UPLOAD_OUTCOMES.iter().map(|(counter, _)| *counter);
+        let named: Vec<&str> = single.chain(by_outcome).collect();
         assert_eq!(counters.len(), named.len());
         assert!(named.iter().all(|name| counters.contains_key(name)));
         let of_shards = ShardStats::default().values().map(|(name, _)| name);
@@ -657,7 +653,20 @@ mod tests {
             core: 0,
             ..CoreSnapshot::default()
         }];
-        let text = render(&cores, &http, Duration::from_secs(7));
+        let backlog = Backlog {
+            blocks: 3,
+            stores: vec![StoreBacklog {
+                store: 2,
+                concurrency: 1,
+                paused_ms: 1500,
+                failures: 4,
+            }],
+            ..Backlog::default()
+        };
+        let text = render(&cores, &backlog, &http, Duration::from_secs(7));
+        assert!(text.contains("\nforebay_dirty_blocks 3\n"));
+        assert!(text.contains("\nforebay_dirty_oldest_age_seconds 0\n"));
+        assert!(text.contains("\nforebay_upload_paused_seconds{store=\"2\"} 1.5\n"));
         assert!(
             text.contains(
                 "forebay_http_responses_total{method=\"GET\",status=\"200\",core=\"1\"} 1"

@@ -305,6 +305,11 @@ impl StubHandle {
         self.shared.stats().stats()
     }
 
+    /// Requests in progress now. A client that died may have left some behind, which are still carried out.
+    pub fn in_progress(&self) -> u64 {
+        self.shared.stats().active()
+    }
+
     /// The last requests, oldest first, up to [`stats::LOG_ENTRIES_MAX`].
     pub fn log(&self) -> Vec<LogEntry> {
         self.shared.stats().log()

@@ -145,8 +145,8 @@ impl Ledger {
 /// Starts the thread that owns the ledger in `folder`, which is made if it is not there. The thread
 /// ends when all cores' ends are dropped, with everything on disk.
 ///
-/// Fails when the folder is not a ledger's, is in use, or is not ours alone. A ledger of ours that
-/// cannot be read is no failure: it is moved aside and begun anew.
+/// Fails when the folder is not a ledger's, is in use, or is not ours alone; the caller names the
+/// folder. A ledger of ours that cannot be read is no failure: it is moved aside and begun anew.
 pub fn spawn_ledger(
     folder: &Path,
     cache_bytes: u64,

@@ -119,6 +119,12 @@ pub struct Backlog {
 }
 
 impl Backlog {
+    /// How long ago the oldest block was acknowledged, milliseconds; 0 if there is none.
+    pub fn oldest_age_ms(&self, now_unix_ms: u64) -> u64 {
+        self.oldest_unix_ms
+            .map_or(0, |oldest| now_unix_ms.saturating_sub(oldest))
+    }
+
     /// Adds another core's.
     pub fn add(&mut self, other: Backlog) {
         self.blocks += other.blocks;

@@ -125,6 +125,17 @@ mod tests {
             "forebay start --blockPass **** --sync"
         );
         assert_eq!(
+            hidden(&[
+                "forebay",
+                "drain",
+                "--token",
+                "hush",
+                "--tokenFile=f",
+                "--token=hush"
+            ]),
+            "forebay drain --token **** --tokenFile=f --token=****"
+        );
+        assert_eq!(
             hidden(&["forebay", "--block-pass=hush=h", "--blockPass=", "-v"]),
             "forebay --block-pass=****** --blockPass= -v"
         );

@@ -11,7 +11,11 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 /// Flags whose value is a secret, in argh's spelling.
-pub const SECRET_FLAGS: [&str; 1] = ["--block-pass"];
+pub const SECRET_FLAGS: [&str; 2] = ["--block-pass", "--token"];
+
+/// Flags whose value may be left out, in argh's spelling. argh has no such thing, so it gets an empty
+/// value, which nothing that is typed becomes.
+const OPTIONAL_VALUE_FLAGS: [&str; 1] = ["--retry"];
 
 /// Words that ask for help instead of running.
 const HELP_WORDS: [&str; 3] = ["--help", "-h", "help"];
@@ -49,7 +53,7 @@ pub fn fold(words: &[OsString], grammar: &CommandInfoWithArgs) -> Result<Vec<Str
         path: crate::cli::PROGRAM.to_owned(),
         folded: Vec::new(),
         seen: BTreeSet::new(),
-        after_secret: false,
+        after_secret: None,
         help: false,
     };
     let mut rest = words.iter();
@@ -78,6 +82,13 @@ pub fn camel(kebab: &str) -> String {
     spelled
 }
 
+/// Whether the next word can be the value of a flag that needs none: a value that begins with a dash
+/// must be written behind `=`.
+fn value_follows(rest: &std::slice::Iter<'_, OsString>) -> bool {
+    let next = rest.as_slice().first();
+    next.is_some_and(|word| !word.to_string_lossy().starts_with('-'))
+}
+
 /// The state of one folding.
 struct Folder<'a> {
     /// The innermost command named so far.
@@ -87,8 +98,9 @@ struct Folder<'a> {
     folded: Vec<String>,
     /// Flags of `command` already given, in argh's spelling.
     seen: BTreeSet<&'static str>,
-    /// Whether the last word was a secret's value: what follows may be the rest of it, cut at a space.
-    after_secret: bool,
+    /// The flag whose value the last word was, if that is a secret: what follows may be the rest of
+    /// it, cut at a space.
+    after_secret: Option<&'static str>,
     help: bool,
 }
 
@@ -146,13 +158,12 @@ impl<'a> Folder<'a> {
             return Ok(());
         }
         if command.commands.is_empty() {
-            let shown = if self.after_secret {
-                "a word after --blockPass".to_owned()
-            } else {
-                format!("`{word}`")
+            let shown = match self.after_secret {
+                Some(flag) => format!("a word after {}", camel(flag)),
+                None => format!("`{word}`"),
             };
             let hint = match (word, self.folded.last()) {
-                ("true" | "false", Some(flag)) if !self.after_secret => {
+                ("true" | "false", Some(flag)) if self.after_secret.is_none() => {
                     format!("write {flag}={word}")
                 }
                 _ => "a value with spaces needs quotes".to_owned(),
@@ -173,7 +184,7 @@ impl<'a> Folder<'a> {
         name: &str,
         value: Option<&str>,
     ) -> Result<(), UsageError> {
-        self.after_secret = false;
+        self.after_secret = None;
         match value {
             None | Some("true") => self.folded.push(flag.long.to_owned()),
             Some("false") => {}
@@ -189,13 +200,18 @@ impl<'a> Folder<'a> {
 
     fn take_option(
         &mut self,
-        flag: &FlagInfo<'_>,
+        flag: &FlagInfo<'static>,
         name: &str,
         inline: Option<String>,
         rest: &mut std::slice::Iter<'_, OsString>,
     ) -> Result<(), UsageError> {
         let value = match inline {
             Some(value) => value,
+            None if OPTIONAL_VALUE_FLAGS.contains(&flag.long) && !value_follows(rest) => {
+                self.after_secret = None;
+                self.folded.extend([flag.long.to_owned(), String::new()]);
+                return Ok(());
+            }
             None => self.next_value(name, rest)?,
         };
         if value.is_empty() {
@@ -206,7 +222,7 @@ impl<'a> Folder<'a> {
         if value.contains('\0') {
             return Err(self.error(format!("{name}: its value holds a NUL byte")));
         }
-        self.after_secret = SECRET_FLAGS.contains(&flag.long);
+        self.after_secret = SECRET_FLAGS.contains(&flag.long).then_some(flag.long);
         self.folded.push(flag.long.to_owned());
         self.folded.push(value);
         Ok(())
@@ -454,7 +470,7 @@ mod tests {
                 "--zzzzzz is not a flag of `forebay start`",
             ),
             (&["strat"], "did you mean `start`?"),
-            (&["frobnicate"], "the commands are start, check, init"),
+            (&["frobnicate"], "the commands are start, check, drain"),
             (&["init"], "one of creds, systemd is needed"),
             (&[], "no command given"),
             (&["start", "extra"], "`extra` is not expected here"),
@@ -477,6 +493,8 @@ mod tests {
             &["start", "--blockPas=hush"][..],
             &["start", "--blockPass", "hu", "hush"],
             &["start", "--blockPass=hush", "--blockPass=hush"],
+            &["drain", "--token", "hu", "hush"],
+            &["drain", "--token=hush", "--token=hush"],
         ] {
             let error = fold_words(words).expect_err("a mistake");
             assert!(!error.contains("hush"), "{error}");
@@ -503,6 +521,23 @@ mod tests {
         );
         let name = OsString::from_vec(b"--\xff\xff".to_vec());
         fold(&["start".into(), name], &grammar).expect_err("no such flag");
+    }
+
+    #[test]
+    fn the_value_of_some_flags_may_be_left_out() {
+        for (words, value) in [
+            (&["dirty", "--retry"][..], ""),
+            (&["dirty", "--retry", "--dev"], ""),
+            (&["dirty", "--retry", "a/b"], "a/b"),
+            (&["dirty", "--retry=-odd", "--dev"], "-odd"),
+        ] {
+            let folded = fold_words(words).expect("fold");
+            assert_eq!(folded[1..3], ["--retry", value], "{words:?}");
+        }
+        let error = fold_words(&["dirty", "--retry="]).expect_err("empty");
+        assert!(error.contains("its value is empty"), "{error}");
+        let error = fold_words(&["dirty", "--retry", "a", "b"]).expect_err("two keys");
+        assert!(error.contains("`b` is not expected here"), "{error}");
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! [`crate::settings`] checks it. Nothing here picks an exit code; `main` does.
 
 pub mod argv;
+pub mod backlog;
 pub mod check;
 pub mod commands;
 pub mod fold;
 pub mod logging;
+pub mod remote;
 
 use crate::settings::secret::Secret;
 use argh::{ArgsInfo, FromArgs};
@@ -43,15 +45,17 @@ pub struct Arguments {
 /// The commands.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one value lives once per process, and argh describes no boxed command"
-)]
 pub enum Command {
     /// `forebay start`
     Start(StartArguments),
     /// `forebay check`
     Check(CheckArguments),
+    /// `forebay drain`
+    Drain(DrainArguments),
+    /// `forebay flush`
+    Flush(FlushArguments),
+    /// `forebay dirty`
+    Dirty(DirtyArguments),
     /// `forebay init …`
     Init(InitArguments),
     /// `forebay deinit …`
@@ -155,6 +159,124 @@ pub struct CheckArguments {
     /// say something of every segment
     #[argh(switch, short = 'v')]
     pub verbose: bool,
+}
+
+/// upload everything that is not yet in the store, and take no new dirty blocks until `drain --end`
+/// or a restart: writes go through to the store. Waits, with progress, until nothing is left; stop
+/// waiting with Ctrl-C, and the proxy goes on. Exit code 0: nothing is left, 1: blocks remain or
+/// failure, 2: usage
+#[derive(Clone, Debug, Default, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "drain", help_triggers("-h", "--help", "help"))]
+pub struct DrainArguments {
+    /// end the drain: acknowledge writes before the store has them again
+    #[argh(switch)]
+    pub end: bool,
+    /// where the proxy is (default https://localhost:443)
+    #[argh(option)]
+    pub url: Option<String>,
+    /// the operator's token; hidden from the process list once read
+    #[argh(option)]
+    pub token: Option<Secret>,
+    /// file that holds the operator's token, mode 0600
+    #[argh(option)]
+    pub token_file: Option<String>,
+    /// the proxy's config file, to take the operator's token from
+    #[argh(option)]
+    pub config: Option<String>,
+    /// certificates to trust, PEM (default: the system's, and ~/.forebay/ssl/cert)
+    #[argh(option)]
+    pub ca: Option<String>,
+    /// the proxy's certificate by its SHA-256 fingerprint, which `start` logs; nothing else is trusted
+    #[argh(option)]
+    pub fingerprint: Option<String>,
+    /// trust any certificate; whoever is in between can take the token
+    #[argh(switch)]
+    pub insecure: bool,
+    /// the proxy that `start --dev` runs in this folder: its address, certificate and token
+    #[argh(switch)]
+    pub dev: bool,
+}
+
+/// make everything acknowledged so far durable and upload it at once. Waits, with progress, until it
+/// is in the store; writes that come meanwhile are not waited for. Exit code 0: done, 1: blocks
+/// remain or failure, 2: usage
+#[derive(Clone, Debug, Default, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "flush", help_triggers("-h", "--help", "help"))]
+pub struct FlushArguments {
+    /// where the proxy is (default https://localhost:443)
+    #[argh(option)]
+    pub url: Option<String>,
+    /// the operator's token; hidden from the process list once read
+    #[argh(option)]
+    pub token: Option<Secret>,
+    /// file that holds the operator's token, mode 0600
+    #[argh(option)]
+    pub token_file: Option<String>,
+    /// the proxy's config file, to take the operator's token from
+    #[argh(option)]
+    pub config: Option<String>,
+    /// certificates to trust, PEM (default: the system's, and ~/.forebay/ssl/cert)
+    #[argh(option)]
+    pub ca: Option<String>,
+    /// the proxy's certificate by its SHA-256 fingerprint, which `start` logs; nothing else is trusted
+    #[argh(option)]
+    pub fingerprint: Option<String>,
+    /// trust any certificate; whoever is in between can take the token
+    #[argh(switch)]
+    pub insecure: bool,
+    /// the proxy that `start --dev` runs in this folder: its address, certificate and token
+    #[argh(switch)]
+    pub dev: bool,
+}
+
+/// list the blocks that are not yet in the store, oldest first; or decide about those that are held:
+/// quarantined (the store refuses them, or they are damaged) or in conflict (the store has something
+/// newer). Exit code 0: done, 1: failure, 2: usage
+#[derive(Clone, Debug, Default, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "dirty", help_triggers("-h", "--help", "help"))]
+pub struct DirtyArguments {
+    /// print the list as the proxy sends it
+    #[argh(switch)]
+    pub json: bool,
+    /// blocks to list, 1 to 10000 (default 1000)
+    #[argh(option)]
+    pub limit: Option<String>,
+    /// only blocks of this volume
+    #[argh(option)]
+    pub volume: Option<String>,
+    /// upload this held block again, over what the store has; without KEY all that are quarantined
+    #[argh(option, arg_name = "key")]
+    pub retry: Option<String>,
+    /// write every held block to DIR/VOLUME/KEY, the key percent-encoded; replaces no file
+    #[argh(option, arg_name = "dir")]
+    pub export: Option<String>,
+    /// give this held block up for good, without asking
+    #[argh(option, arg_name = "key")]
+    pub abandon: Option<String>,
+    /// where the proxy is (default https://localhost:443)
+    #[argh(option)]
+    pub url: Option<String>,
+    /// the operator's token; hidden from the process list once read
+    #[argh(option)]
+    pub token: Option<Secret>,
+    /// file that holds the operator's token, mode 0600
+    #[argh(option)]
+    pub token_file: Option<String>,
+    /// the proxy's config file, to take the operator's token from
+    #[argh(option)]
+    pub config: Option<String>,
+    /// certificates to trust, PEM (default: the system's, and ~/.forebay/ssl/cert)
+    #[argh(option)]
+    pub ca: Option<String>,
+    /// the proxy's certificate by its SHA-256 fingerprint, which `start` logs; nothing else is trusted
+    #[argh(option)]
+    pub fingerprint: Option<String>,
+    /// trust any certificate; whoever is in between can take the token
+    #[argh(switch)]
+    pub insecure: bool,
+    /// the proxy that `start --dev` runs in this folder: its address, certificate and token
+    #[argh(switch)]
+    pub dev: bool,
 }
 
 /// make the files that the proxy needs

@@ -68,6 +68,12 @@ pub fn check(
 }
 
 fn check_operator(source: &Source, operator: WrittenOperator) -> Checked<TokenHash> {
+    let token = operator_token(source, operator)?;
+    Ok(TokenHash::of(token.expose().as_bytes()))
+}
+
+/// The operator's token in clear, from the file itself or the one that it names.
+pub(super) fn operator_token(source: &Source, operator: WrittenOperator) -> Checked<Secret> {
     let (token, span, key) = match (operator.token, operator.token_file) {
         (Some(token), None) => {
             let span = token.span();
@@ -94,7 +100,7 @@ fn check_operator(source: &Source, operator: WrittenOperator) -> Checked<TokenHa
         }
     };
     names::check_token(token.expose()).map_err(|problem| source.error(span, key, problem))?;
-    Ok(TokenHash::of(token.expose().as_bytes()))
+    Ok(token)
 }
 
 fn resolve(source: &Source, written: &Spanned<String>, key: &str) -> Checked<PathBuf> {

@@ -169,6 +169,20 @@ impl Config {
         }
         check::check(&source, written, sources)
     }
+
+    /// Reads a config file for the operator's token alone, in clear: for commands that talk to the
+    /// proxy as its operator. `None` if the file has none.
+    pub fn operator_token(path: &Path) -> Result<Option<Secret>, ConfigError> {
+        let source = Source::read(path)?;
+        let written = source.parse()?;
+        if written.holds_secrets() {
+            source.refuse_open_mode()?;
+        }
+        written
+            .operator
+            .map(|operator| check::operator_token(&source, operator))
+            .transpose()
+    }
 }
 
 /// An open config file and its text, for errors that name a line.

@@ -1,8 +1,12 @@
-//! `/-/…`: the operator's paths. They read state and change none of it.
+//! `/-/…`: the operator's paths: which there are, who may use them, and those that only read.
+//!
+//! Paths that change anything are in [`super::backlog`].
 
 use super::auth::{self, Credential};
+use super::backlog::{self, Operation};
 use super::connection::{Connection, Ended};
 use super::head::Head;
+use super::limits::SEND_BYTES_MAX;
 use super::reply::ErrorReply;
 use crate::metrics;
 use crate::server::memory::MemoryPlan;
@@ -11,7 +15,10 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Paths that later issues of the roadmap fill: known, so that the answer can say so.
-const LATER: [&str; 6] = ["", "dirty", "flush", "drain", "evict", "warm"];
+const LATER: [&str; 3] = ["", "evict", "warm"];
+
+/// What most answers are.
+pub(super) const JSON: &str = "application/json";
 
 /// Serves a control path.
 pub async fn serve(
@@ -19,11 +26,16 @@ pub async fn serve(
     head: &Head,
     credential: &Credential,
     path: &str,
+    query: &[(String, String)],
 ) -> Result<(), Ended> {
     let resource = format!("/-/{path}");
     let reads = matches!(head.method.as_str(), "GET" | "HEAD");
     let open = matches!(path, "ping" | "healthz" | "readyz" | "topology");
-    let known = open || matches!(path, "metrics" | "status") || LATER.contains(&path);
+    let operation = Operation::of_path(path);
+    let known = open
+        || operation.is_some()
+        || matches!(path, "metrics" | "status")
+        || LATER.contains(&path);
     if !known {
         let error = ErrorReply::new(404, "NoSuchKey", "there is no such control path");
         return connection.respond_error(&error, &resource).await;
@@ -33,6 +45,9 @@ pub async fn serve(
         if let Err(error) = auth::check_operator(credential, operator.as_ref()) {
             return connection.respond_error(&error, &resource).await;
         }
+    }
+    if let Some(operation) = operation {
+        return backlog::serve(connection, head, operation, query).await;
     }
     if LATER.contains(&path) {
         let error = ErrorReply::not_implemented("this control path");
@@ -44,26 +59,39 @@ pub async fn serve(
         return connection.respond_error(&error, &resource).await;
     }
     let (status, content_type, body) = answer(connection, path).await;
+    respond(connection, head, status, content_type, body).await
+}
+
+/// Sends an answer that is made for this request; `HEAD` gets its headers only.
+pub(super) async fn respond(
+    connection: &mut Connection,
+    head: &Head,
+    status: u16,
+    content_type: &str,
+    body: String,
+) -> Result<(), Ended> {
     let mut reply = connection.reply(status);
     reply.header("cache-control", "no-store");
-    if status == 204 {
-        let reply = connection.seal_head(reply);
-        return connection.send(&[&reply]).await;
+    if status != 204 {
+        reply
+            .header("content-type", content_type)
+            .header("content-length", body.len());
     }
-    reply
-        .header("content-type", content_type)
-        .header("content-length", body.len());
     let reply = connection.seal_head(reply);
     let body: &[u8] = if head.method == "HEAD" {
         b""
     } else {
         body.as_bytes()
     };
-    connection.send(&[&reply, body]).await
+    let (first, rest) = body.split_at(body.len().min(SEND_BYTES_MAX));
+    connection.send(&[&reply, first]).await?;
+    for piece in rest.chunks(SEND_BYTES_MAX) {
+        connection.send(&[piece]).await?;
+    }
+    Ok(())
 }
 
 async fn answer(connection: &Connection, path: &str) -> (u16, &'static str, String) {
-    const JSON: &str = "application/json";
     const TEXT: &str = "text/plain; charset=utf-8";
     let context = connection.context();
     match path {
@@ -75,7 +103,9 @@ async fn answer(connection: &Connection, path: &str) -> (u16, &'static str, Stri
         "topology" => (200, JSON, topology(connection)),
         "metrics" => {
             let snapshots = context.router.snapshots().await;
-            let text = metrics::render(&snapshots, &context.server.http, context.server.uptime());
+            let backlog = context.router.backlog(None).await;
+            let uptime = context.server.uptime();
+            let text = metrics::render(&snapshots, &backlog, &context.server.http, uptime);
             (200, "text/plain; version=0.0.4; charset=utf-8", text)
         }
         _ => (200, JSON, status(connection).await),
@@ -117,6 +147,7 @@ fn memory(plan: &MemoryPlan) -> serde_json::Value {
 async fn status(connection: &Connection) -> String {
     let context = connection.context();
     let snapshots = context.router.snapshots().await;
+    let writeback = backlog::summary(connection).await;
     let sum = |pick: fn(&forebay_shards::stats::CoreSnapshot) -> u64| -> u64 {
         snapshots.iter().map(pick).sum()
     };
@@ -127,7 +158,7 @@ async fn status(connection: &Connection) -> String {
             json!({
                 "name": volume.settings.name,
                 "block_bytes": volume.volume.block_bytes,
-                "writeback": false,
+                "writeback": volume.volume.writeback && context.server.writeback,
                 "anonymous_read": volume.settings.anonymous_read,
             })
         })
@@ -200,6 +231,7 @@ async fn status(connection: &Connection) -> String {
             "damaged": scrub.damaged,
             "unreadable": scrub.unreadable,
         },
+        "writeback": writeback,
         "volumes": volumes,
         "cores": cores,
     });

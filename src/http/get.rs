@@ -172,21 +172,26 @@ fn describe(
 ) -> ReplyHead {
     let meta = &reading.meta;
     let mut reply = connection.reply(status);
+    reply
+        .header("accept-ranges", "bytes")
+        .header("x-cache", reading.outcome.label())
+        .header("x-forebay-core", core_label(connection, &object.block(0)));
+    object_headers(&mut reply, meta);
+    reply
+}
+
+/// The headers that belong to an object.
+pub(super) fn object_headers(reply: &mut ReplyHead, meta: &ObjectMeta) {
     reply.header("etag", quoted(&meta.etag));
     if let Some(date) = conditional::last_modified(meta) {
         reply.header("last-modified", date);
     }
-    reply
-        .header("accept-ranges", "bytes")
-        .header("x-cache", reading.outcome.label());
-    reply.header("x-forebay-core", core_label(connection, &object.block(0)));
     if !meta.headers.iter().any(|(name, _)| name == "content-type") {
         reply.header("content-type", "binary/octet-stream");
     }
     for (name, value) in &meta.headers {
         reply.header(name, value);
     }
-    reply
 }
 
 /// An entity tag as it goes out.
@@ -296,7 +301,11 @@ async fn send_block(
 }
 
 /// Sends a view in parts that have a deadline each; the head goes with the first.
-async fn send_view(connection: &mut Connection, head: &[u8], view: &View) -> Result<(), Ended> {
+pub(super) async fn send_view(
+    connection: &mut Connection,
+    head: &[u8],
+    view: &View,
+) -> Result<(), Ended> {
     let mut head = head;
     for piece in view.chunks(SEND_BYTES_MAX) {
         connection.send(&[head, piece]).await?;

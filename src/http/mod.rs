@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub mod aws_chunked;
+pub mod backlog;
 pub mod conditional;
 pub mod connection;
 pub mod control;
@@ -155,7 +156,7 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
     let credential = Credential::of(head, &parsed.query);
     let (volume, key) = match parsed.target {
         Target::Control(path) => {
-            return control::serve(connection, head, &credential, &path).await;
+            return control::serve(connection, head, &credential, &path, &parsed.query).await;
         }
         Target::Service => (None, String::new()),
         Target::Volume(volume) => (Some(volume), String::new()),

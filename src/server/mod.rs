@@ -70,6 +70,8 @@ pub struct ServerState {
     pub quota_bytes: u64,
     /// How the memory is split.
     pub memory: MemoryPlan,
+    /// Whether writes may be acknowledged before the store has them, where their volume says so.
+    pub writeback: bool,
     started: Instant,
     cores_ready: AtomicUsize,
 }
@@ -203,6 +205,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         address,
         quota_bytes,
         memory: memory.clone(),
+        writeback: !settings.no_writeback,
         started,
         cores_ready: AtomicUsize::new(0),
     });

@@ -9,6 +9,7 @@ use std::cell::OnceCell;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,15 +64,33 @@ impl Mount {
         let image = folder.path().join("image");
         let file = File::create(&image).expect("image");
         file.set_len(bytes).expect("image size");
-        let sector = sector_bytes.to_string();
-        let device = run("losetup", &["-f", "--show", "-b", &sector, &text(&image)]);
-        let made = try_run(make[0], &[&make[1..], &[device.trim()]].concat())
-            .and_then(|_| try_run("mount", &[device.trim(), &text(&path)]));
-        // From now on the device goes with its last user: the mount, or nobody.
-        run("losetup", &["-d", device.trim()]);
-        made.expect("a file system on a loop device");
+        mount_image(&image, &path, Some(make), sector_bytes);
         set_private(&path);
         Mount { path, folder }
+    }
+
+    /// A path outside of the file system that lives as long.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Takes the file system down and mounts it again, as after a power cut: its journal is replayed. Nobody may use it.
+    pub fn mount_again(&self) {
+        run("umount", &[&text(&self.path)]);
+        let image = self.folder.path().join("image");
+        mount_image(&image, &self.path, None, 512);
+    }
+
+    /// From now on the file system takes nothing more, and what it has not written to its journal is gone: a power cut,
+    /// as far as a file system knows. What the device itself holds back is not modelled.
+    pub fn cut_power(&self) {
+        // `_IOR('X', 125, __u32)`, the same for ext4 and xfs; 2 says that the journal is not flushed.
+        const SHUTDOWN: libc::c_ulong = 0x8004_587d;
+        const NO_LOG_FLUSH: u32 = 2;
+        let folder = File::open(&self.path).expect("mount point");
+        // SAFETY: the descriptor is open; the call reads the four bytes that the pointer names.
+        let code = unsafe { libc::ioctl(folder.as_raw_fd(), SHUTDOWN, &NO_LOG_FLUSH) };
+        assert_eq!(code, 0, "shutdown: {}", io::Error::last_os_error());
     }
 
     /// The file behind the loop device.
@@ -228,6 +247,19 @@ fn isolate_mounts() -> io::Result<()> {
 pub fn make_private(path: &Path) {
     std::fs::create_dir(path).expect("folder");
     set_private(path);
+}
+
+/// Mounts an image through a loop device, on which a file system is made first if there is a command for it.
+fn mount_image(image: &Path, path: &Path, make: Option<&[&str]>, sector_bytes: u32) {
+    let sector = sector_bytes.to_string();
+    let device = run("losetup", &["-f", "--show", "-b", &sector, &text(image)]);
+    let make = make.map_or(Ok(String::new()), |make| {
+        try_run(make[0], &[&make[1..], &[device.trim()]].concat())
+    });
+    let mounted = make.and_then(|_| try_run("mount", &[device.trim(), &text(path)]));
+    // From now on the device goes with its last user: the mount, or nobody.
+    run("losetup", &["-d", device.trim()]);
+    mounted.expect("a file system on a loop device");
 }
 
 fn mount_point(folder: &TempDir) -> PathBuf {

@@ -130,6 +130,11 @@ impl Recorder {
         log
     }
 
+    /// Requests whose head was read and that are not over.
+    pub(super) fn active(&self) -> u64 {
+        self.active
+    }
+
     pub(super) fn connection(&mut self) {
         self.stats.connections += 1;
     }

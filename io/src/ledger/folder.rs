@@ -35,9 +35,7 @@ pub(super) struct LedgerFolder {
 impl LedgerFolder {
     /// Makes the folder ours, or says why it cannot be.
     pub fn claim(path: &Path) -> io::Result<LedgerFolder> {
-        let refuse = |problem: String| {
-            io::Error::other(format!("ledger folder {}: {problem}", path.display()))
-        };
+        let refuse = io::Error::other::<String>;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)

@@ -11,6 +11,8 @@
 
 use super::folder::LedgerFolder;
 use super::{Lost, Row, Rows};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::time::{Duration, Instant};
 
 /// How often sled's flusher wakes to give room back; it works at it for at most half of that. It
@@ -96,6 +98,11 @@ impl SledRows {
     }
 
     fn open_quickly(&self) -> sled::Result<sled::Db> {
+        // sled would let everybody look into it.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(self.folder.rows())?;
         sled::Config::new()
             .path(self.folder.rows())
             .cache_capacity(self.cache_bytes)

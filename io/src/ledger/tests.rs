@@ -80,8 +80,10 @@ fn a_core_sees_its_own_orders_in_order_and_a_restart_keeps_them() {
     }
     assert!(running.ledgers.iter().all(|ledger| ledger.failures() == 0));
     running.stop();
-    let mode = std::fs::metadata(&path).expect("stat").mode() & 0o7777;
-    assert_eq!(mode, 0o700);
+    for folder in [&path, &path.join("rows")] {
+        let mode = std::fs::metadata(folder).expect("stat").mode() & 0o7777;
+        assert_eq!(mode, 0o700, "{}", folder.display());
+    }
     let running = Running::start(&path, 1);
     for core in 0..3 {
         let rows = block_on(running.ledgers[0].scan_prefix(vec![core]));
