@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// The longest that any wait here may take: pauses between attempts grow to a minute or so, and a
-/// request that nobody answers ends after half a minute. It is no measurement.
-pub const WAIT_MAX: Duration = Duration::from_secs(240);
+/// The longest that any wait here may take: the pauses of a block that fails by itself grow to five
+/// minutes, those of a store to one. It is no measurement.
+pub const WAIT_MAX: Duration = Duration::from_secs(400);
 
 /// The stub's bucket.
 pub const BUCKET: &str = "bucket";
