@@ -242,6 +242,22 @@ fn row_41_puts_are_signed_anew_and_streams_can_be_sent_again() {
 }
 
 #[test]
+fn row_41_requests_that_were_on_their_way_profit_from_what_another_learnt() {
+    run(async {
+        let put = Act::CheckClock {
+            ahead_seconds: 1200,
+            good: stored(),
+        };
+        let (server, store) = scripted(vec![put; 8], ONCE).await;
+        let puts = (0..4).map(|_| store.put(whole("x")));
+        for outcome in futures::future::join_all(puts).await {
+            outcome.expect("signed anew");
+        }
+        assert_eq!(server.seen().len(), 8);
+    });
+}
+
+#[test]
 fn row_42_only_the_store_can_say_that_a_key_is_missing() {
     run(async {
         let portal = answer(

@@ -273,3 +273,44 @@ fn the_log_redacts_secrets_and_keeps_the_rest() {
     assert_eq!(log[0].header("x-amz-meta-a"), Some("b"));
     assert_eq!((log[0].status, log[0].signed), (400, true));
 }
+
+#[test]
+fn an_upload_is_cut_at_the_byte_and_nothing_is_stored() {
+    let stub = start();
+    let cut = Action::CutUpload { after_bytes: 3 };
+    stub.add_fault(Fault::on("PUT", "*").times(1).then(cut));
+    let answer = signed(&stub, "PUT", "new", &[], b"0123456789");
+    assert_eq!(answer.broken, Some(ErrorKind::ConnectionReset));
+    assert!(stub.object("bucket", "new").is_none());
+    let entry = stub.log().pop().expect("logged");
+    assert_eq!((entry.bytes_in, entry.status), (3, 0));
+    assert_eq!(signed(&stub, "PUT", "new", &[], b"0123456789").status, 200);
+    assert!(stub.stats().overlapping_puts().is_empty());
+}
+
+#[test]
+fn a_storm_is_over_after_its_time() {
+    let stub = start();
+    let storm = Fault::on("GET", "*").lasting(Duration::from_millis(300));
+    stub.add_fault(storm.then(Action::status(503)));
+    // Its time begins with its first strike, not before.
+    std::thread::sleep(Duration::from_millis(350));
+    assert_eq!(signed(&stub, "GET", "k", &[], b"").status, 503);
+    let began = Instant::now();
+    while signed(&stub, "GET", "k", &[], b"").status != 200 {
+        assert!(began.elapsed() < Duration::from_secs(30), "it never ends");
+    }
+}
+
+#[test]
+fn puts_of_one_key_that_overlap_are_told() {
+    let stub = start();
+    stub.add_fault(Fault::on("PUT", "*").then(Action::DelayApply { ms: 1500 }));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| signed(&stub, "PUT", "same", &[], b"x"));
+        }
+        scope.spawn(|| signed(&stub, "PUT", "other", &[], b"x"));
+    });
+    assert_eq!(stub.stats().overlapping_puts(), ["bucket/same"]);
+}

@@ -227,17 +227,27 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Ok(head) => {
                 let meta = head.meta;
                 let same = plan.checking && self.is_current(hash, &meta);
-                match flight.superseded.get() {
-                    true => {}
-                    // What clients were told of it stays true.
-                    false if same => self.confirm(hash),
-                    false => self.learn(id, hash, Arc::new(meta)),
+                let land = || {
+                    match flight.superseded.get() {
+                        true => {}
+                        // What clients were told of it stays true.
+                        false if same => self.confirm(hash),
+                        false => self.learn(id, hash, Arc::new(meta.clone())),
+                    }
+                    flight.land(if same {
+                        Landing::Confirmed
+                    } else {
+                        Landing::Described
+                    });
+                };
+                // The copy that was checked is of another version. It must not be found at the
+                // next start, which may see no reason to check it.
+                if plan.checking && !same && !flight.superseded.get() && self.forget(hash) {
+                    let shard = self.shard_number(hash);
+                    let burying = self.bury(hash, id, || !flight.superseded.get());
+                    self.patience.watch_write(shard, burying, land).await;
                 }
-                flight.land(if same {
-                    Landing::Confirmed
-                } else {
-                    Landing::Described
-                });
+                land();
             }
             Err(error) => self.failed_head(hash, plan, error, flight).await,
         }

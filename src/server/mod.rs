@@ -6,6 +6,7 @@
 
 mod core;
 pub mod memory;
+mod reload;
 mod signals;
 pub mod volumes;
 mod watchdog;
@@ -30,6 +31,8 @@ use forebay_shards::router::MESH_CAPACITY;
 use forebay_shards::superblock::{self, FolderError, FolderLimits, SUPERBLOCK_NAME, Superblock};
 use forebay_shards::upload::WritebackSettings;
 use memory::{MemoryNeeds, MemoryPlan, MemoryShort};
+use reload::Reloader;
+use signals::Wake;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -37,7 +40,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use volumes::{Stores, VolumeError};
+use volumes::{Stores, VolumeError, VolumeTable};
 
 /// Fetches and uploads in flight per core when `--maxBops` does not say: covers the
 /// bandwidth-delay product of 10 Gb/s over 100 ms with 4 MiB blocks.
@@ -236,8 +239,12 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     if settings.dev {
         announce(DevBanner::new(settings, address)?.text());
     }
-    signals::wait(|| running.reload(settings, &mut stores))
-        .map_err(failed("cannot wait for signals"))?;
+    let mut reloader = Reloader::new(settings, config, stores, table);
+    signals::wait(reload::CREDENTIALS_LOOK, |wake| match wake {
+        Wake::Reload => reloader.reload(&running),
+        Wake::Idle => reloader.look(&running),
+    })
+    .map_err(failed("cannot wait for signals"))?;
     running.stop();
     // The cores are gone, and with them those who order: it ends with everything on disk.
     if ledger.join().is_err() {
@@ -550,30 +557,14 @@ impl Running {
         Ok(())
     }
 
-    /// Reads the config again; the old settings stay if it is refused.
-    fn reload(&self, settings: &StartSettings, stores: &mut Stores) {
-        let table = match settings.reload() {
-            Ok(config) => {
-                for warning in &config.warnings {
-                    log::warn!("{warning}");
-                }
-                stores
-                    .adopt(&config, settings.sse)
-                    .map_err(|error| error.to_string())
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        let table = match table {
-            Ok(table) => table,
-            Err(error) => return log::error!("reload refused, the old settings stay: {error}"),
-        };
+    /// Tells every core to serve these volumes; `false` if one is too busy to be told.
+    fn serve_volumes(&self, table: &Arc<VolumeTable>, stores: &Stores) -> bool {
+        let mut are_told = true;
         for control in &self.controls {
             let change = Control::Reload(table.clone(), stores.factory());
-            if control.try_send(change).is_err() {
-                log::error!("a core is too busy to take the new settings; send SIGHUP again");
-            }
+            are_told &= control.try_send(change).is_ok();
         }
-        log::info!("settings reloaded: {} volumes", table.list().count());
+        are_told
     }
 
     /// Stops accepting, lets requests end, seals segments, ends all threads.

@@ -1,8 +1,9 @@
 //! The volumes being served, and the stores behind them.
 //!
 //! This file turns checked settings into what cores work with. Stores are numbered, and a number
-//! keeps its meaning for the life of the process: requests in flight across a reload still reach
-//! the store that they were meant for.
+//! means one volume at one bucket or folder for the life of the process: requests in flight across a
+//! reload still reach the objects that they were meant for. How that place is reached may change
+//! under a number, credentials above all, so that what waits for the store goes on with the new.
 
 use crate::config::{Config, Consistency, Volume as VolumeSettings, VolumeStore};
 use crate::settings::secret::TokenHash;
@@ -24,6 +25,8 @@ pub struct ServedVolume {
 /// All volumes of one reading of the config.
 pub struct VolumeTable {
     volumes: HashMap<String, ServedVolume>,
+    /// By store number: how often the way to the store has changed.
+    store_generations: Vec<u64>,
     /// Opens the control paths.
     pub operator_token: Option<TokenHash>,
 }
@@ -32,6 +35,20 @@ impl VolumeTable {
     /// A volume by name.
     pub fn find(&self, name: &str) -> Option<&ServedVolume> {
         self.volumes.get(name)
+    }
+
+    /// How often the way to a store has changed, credentials for instance: what the store refused
+    /// under an earlier generation may be tried again.
+    pub fn store_generation(&self, store_number: u32) -> u64 {
+        let known = self.store_generations.get(store_number as usize);
+        known.copied().unwrap_or(0)
+    }
+
+    /// Numbers of the stores that are reached in another way than in `earlier`.
+    pub fn renewed_since(&self, earlier: &VolumeTable) -> Vec<u32> {
+        (0..self.store_generations.len() as u32)
+            .filter(|number| self.store_generation(*number) != earlier.store_generation(*number))
+            .collect()
     }
 
     /// The volumes as the cache sees them.
@@ -53,12 +70,21 @@ pub struct VolumeError {
     problem: String,
 }
 
-/// The stores of this process, by number.
+/// The stores of this process, by number. None is ever removed: blocks may wait for it.
 #[derive(Default)]
 pub struct Stores {
-    specs: Vec<StoreSpec>,
-    /// Number of each store by everything that makes it what it is, credentials included.
-    numbers: HashMap<[u8; SHA256_OUTPUT_LEN], u32>,
+    stores: Vec<Numbered>,
+    /// Number of each store by its volume's name and its place.
+    numbers: HashMap<(String, u64), u32>,
+}
+
+/// A store as it is reached now.
+struct Numbered {
+    spec: StoreSpec,
+    /// Of the description, secrets included.
+    fingerprint: [u8; SHA256_OUTPUT_LEN],
+    /// Grows with each change of the fingerprint.
+    generation: u64,
 }
 
 impl Stores {
@@ -77,7 +103,7 @@ impl Stores {
         }
         let mut volumes = HashMap::new();
         for (settings, spec) in config.volumes.iter().zip(specs) {
-            let store_number = self.number(spec);
+            let store_number = self.number(settings, spec);
             let volume = Arc::new(face(settings, store_number));
             let served = ServedVolume {
                 settings: settings.clone(),
@@ -85,23 +111,45 @@ impl Stores {
             };
             volumes.insert(settings.name.clone(), served);
         }
+        let generations = self.stores.iter().map(|numbered| numbered.generation);
         Ok(Arc::new(VolumeTable {
             volumes,
+            store_generations: generations.collect(),
             operator_token: config.operator_token,
         }))
     }
 
-    fn number(&mut self, spec: StoreSpec) -> u32 {
-        let specs = &mut self.specs;
-        *self.numbers.entry(fingerprint(&spec)).or_insert_with(|| {
-            specs.push(spec);
-            specs.len() as u32 - 1
-        })
+    fn number(&mut self, settings: &VolumeSettings, spec: StoreSpec) -> u32 {
+        let fingerprint = fingerprint(&spec);
+        let place = (settings.name.clone(), identity(&settings.store));
+        match self.numbers.get(&place) {
+            Some(number) => {
+                let numbered = &mut self.stores[*number as usize];
+                if numbered.fingerprint != fingerprint {
+                    *numbered = Numbered {
+                        spec,
+                        fingerprint,
+                        generation: numbered.generation + 1,
+                    };
+                }
+                *number
+            }
+            None => {
+                self.stores.push(Numbered {
+                    spec,
+                    fingerprint,
+                    generation: 0,
+                });
+                let number = self.stores.len() as u32 - 1;
+                self.numbers.insert(place, number);
+                number
+            }
+        }
     }
 
     /// What makes all stores on a companion thread.
     pub fn factory(&self) -> StoreFactory {
-        let specs = self.specs.clone();
+        let specs: Vec<_> = self.stores.iter().map(|each| each.spec.clone()).collect();
         Box::new(move || -> StoreTable {
             let built = specs.iter().map(|spec| {
                 store::build(spec).unwrap_or_else(|error| {
@@ -145,7 +193,7 @@ fn face(settings: &VolumeSettings, store_number: u32) -> Volume {
 }
 
 /// What names the bucket or folder: not the credentials, which may change without the data.
-fn identity(store: &VolumeStore) -> u64 {
+pub(super) fn identity(store: &VolumeStore) -> u64 {
     match store {
         VolumeStore::S3 {
             endpoint,
@@ -192,5 +240,70 @@ fn store_spec(settings: &VolumeSettings, sse: bool) -> Result<StoreSpec, String>
                 retry: Default::default(),
             }))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::creds::StoreCredentials;
+    use crate::settings::secret::Secret;
+
+    fn config(volumes: &[(&str, &str, &str)]) -> Config {
+        let volumes = volumes.iter().map(|(name, bucket, secret)| VolumeSettings {
+            name: (*name).to_owned(),
+            store: VolumeStore::S3 {
+                endpoint: "http://127.0.0.1:1".parse().expect("a URL"),
+                region: "r".to_owned(),
+                bucket: (*bucket).to_owned(),
+                prefix: String::new(),
+                ca_file: None,
+                credentials: StoreCredentials {
+                    access_key: "me".to_owned(),
+                    secret_key: Secret::new(*secret),
+                    session_token: None,
+                },
+            },
+            block_size: 1 << 20,
+            consistency: Consistency::Immutable,
+            writeback: true,
+            anonymous_read: false,
+            keys: Vec::new(),
+        });
+        Config {
+            volumes: volumes.collect(),
+            ..Config::default()
+        }
+    }
+
+    fn number(table: &VolumeTable, name: &str) -> u32 {
+        let served = table.find(name).expect("a volume");
+        served.volume.store_number
+    }
+
+    #[test]
+    fn a_store_keeps_its_number_when_its_credentials_change() {
+        let mut stores = Stores::default();
+        let mut adopt = |volumes: &[_]| stores.adopt(&config(volumes), false).expect("buildable");
+        let first = adopt(&[("a", "bucket", "old"), ("b", "bucket", "old")]);
+        assert_ne!(number(&first, "a"), number(&first, "b"));
+        let same = adopt(&[("a", "bucket", "old"), ("b", "bucket", "old")]);
+        assert_eq!(same.renewed_since(&first), Vec::<u32>::new());
+        let second = adopt(&[("a", "bucket", "new"), ("b", "bucket", "old")]);
+        assert_eq!(number(&second, "a"), number(&first, "a"));
+        assert_eq!(second.renewed_since(&first), [number(&first, "a")]);
+        assert_eq!(second.store_generation(number(&first, "a")), 1);
+    }
+
+    #[test]
+    fn another_bucket_is_another_store_and_the_old_one_stays() {
+        let mut stores = Stores::default();
+        let mut adopt = |volumes: &[_]| stores.adopt(&config(volumes), false).expect("buildable");
+        let first = adopt(&[("a", "one", "s")]);
+        let moved = adopt(&[("a", "two", "s")]);
+        assert_ne!(number(&moved, "a"), number(&first, "a"));
+        assert_eq!(moved.renewed_since(&first), Vec::<u32>::new());
+        let back = adopt(&[("a", "one", "s")]);
+        assert_eq!(number(&back, "a"), number(&first, "a"));
     }
 }

@@ -15,7 +15,7 @@ use crate::size::{self, Amount};
 use private_file::PrivateFileError;
 use secret::{Secret, TokenHash};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Smallest I/O buffer, bytes: one page of direct I/O.
@@ -200,6 +200,11 @@ pub struct CredentialOrigin {
 }
 
 impl CredentialOrigin {
+    /// The creds file, if one is looked for.
+    pub fn creds_file(&self) -> Option<&Path> {
+        self.creds_file.as_deref()
+    }
+
     /// Looks into each source. The creds file is refused rather than passed over if it is there and
     /// not right: other credentials than those meant must never be used in silence.
     fn read(&self) -> Result<CredentialSources, SettingsError> {

@@ -93,6 +93,14 @@ pub struct S3Store {
     clock_ahead_seconds: Cell<i64>,
 }
 
+/// What an answer is judged by, beside itself.
+struct Asked {
+    verb: Verb,
+    /// How far ahead of our clock the request was signed, seconds.
+    signed_ahead: i64,
+    had_checksum: bool,
+}
+
 /// A failed request, and whether its cause was put right so that it should be sent once more.
 struct Refusal {
     error: StoreError,
@@ -267,6 +275,7 @@ impl S3Store {
         source: LocalBoxStream<'static, StoreResult<Bytes>>,
     ) -> Result<PutReply, Refusal> {
         let outgoing = body::outgoing(source, request.length, self.deadlines);
+        let signed_ahead = self.clock_ahead_seconds.get();
         let signed = self
             .sign(Verb::Put, &request.key, &headers)?
             .body(outgoing.body);
@@ -287,7 +296,12 @@ impl S3Store {
             .iter()
             .find(|(name, _)| name == CHECKSUM_HEADER);
         let checksum = checksum.map(|(_, value)| value.as_str());
-        let response = self.accept(Verb::Put, response, checksum.is_some()).await?;
+        let asked = Asked {
+            verb: Verb::Put,
+            signed_ahead,
+            had_checksum: checksum.is_some(),
+        };
+        let response = self.accept(asked, response).await?;
         if outgoing.left.get() > 0 {
             let message = "the store confirmed an object before it had all of it";
             return Err(answer::corrupt(message).into());
@@ -328,13 +342,18 @@ impl S3Store {
         key: &str,
         headers: &RequestHeaders,
     ) -> Result<Response, Refusal> {
+        let asked = Asked {
+            verb,
+            signed_ahead: self.clock_ahead_seconds.get(),
+            had_checksum: false,
+        };
         let sending = self.sign(verb, key, headers)?.send();
         let deadline = self.deadlines.connect + self.deadlines.first_byte;
         let response = tokio::time::timeout(deadline, sending)
             .await
             .map_err(|_| self.no_answer(verb, deadline))?
             .map_err(|error| self.no_response(error))?;
-        self.accept(verb, response, false).await
+        self.accept(asked, response).await
     }
 
     /// A request that is ready to go.
@@ -362,12 +381,7 @@ impl S3Store {
     }
 
     /// Lets a 2xx pass; reads any other answer to its end and learns from it.
-    async fn accept(
-        &self,
-        verb: Verb,
-        response: Response,
-        had_checksum: bool,
-    ) -> Result<Response, Refusal> {
+    async fn accept(&self, asked: Asked, response: Response) -> Result<Response, Refusal> {
         if response.status().is_success() {
             return Ok(response);
         }
@@ -375,13 +389,16 @@ impl S3Store {
         let headers = response.headers().clone();
         let beginning = self.error_body(response).await;
         let now = SystemTime::now();
-        let error = answer::refusal(verb, status, &headers, &beginning, now);
+        let error = answer::refusal(asked.verb, status, &headers, &beginning, now);
         if status >= 500 {
             self.client.abandon_connections();
         }
         let is_put_right = match status {
-            403 => self.learn_clock(answer::clock_ahead_seconds(&headers, now)),
-            400 | 501 if had_checksum && self.upload_check == UploadCheck::Auto => {
+            403 => {
+                let ahead = answer::clock_ahead_seconds(&headers, now);
+                self.learn_clock(ahead, asked.signed_ahead)
+            }
+            400 | 501 if asked.had_checksum && self.upload_check == UploadCheck::Auto => {
                 self.learn_refused_checksum(answer::parse_error_document(&beginning))
             }
             _ => false,
@@ -409,12 +426,17 @@ impl S3Store {
         beginning
     }
 
-    /// Whether the store's clock was found off by something new: then signing anew may help.
-    fn learn_clock(&self, ahead_seconds: Option<i64>) -> bool {
+    /// Whether the store's clock is off by something that a request signed `signed_ahead` did not
+    /// know: then signing anew may help.
+    fn learn_clock(&self, ahead_seconds: Option<i64>, signed_ahead: i64) -> bool {
         let Some(ahead) = ahead_seconds else {
             return false;
         };
         let known = self.clock_ahead_seconds.get();
+        if known.abs_diff(signed_ahead) >= SKEW_NOTICED_SECONDS_MIN {
+            // The answer to another request taught it while this one was on its way.
+            return true;
+        }
         if ahead.abs_diff(known) < SKEW_NOTICED_SECONDS_MIN {
             return false;
         }

@@ -250,7 +250,10 @@ impl Proxy {
         } else {
             command.arg("--noSSL");
         }
-        if let Some(StoreSpec::S3 { server, .. }) = &self.setup.store {
+        // Without a key the flags of the test name the credentials.
+        if let Some(StoreSpec::S3 { server, .. }) = &self.setup.store
+            && !server.key.is_empty()
+        {
             command.args(["--blockUser", &server.key, "--blockPass", &server.secret]);
         }
         command.args(&self.setup.flags);

@@ -1,9 +1,11 @@
 //! `forebay drain`, `flush` and `dirty`, and the control paths that they use, from outside: against a
 //! proxy whose store goes away, refuses, and is changed by others.
 
+mod backlog;
 #[path = "../common/mod.rs"]
 mod common;
 mod refusals;
+mod store;
 
 use common::{OPERATOR, Proxy};
 use std::path::Path;

@@ -26,6 +26,9 @@ const BODY_BYTES_MAX: u64 = 1 << 30;
 /// How long to wait after a failed accept, such as for want of file descriptors, so as not to spin.
 const ACCEPT_RETRY_WAIT: Duration = Duration::from_millis(20);
 
+/// How long a client may go on sending after it was refused early; servers allow some seconds.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+
 /// What a `CaptivePortal` fault answers.
 const PORTAL_PAGE: &str = "<!DOCTYPE html><html><head><title>Welcome</title></head>\
     <body><h1>Sign in to use this network</h1></body></html>\n";
@@ -132,7 +135,7 @@ impl<S: Transport> Connection<S> {
             };
             match after {
                 After::KeepAlive => {}
-                After::Close => return self.stream.shutdown().await,
+                After::Close => return self.linger().await,
                 After::Reset => return self.stream.tcp().set_zero_linger(),
             }
         }
@@ -212,6 +215,10 @@ impl<S: Transport> Connection<S> {
     ) -> io::Result<After> {
         let id = request_id();
         let resource = &request.path;
+        if let (Some(cut), Framing::Length(length)) = (upload_cut(plan), request.framing) {
+            entry.bytes_in = self.read_body(cut.min(length)).await?.len() as u64;
+            return Ok(After::Reset);
+        }
         let (payload, body) = match self.admit(request, plan).await? {
             Ok(admitted) => admitted,
             Err(error) => {
@@ -308,6 +315,17 @@ impl<S: Transport> Connection<S> {
         Ok(sent.after)
     }
 
+    /// Closes so that the client can read an answer that came before it had sent everything: with
+    /// bytes unread a close would be a reset, which takes the answer away from it.
+    async fn linger(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await?;
+        let mut sink = tokio::io::sink();
+        let draining = tokio::io::copy(&mut self.stream, &mut sink);
+        // What was thrown away, and whether the client left by itself, is of no interest.
+        let _ = tokio::time::timeout(LINGER_MAX, draining).await;
+        Ok(())
+    }
+
     fn authorise(&self, request: &Request) -> Result<Payload, S3Error> {
         if self.shared.options.auth {
             signature::verify(request, &self.shared.options, self.shared.now())
@@ -389,6 +407,13 @@ fn log_entry(request: &Request, fault: bool) -> LogEntry {
         fault,
         ..LogEntry::default()
     }
+}
+
+fn upload_cut(plan: &Plan) -> Option<u64> {
+    plan.actions().iter().find_map(|action| match action {
+        Action::CutUpload { after_bytes } => Some(*after_bytes),
+        _ => None,
+    })
 }
 
 fn early_answer(plan: &Plan) -> Option<S3Error> {

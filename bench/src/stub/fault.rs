@@ -1,6 +1,7 @@
 //! Faults: owns what may go wrong, which requests it strikes and how often. It plans; `connection` and `reply` carry out.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +86,11 @@ pub enum Action {
     CommitThenDrop,
     /// The connection is reset without an answer and nothing is done.
     Drop,
+    /// The connection is reset once this much of the request's body was read; nothing is done.
+    CutUpload {
+        /// Body bytes read before the reset.
+        after_bytes: u64,
+    },
     /// `Range` is overlooked: 200 with the whole object.
     IgnoreRange,
     /// The client is sent elsewhere.
@@ -132,6 +138,9 @@ pub struct Fault {
     /// Matching requests that are struck after those; left out, all of them for ever.
     #[serde(default)]
     pub times: Option<u64>,
+    /// How long after its first strike the fault is over, milliseconds; left out, never.
+    #[serde(default)]
+    pub for_ms: Option<u64>,
     /// What happens to them, all at once.
     pub actions: Vec<Action>,
 }
@@ -148,6 +157,7 @@ impl Fault {
             key: key.into(),
             skip: 0,
             times: None,
+            for_ms: None,
             actions: Vec::new(),
         }
     }
@@ -155,6 +165,12 @@ impl Fault {
     /// Strikes this many requests, then is over.
     pub fn times(mut self, times: u64) -> Self {
         self.times = Some(times);
+        self
+    }
+
+    /// Is over this long after its first strike.
+    pub fn lasting(mut self, time: Duration) -> Self {
+        self.for_ms = Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         self
     }
 
@@ -205,35 +221,43 @@ fn pattern_matches(pattern: &[u8], text: &[u8]) -> bool {
 
 /// The faults in force, in the order they were added.
 #[derive(Debug, Default)]
-pub(super) struct Faults(Vec<Fault>);
+pub(super) struct Faults {
+    faults: Vec<Fault>,
+    /// Of each fault: when it first struck.
+    struck: Vec<Option<Instant>>,
+}
 
 impl Faults {
     pub(super) fn add(&mut self, fault: Fault) {
-        self.0.push(fault);
+        self.faults.push(fault);
+        self.struck.push(None);
     }
 
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 
     pub(super) fn list(&self) -> &[Fault] {
-        &self.0
+        &self.faults
     }
 
     /// The plan for one request: the first fault that matches counts it, and strikes unless it is still skipping.
     /// A fault that is over does not match, so that the next one in line takes its place.
     pub(super) fn strike(&mut self, method: &str, key: &str) -> Plan {
-        let found = self
-            .0
-            .iter_mut()
-            .find(|fault| fault.times != Some(0) && fault.matches(method, key));
-        let Some(fault) = found else {
+        let mut each = self.faults.iter_mut().zip(&mut self.struck);
+        let found = each.find(|(fault, struck)| {
+            let for_time = fault.for_ms.map(Duration::from_millis).zip(**struck);
+            let is_over = for_time.is_some_and(|(time, since)| since.elapsed() >= time);
+            fault.times != Some(0) && !is_over && fault.matches(method, key)
+        });
+        let Some((fault, struck)) = found else {
             return Plan::default();
         };
         if fault.skip > 0 {
             fault.skip -= 1;
             return Plan::default();
         }
+        struck.get_or_insert_with(Instant::now);
         if let Some(times) = &mut fault.times {
             *times -= 1;
         }

@@ -192,6 +192,7 @@ impl Reply {
             | Action::NeverAnswer
             | Action::CommitThenDrop
             | Action::Drop
+            | Action::CutUpload { .. }
             | Action::IgnoreRange
             | Action::Redirect { .. } => {}
         }

@@ -40,6 +40,15 @@ impl Stats {
             .sum()
     }
 
+    /// Keys, as `bucket/key`, of which two PUTs were ever in progress at the same time.
+    pub fn overlapping_puts(&self) -> Vec<&str> {
+        let overlapping = self
+            .keys
+            .iter()
+            .filter(|(_, key)| key.puts_concurrent_max > 1);
+        overlapping.map(|(name, _)| name.as_str()).collect()
+    }
+
     /// The counts of one key; zeros for one that was never asked for.
     pub fn key(&self, bucket: &str, key: &str) -> KeyStats {
         self.keys

@@ -94,6 +94,28 @@ fn a_later_block_that_is_gone_takes_the_first_with_it() {
 }
 
 #[test]
+fn a_copy_that_the_store_was_seen_to_have_replaced_is_not_found_again() {
+    let machine = Machine::new(Geometry::SMALL);
+    // Longer than all of this takes: nothing but the one check could find out.
+    let volume = machine.volume(Freshness::RevalidateAfter(Duration::from_secs(60)));
+    machine.store.insert("k", content(1, 40_000));
+    let mut world = machine.start(1, 1);
+    get(&mut world, &volume).expect("there");
+    machine.store.insert("k", content(2, 40_000));
+    world.rest(Duration::from_secs(61));
+    // Only the object's description is asked for, since the first block is not wanted.
+    let later_block = RangeSpec::From(39_000);
+    let answer = get_range(&mut world, &volume, later_block).expect("there");
+    assert!(answer.bytes == content(2, 40_000)[39_000..]);
+    let home = home(&volume, "k").hash();
+    assert_eq!(
+        world.found(home),
+        (None, false),
+        "in the index, on the disk"
+    );
+}
+
+#[test]
 fn a_copy_stands_in_while_the_store_is_down_and_not_much_longer() {
     let machine = Machine::new(Geometry::SMALL);
     let volume = machine.checked();

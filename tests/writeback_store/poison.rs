@@ -1,0 +1,75 @@
+//! Poison: what the store will never take keeps nothing else from it.
+
+use crate::rig::{REVALIDATE, Rig, stored_key, wait_until};
+use forebay_bench::stub::{Action, Fault};
+
+/// Blocks that flow past the poison unless `FOREBAY_POISON_BLOCKS` says otherwise; the long form
+/// has 10,000.
+const BLOCKS_DEFAULT: usize = 500;
+
+/// Blocks that may be dirty at a time while the others flow. Were the poison in their way, the
+/// backlog would grow with their number.
+const BACKLOG_MAX: u64 = 100;
+
+/// Small: their number matters here, not their bytes.
+const BODY_BYTES: usize = 600;
+
+fn blocks() -> usize {
+    match std::env::var("FOREBAY_POISON_BLOCKS") {
+        Ok(text) => text.parse().expect("FOREBAY_POISON_BLOCKS is a number"),
+        Err(_) => BLOCKS_DEFAULT,
+    }
+}
+
+/// Writes all blocks, never more than [`BACKLOG_MAX`] ahead of the store, with the poison first
+/// and oldest. Each wait ends only when older ones have left, so the age of the oldest of them is
+/// bounded by the time that the store needs for [`BACKLOG_MAX`] blocks.
+fn others_flow(rig: &Rig) {
+    for number in 0..blocks() {
+        let body = rig.content(BODY_BYTES);
+        rig.put_bytes(&format!("other-{number}"), &body);
+        if number % 50 == 49 {
+            wait_until("the others flow", || {
+                rig.number("dirty_blocks") <= BACKLOG_MAX
+            });
+        }
+    }
+}
+
+#[test]
+fn row_51_a_block_refused_for_ever_keeps_no_other_from_the_store() {
+    let rig = Rig::start(REVALIDATE);
+    let refusal = Action::Status {
+        status: 400,
+        code: Some("InvalidArgument".to_string()),
+        retry_after_s: None,
+    };
+    rig.stub
+        .add_fault(Fault::on("PUT", &stored_key("poison")).then(refusal));
+    rig.proxy.put("poison", b"poison");
+    others_flow(&rig);
+    wait_until("all others are stored", || rig.number("dirty_blocks") == 0);
+    rig.wait_state("poison", "quarantined");
+    assert_eq!(rig.number("quarantined_blocks"), 1);
+    assert_eq!(rig.stored("poison"), None);
+    let metrics = rig.proxy.operator("GET", "/-/metrics").text();
+    assert!(metrics.contains("forebay_quarantined_blocks"), "{metrics}");
+    rig.assert_dirty("poison", b"poison");
+    assert_eq!(rig.ask("POST", "abandon", "poison").status, 200);
+    rig.finish();
+}
+
+#[test]
+fn row_51_a_block_that_fails_for_ever_and_may_heal_keeps_no_other_from_the_store() {
+    let rig = Rig::start(REVALIDATE);
+    // Not to be set aside: each of these may heal. The connection is lost whenever it is sent.
+    let fault = Fault::on("PUT", &stored_key("poison")).then(Action::Drop);
+    rig.stub.add_fault(fault);
+    rig.put_bytes("poison", b"poison");
+    others_flow(&rig);
+    wait_until("all others are stored", || rig.number("dirty_blocks") <= 1);
+    assert_eq!(rig.number("quarantined_blocks"), 0);
+    rig.assert_dirty("poison", b"poison");
+    rig.stub.clear_faults();
+    rig.finish();
+}
