@@ -49,6 +49,13 @@ const OPERATIONS_PER_CORE: usize = 32;
 /// Part of the uploads in flight that is never taken by what is uploaded in the background.
 const UPLOADS_KEPT_DIVISOR: usize = 8;
 
+/// How long a stop waits for the ledger: longer than its rows wait for their flush, so that it has everything on disk
+/// even if it does not end. With what the cores take it stays below the 20 s of an orderly stop.
+const LEDGER_WAIT: Duration = Duration::from_secs(2);
+
+/// How often it is looked at meanwhile.
+const LEDGER_POLL: Duration = Duration::from_millis(5);
+
 /// Open files beside segments and connections: logs, the ledger, the rings, connections to stores.
 const OTHER_FILES_BASE: u64 = 128;
 
@@ -246,12 +253,21 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     })
     .map_err(failed("cannot wait for signals"))?;
     running.stop();
-    // The cores are gone, and with them those who order: it ends with everything on disk.
-    if ledger.join().is_err() {
-        log::error!("the ledger's thread failed; uploads may be repeated");
-    }
+    end_ledger(ledger);
     drop(lock);
     Ok(())
+}
+
+/// Waits for the ledger's thread. Mostly the cores are gone, and with them those who order: it ends with everything on
+/// disk. A request that was cut off may keep its core's end of the queue for ever; then nobody waits for it.
+fn end_ledger(ledger: JoinHandle<()>) {
+    let patience = Instant::now() + LEDGER_WAIT;
+    while !ledger.is_finished() && Instant::now() < patience {
+        std::thread::sleep(LEDGER_POLL);
+    }
+    if ledger.is_finished() && ledger.join().is_err() {
+        log::error!("the ledger's thread failed; uploads may be repeated");
+    }
 }
 
 /// Starts the ledger's thread, with a port for each core.
