@@ -397,7 +397,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let Some(shard) = self.shard(hash) else {
             return true;
         };
-        let wanted = || wanted() && !shard.is_dirty(hash);
+        let wanted = || wanted() && !shard.is_dirty(hash) && !self.uploads.is_appending(hash);
         if self.patience.is_overdue(self.shard_number(hash)) {
             self.stats.write_failures.add(1);
             return false;

@@ -540,9 +540,16 @@ pub fn is_full(error: &io::Error) -> bool {
 }
 
 /// Writes a segment's footer once its writers are done. A footer that cannot be written is no
-/// loss: the segment is scanned at the next start.
+/// loss: the segment is scanned at the next start. What a footer says of a dirty record is believed
+/// then, so the records are made durable first.
 async fn seal<F: DiskFile>(segment: &Segment<F>, pages: &Pool, place: Place, segment_bytes: u64) {
     segment.written().await;
+    if segment.purpose() == SegmentPurpose::Dirty
+        && let Err(e) = segment.file.sync().await
+    {
+        let (shard, number) = (place.shard, segment.number);
+        return log::warn!("shard {shard} segment {number}: no footer: {e}");
+    }
     let entries = segment.take_entries();
     let offset = segment_bytes - format::footer_bytes(entries.len());
     let place = Place { offset, ..place };

@@ -143,6 +143,15 @@ pub struct BlockPayload {
     pub chunk_crcs: Vec<u32>,
 }
 
+/// A write that was done.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The object.
+    pub meta: Arc<ObjectMeta>,
+    /// Whether this proxy alone has it so far.
+    pub is_dirty: bool,
+}
+
 /// An object on its way to the store.
 pub enum PutSource {
     /// An object of at most one block, in memory.
@@ -183,10 +192,7 @@ pub enum Message {
         oneshot::Sender<Result<(BlockBody, Outcome), ReadError>>,
     ),
     /// Write an object.
-    Put(
-        Box<PutObject>,
-        oneshot::Sender<Result<Arc<ObjectMeta>, WriteError>>,
-    ),
+    Put(Box<PutObject>, oneshot::Sender<Result<Written, WriteError>>),
     /// Cache a block of an object that was just written.
     Insert(BlockId, Arc<ObjectMeta>, BlockPayload, oneshot::Sender<()>),
     /// Delete an object.

@@ -12,7 +12,7 @@ use crate::index::{BlockMap, Index, Location};
 use crate::key::BlockHash;
 use crate::log::{RecoveredSegments, ShardLayout};
 use crate::segment::{Segment, segment_name};
-use crate::shard::RecoveredShard;
+use crate::shard::{RecoveredShard, footer_entry};
 use forebay_io::buffer::{PAGE, Pool, View, page_align};
 use forebay_io::disk::{Disk, DiskFile};
 use futures::stream::{self, StreamExt};
@@ -409,6 +409,9 @@ async fn read_pages<F: DiskFile>(
 /// Looks for records page by page. A page that is not the head of a record of this life is
 /// stepped over, so that valid records behind a torn one are found. Returns them, and whether one was
 /// there that cannot be read any more.
+///
+/// A dirty record counts only with its payload: no flush is known to have covered it, so a power cut
+/// may have taken a part, and what it replaced is all there is then.
 async fn scan<F: DiskFile>(
     file: &F,
     pool: &Pool,
@@ -427,17 +430,31 @@ async fn scan<F: DiskFile>(
                 continue;
             }
         };
-        entries.push(FooterEntry {
-            hash: header.hash,
-            sequence: header.sequence,
-            page: (offset / PAGE as u64) as u32,
-            payload_length: header.payload_length,
-            kind: header.kind,
-            state: header.state,
-        });
         window.jump(offset + header.record_bytes());
+        if header.state == RecordState::Dirty && is_torn(file, pool, offset, &header).await {
+            let (shard, segment) = (place.shard, place.segment);
+            log::error!(
+                "shard {shard} segment {segment}: a dirty block of {}/{} is torn: a power cut took \
+                 what was not yet flushed",
+                header.volume,
+                header.key
+            );
+            continue;
+        }
+        entries.push(footer_entry(&header, (offset / PAGE as u64) as u32));
     }
     (entries, doubtful || window.unreadable > 0)
+}
+
+/// Whether the payload of the record at `offset` is not the one that was written. What the disk
+/// cannot give now may be there.
+async fn is_torn<F: DiskFile>(file: &F, pool: &Pool, offset: u64, header: &RecordHeader) -> bool {
+    let length = header.payload_length as usize;
+    if length == 0 {
+        return false;
+    }
+    let payload = read_pages(file, pool, offset + PAGE as u64, length).await;
+    payload.is_some_and(|payload| !header.verify_chunks(0, &payload))
 }
 
 fn found_record(page: &[u8], place: &Place, layout: &ShardLayout) -> Result<RecordHeader, NotOurs> {

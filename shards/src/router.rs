@@ -8,7 +8,7 @@ use crate::core::Core;
 use crate::key::{BlockHash, BlockId, Topology};
 use crate::messages::{
     BlockBody, BlockPayload, BlockRequest, Message, Opened, Outcome, PutObject, ReadError,
-    WriteError,
+    WriteError, Written,
 };
 use crate::range::RangeSpec;
 use crate::stats::CoreSnapshot;
@@ -151,7 +151,7 @@ impl<R: Runtime, D: Disk> Router<R, D> {
     }
 
     /// See [`Core::put`]. Runs to its end at the home even if the caller goes away.
-    pub async fn put(&self, object: PutObject) -> Result<Arc<ObjectMeta>, WriteError> {
+    pub async fn put(&self, object: PutObject) -> Result<Written, WriteError> {
         let id = object.id.clone();
         let answer = self
             .ask_owner(&id, |reply| Message::Put(Box::new(object), reply))

@@ -29,6 +29,10 @@ use std::time::Duration;
 /// else has written the key since.
 const UNASKED_AGE_MAX_SECONDS: u64 = 60;
 
+/// Pauses between tries to read a dirty record that the disk does not give.
+const REREAD_PAUSE_MIN: Duration = Duration::from_secs(1);
+const REREAD_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// Bytes that are hashed before other tasks of the core have their turn.
 const HASHED_AT_ONCE_BYTES: usize = 256 << 10;
 
@@ -62,6 +66,9 @@ impl WritebackSettings {
 pub(crate) struct Uploads {
     pub(crate) schedule: RefCell<Schedule>,
     pub(crate) signal: Signal,
+    /// Blocks of which a dirty record is being written. Nothing else of them may take a place in
+    /// the order of their records then: it would outrank the dirty one at the next start.
+    appending: RefCell<HashSet<BlockHash>>,
     /// Set when the upload ends.
     in_flight: RefCell<BlockMap<Event>>,
     /// Blocks whose uploads a writer holds back.
@@ -92,6 +99,7 @@ impl Uploads {
         Uploads {
             schedule: RefCell::new(Schedule::new(ScheduleSettings { active_max })),
             signal: Signal::default(),
+            appending: RefCell::default(),
             in_flight: RefCell::default(),
             held: RefCell::default(),
             conflicts: RefCell::default(),
@@ -109,6 +117,20 @@ impl Uploads {
     /// Whether the store has something newer than what is kept of a key.
     pub(crate) fn is_conflict(&self, hash: BlockHash) -> bool {
         !self.conflicts.borrow().is_empty() && self.conflicts.borrow().contains(&hash)
+    }
+
+    /// Whether a dirty record of a block is being written.
+    pub(crate) fn is_appending(&self, hash: BlockHash) -> bool {
+        self.appending.borrow().contains(&hash)
+    }
+
+    /// Says that a dirty record of a block is being written, or no longer is.
+    pub(crate) fn set_appending(&self, hash: BlockHash, appending: bool) {
+        let mut blocks = self.appending.borrow_mut();
+        match appending {
+            true => blocks.insert(hash),
+            false => blocks.remove(&hash),
+        };
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -288,13 +310,22 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let Some(shard) = self.shard(hash) else {
             return;
         };
+        let mut pause = REREAD_PAUSE_MIN;
         while let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) {
             match shard.read_header(hash, location).await {
                 Ok(header) if shard.find(hash) == Some(location) => {
                     return self.enqueue_record(hash, &header);
                 }
                 Ok(_) | Err(ReadFailure::Gone) => {}
-                Err(failure) => return self.hold_damaged(hash, location, &failure),
+                Err(failure @ ReadFailure::Damaged(_)) => {
+                    return self.hold_damaged(hash, location, &failure);
+                }
+                Err(ReadFailure::Disk(error)) => {
+                    let number = self.shard_number(hash);
+                    log::warn!("shard {number}: a dirty block is read again later: {error}");
+                    self.parts.runtime.sleep(pause).await;
+                    pause = (pause * 2).min(REREAD_PAUSE_MAX);
+                }
             }
         }
     }
@@ -668,7 +699,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Looks through the dirty records that a start found: the ledger may say that the store has
     /// one, or why it is held; the others are uploaded.
-    async fn read_dirty(&self, shard: &Rc<Shard<R, D>>, mut found: Vec<(u64, BlockHash)>) {
+    async fn read_dirty(
+        self: &Rc<Self>,
+        shard: &Rc<Shard<R, D>>,
+        mut found: Vec<(u64, BlockHash)>,
+    ) {
         found.sort_unstable();
         let marks = match shard.marks() {
             Some(marks) => {
@@ -693,7 +728,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     async fn read_one_dirty(
-        &self,
+        self: &Rc<Self>,
         shard: &Rc<Shard<R, D>>,
         sequence: u64,
         hash: BlockHash,
@@ -711,6 +746,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let header = match shard.read_header(hash, location).await {
             Ok(header) => header,
             Err(ReadFailure::Gone) => return self.requeue(hash).await,
+            Err(ReadFailure::Disk(_)) => {
+                // The others must not wait for what the disk may give later.
+                let core = self.clone();
+                let task = async move { core.requeue(hash).await };
+                return self.parts.runtime.spawn(task);
+            }
             Err(failure) => return self.hold_damaged(hash, location, &failure),
         };
         // Something newer is in the schedule already.

@@ -8,7 +8,7 @@
 use crate::core::Core;
 use crate::format::{RecordHeader, RecordState};
 use crate::key::{BlockHash, BlockId, Freshness};
-use crate::messages::{BlockPayload, PutObject, PutSource, WriteError};
+use crate::messages::{BlockPayload, PutObject, PutSource, WriteError, Written};
 use crate::patience::DISK_WRITE_WAIT;
 use crate::shard::AppendFailure;
 use crate::writeback::{DirtyWrite, Taken};
@@ -39,7 +39,7 @@ struct ThroughWrite {
 impl<R: Runtime, D: Disk> Core<R, D> {
     /// Writes an object: to this core's disk, to be uploaded later, where that is allowed; else to
     /// its store, and then into the cache.
-    pub async fn put(self: &Rc<Self>, object: PutObject) -> Result<Arc<ObjectMeta>, WriteError> {
+    pub async fn put(self: &Rc<Self>, object: PutObject) -> Result<Written, WriteError> {
         let PutObject {
             id,
             headers,
@@ -72,7 +72,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             PutSource::Whole(payload) => payload,
         };
         if let Some(meta) = self.same_content(&id, hash, &payload).await? {
-            return Ok(meta);
+            let is_dirty = self.is_dirty(hash);
+            return Ok(Written { meta, is_dirty });
         }
         if if_none_match || !self.may_write_back(&id, hash) {
             let view = payload.buffer.watch().view_all();
@@ -86,7 +87,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             payload,
         };
         match self.write_back(hash, write, turn).await? {
-            Taken::Written(meta) => Ok(meta),
+            Taken::Written(meta) => Ok(Written {
+                meta,
+                is_dirty: true,
+            }),
             Taken::Refused(view, turn) => {
                 let write = through(UploadBody::Whole(vec![view]), None);
                 self.put_through(hash, write, turn).await
@@ -100,7 +104,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         hash: BlockHash,
         write: ThroughWrite,
         turn: Turn<BlockHash>,
-    ) -> Result<Arc<ObjectMeta>, WriteError> {
+    ) -> Result<Written, WriteError> {
         let ThroughWrite {
             id,
             headers,
@@ -155,7 +159,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         self.cache_written(hash, id, meta.clone(), payload, turn)
             .await;
-        Ok(meta)
+        Ok(Written {
+            meta,
+            is_dirty: false,
+        })
     }
 
     /// Makes the cache agree with the store after a write through.
@@ -364,7 +371,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// Writes a tombstone, so that no record of the key is found after a restart. `wanted` turns
     /// false when something newer comes, which then outranks the old record itself.
     pub(crate) async fn bury(&self, hash: BlockHash, id: &BlockId, wanted: impl Fn() -> bool) {
-        let wanted = || wanted() && !self.is_dirty(hash);
+        let wanted = || wanted() && !self.is_dirty(hash) && !self.uploads.is_appending(hash);
         let state = match self.parts.writeback.sync {
             true => RecordState::Dirty,
             false => RecordState::Clean,

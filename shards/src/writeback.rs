@@ -156,7 +156,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let bytes = header.record_bytes();
         self.supersede(hash);
+        self.uploads.set_appending(hash, true);
         let appended = shard.append(header, payload.buffer, || true).await;
+        self.uploads.set_appending(hash, false);
+        // Readers who came during the write must not be given what it replaced.
+        self.supersede(hash);
         let sequence = match appended {
             Ok(sequence) => sequence,
             Err(failure) => {

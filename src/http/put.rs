@@ -15,10 +15,9 @@ use super::{ObjectRequest, finish_with};
 use bytes::Bytes;
 use forebay_io::buffer::BufferWriter;
 use forebay_io::queue::{self, Sender};
-use forebay_io::store::{ObjectMeta, StoreError, StoreErrorKind, StoreResult};
+use forebay_io::store::{StoreError, StoreErrorKind, StoreResult};
 use forebay_shards::format::PayloadChecksums;
-use forebay_shards::messages::{BlockPayload, PutObject, PutSource, WriteError};
-use std::sync::Arc;
+use forebay_shards::messages::{BlockPayload, PutObject, PutSource, WriteError, Written};
 
 /// Bytes read from the client at once.
 const READ_BYTES: usize = 256 << 10;
@@ -264,9 +263,10 @@ pub async fn serve(
         .write_times
         .record(connection.elapsed());
     match result {
-        Ok(meta) => {
+        Ok(Written { meta, is_dirty }) => {
             let mut reply = connection.reply(200);
             reply.header("etag", quoted(&meta.etag));
+            reply.header("x-forebay-write", if is_dirty { "back" } else { "through" });
             reply.header("x-forebay-core", core_label(connection, &object.block(0)));
             connection.respond(reply, b"").await
         }
@@ -279,7 +279,7 @@ async fn put(
     connection: &mut Connection,
     head: &Head,
     object: &ObjectRequest,
-) -> Result<Arc<ObjectMeta>, BodyError> {
+) -> Result<Written, BodyError> {
     refuse_unknown(head)?;
     let request = PutObject {
         id: object.block(0),
@@ -291,13 +291,13 @@ async fn put(
         source: PutSource::Stream(queue::bounded(1).1),
     };
     let body = Body::of(head)?;
-    let meta = if body.length <= object.volume.block_bytes {
+    let written = if body.length <= object.volume.block_bytes {
         put_whole(connection, body, request).await?
     } else {
         put_stream(connection, body, request, object).await?
     };
-    connection.context().stats().bytes_in.add(meta.size);
-    Ok(meta)
+    connection.context().stats().bytes_in.add(written.meta.size);
+    Ok(written)
 }
 
 fn refuse_unknown(head: &Head) -> Result<(), ErrorReply> {
@@ -401,7 +401,7 @@ async fn put_whole(
     connection: &mut Connection,
     mut body: Body,
     request: PutObject,
-) -> Result<Arc<ObjectMeta>, BodyError> {
+) -> Result<Written, BodyError> {
     let length = body.length;
     let md5 = body.checks.md5();
     let (buffer, checksums) = read_block(connection, &mut body, length).await?;
@@ -424,7 +424,7 @@ async fn put_stream(
     body: Body,
     request: PutObject,
     object: &ObjectRequest,
-) -> Result<Arc<ObjectMeta>, BodyError> {
+) -> Result<Written, BodyError> {
     let (sender, receiver) = queue::bounded(STREAM_PIECES_MAX);
     let length = body.length;
     let request = PutObject {
@@ -436,20 +436,19 @@ async fn put_stream(
     let write = context.router.put(request);
     let read = stream_blocks(connection, body, sender, object.volume.block_bytes);
     let (written, streamed) = futures::join!(write, read);
-    let kept = match (written, streamed) {
+    let (written, blocks) = match (written, streamed) {
         // A client that broke off, or sent a bad body, matters more than the store's view of it.
         (_, Err(error)) => return Err(error),
         (Err(error), Ok(_)) => return Err(BodyError::Refused(ErrorReply::from(error))),
-        (Ok(meta), Ok(kept)) => (meta, kept),
+        (Ok(written), Ok(kept)) => (written, kept),
     };
-    let (meta, blocks) = kept;
     for (number, block) in blocks.into_iter().enumerate() {
         context
             .router
-            .insert(object.block(number as u64), meta.clone(), block)
+            .insert(object.block(number as u64), written.meta.clone(), block)
             .await;
     }
-    Ok(meta)
+    Ok(written)
 }
 
 /// Reads blocks and passes them on; returns those to be cached, or none if there are too many.

@@ -113,11 +113,16 @@ struct Inside {
     dice: Option<Dice>,
     script: VecDeque<ScriptedFault>,
     writes: u64,
+    /// The wall clock, where the store's own is to agree with it.
+    clock: Option<WallClock>,
     requests: BTreeMap<(Verb, String), u64>,
     puts_in_flight: BTreeMap<String, u64>,
     puts_in_flight_max: BTreeMap<String, u64>,
     faults_struck: u64,
 }
+
+/// Tells seconds since the Unix epoch.
+pub type WallClock = Rc<dyn Fn() -> u64>;
 
 /// The store. Clones share the objects, the script and the counts.
 #[derive(Clone)]
@@ -168,6 +173,11 @@ impl MemoryStore {
     /// Makes the bucket vanish or come back, with its objects.
     pub fn set_bucket_missing(&self, missing: bool) {
         self.inside.borrow_mut().bucket_missing = missing;
+    }
+
+    /// Lets the store stamp objects by this clock; without one it counts writes.
+    pub fn set_clock(&self, clock: WallClock) {
+        self.inside.borrow_mut().clock = Some(clock);
     }
 
     /// Makes HEAD tell no checksum any more, or tell it again.
@@ -240,7 +250,10 @@ impl MemoryStore {
 
     fn commit(&self, key: &str, bytes: Bytes, headers: Vec<(String, String)>) -> PutReply {
         let mut inside = self.inside.borrow_mut();
-        let last_modified = FIRST_WRITE_UNIX_SECONDS + inside.writes;
+        let last_modified = match &inside.clock {
+            Some(clock) => clock(),
+            None => FIRST_WRITE_UNIX_SECONDS + inside.writes,
+        };
         inside.writes += 1;
         let meta = ObjectMeta {
             size: bytes.len() as u64,

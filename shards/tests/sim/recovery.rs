@@ -80,7 +80,7 @@ fn recovered(
     disk.attach(runtime.clone());
     let (disk, hashes) = (disk.clone(), hashes.to_vec());
     executor.block_on(async move {
-        let (shard, report) = open_shard(&runtime, &disk, &Pool::new(4 << 20), layout).await;
+        let (shard, report) = open_shard(&runtime, &disk, &Pool::new(4 << 20), layout, None).await;
         (
             hashes.iter().map(|hash| shard.find(*hash)).collect(),
             report,
@@ -371,7 +371,7 @@ fn a_folder_formatted_for_the_least_quota_works_and_stays_within_it() {
                     .segments_per_shard(quota_bytes)
                     .expect("large enough"),
             };
-            let (shard, _) = open_shard(&runtime, &folder, &pool, layout).await;
+            let (shard, _) = open_shard(&runtime, &folder, &pool, layout, None).await;
             let shard = Rc::new(shard);
             // Enough to need every segment that the quota allows, and one more.
             let records = layout.segment_bytes / 4096 / 2048 * u64::from(layout.segments_max + 1);

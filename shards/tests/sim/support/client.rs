@@ -4,12 +4,13 @@
 use super::world::{Node, home};
 use bytes::Bytes;
 use forebay_io::queue;
+use forebay_io::sim::store::content_tag;
 use forebay_io::store::{ByteSpan, ObjectMeta};
 use forebay_shards::format::PayloadChecksums;
 use forebay_shards::key::Volume;
 use forebay_shards::messages::{
     BlockBody, BlockPayload, BlockRequest, Opened, Outcome, PutObject, PutSource, ReadError,
-    WriteError,
+    WriteError, Written,
 };
 use forebay_shards::range::{RangeSpec, part_of_block};
 use std::sync::Arc;
@@ -172,14 +173,15 @@ pub async fn put(
     key: &str,
     bytes: &Bytes,
     if_none_match: bool,
-) -> Result<Arc<ObjectMeta>, WriteError> {
+) -> Result<Written, WriteError> {
     let id = home(volume, key);
     let object = |source| PutObject {
         id: id.clone(),
         headers: Vec::new(),
         length: bytes.len() as u64,
         crc64nvme: None,
-        md5: None,
+        // The store's tag of these bytes, so that a version has one name everywhere.
+        md5: Some(content_tag(bytes)),
         if_none_match,
         source,
     };
@@ -201,14 +203,14 @@ pub async fn put(
     };
     let write = node.router.put(object(PutSource::Stream(receiver)));
     let (written, ()) = futures::join!(write, send);
-    let meta = written?;
+    let written = written?;
     for (number, block) in bytes.chunks(block_bytes).enumerate() {
         let payload = payload(node, block).await;
         node.router
-            .insert(id.sibling(number as u64), meta.clone(), payload)
+            .insert(id.sibling(number as u64), written.meta.clone(), payload)
             .await;
     }
-    Ok(meta)
+    Ok(written)
 }
 
 /// Deletes an object.

@@ -7,6 +7,8 @@ use super::ops::{Clients, Op, is_immutable};
 use super::workload::{self, Life};
 use super::world::{SETTLE, World};
 use forebay_io::sim::Crash;
+use forebay_io::sim::store::content_tag;
+use forebay_shards::backlog::BlockState;
 use forebay_shards::messages::Outcome;
 use forebay_shards::range::RangeSpec;
 use std::rc::Rc;
@@ -25,13 +27,13 @@ pub fn require_progress(life: &mut Life, mut world: World) {
     clients.machine.disk.heal();
     life.note("heal".into());
     // A stalled operation may still run; copies that were not checked are checked again.
-    world.rest(SETTLE);
+    life.settle(&mut world);
     world.check_rest();
-    clients.model.borrow_mut().settle();
+    settle_model(life, &mut world);
     clients.errors_allowed.set(false);
     read_all(life, &mut world);
     write_and_hit(life, &mut world, key_names().collect());
-    world.rest(SETTLE);
+    life.settle(&mut world);
     world.check_rest();
     world.stop();
     // A start without faults sees every record that is left. What is written after it outranks
@@ -40,7 +42,7 @@ pub fn require_progress(life: &mut Life, mut world: World) {
     clients.model.borrow_mut().end_lossy();
     let keys: Vec<String> = workload::key_names().collect();
     write_and_hit(life, &mut world, keys);
-    world.rest(SETTLE);
+    life.settle(&mut world);
     world.check_rest();
     if !clients.model.borrow().is_lossy() {
         life.check_index(&world);
@@ -57,6 +59,44 @@ pub fn require_progress(life: &mut Life, mut world: World) {
     world.rest(SETTLE);
     world.check_rest();
     world.stop();
+}
+
+/// Nothing waits for its upload any more. What is in conflict is what somebody wrote; then it is
+/// given up, and the store has the last word on every key.
+fn settle_model(life: &mut Life, world: &mut World) {
+    let clients = life.clients.clone();
+    if !life.writes_back() {
+        return clients.model.borrow_mut().settle();
+    }
+    for held in world.dirty_blocks() {
+        let router = world.nodes[0].router.clone();
+        let key = held.name.key.clone();
+        let is_excused = held.state == BlockState::Conflict;
+        assert!(is_excused, "held without a reason: {held:?}");
+        let name = held.name.clone();
+        let (exported, given_up) = world.run(async move {
+            let exported = router.export(name.clone()).await;
+            (exported, router.abandon(name).await)
+        });
+        let exported = exported.expect("readable").expect("held");
+        let model = clients.model.borrow();
+        let (etag, size) = (&exported.meta.etag, exported.meta.size);
+        model.check_bytes(&key, etag, 0, size, &exported.payload);
+        assert_eq!(given_up, Ok(()), "{key}");
+        life.note(format!(
+            "gave up {key}: {}",
+            held.last_error.unwrap_or_default()
+        ));
+    }
+    let mut model = clients.model.borrow_mut();
+    model.clean();
+    for key in workload::key_names().chain(key_names()) {
+        let stored = clients.machine.store.object(&key);
+        let stored = stored.map(|bytes| content_tag(&bytes));
+        model.settle_by(&key, stored.as_deref());
+        let puts = clients.machine.store.puts_in_flight_max(&key);
+        assert!(puts <= 1, "{key}: {puts} uploads at once");
+    }
 }
 
 /// Reads every key, alone: it cannot fail. Reads of the checked volume give what the store has.
@@ -91,7 +131,7 @@ fn write_and_hit(life: &mut Life, world: &mut World, keys: Vec<String>) {
         let outcome = get_alone(&clients, world, &key);
         let hit = matches!(
             outcome,
-            Some(Outcome::HitRam | Outcome::HitDisk | Outcome::Revalidated)
+            Some(Outcome::HitRam | Outcome::HitDisk | Outcome::HitDirty | Outcome::Revalidated)
         );
         // Inserts of larger objects are not promised: their blocks are cached one by one.
         if one_block && !hit {

@@ -6,6 +6,9 @@
 //! widens the set, a read narrows it: what is seen has happened, and what had ended before and is
 //! not seen is gone for good.
 //!
+//! What was acknowledged before the store had it ([`Ending::Dirty`]) counts at once like any other
+//! write. What the store itself may hold meanwhile is [`Model::allowed_in_store`].
+//!
 //! Where a fault makes a check undecidable, that check alone is relaxed:
 //!
 //! - A write behind the cache's back counts as unknown until [`Model::settle`], and a read of its
@@ -16,6 +19,11 @@
 //!   store), and the next one is given the write. So until [`Model::settle`] a read does not say that
 //!   such a write is gone (seed 412144). Keys that are written once have no such excuse: their copy
 //!   is buried before the store hears of another.
+//! - A write through of unknown outcome, to a key of which something older waits for its upload: the
+//!   older is served until its upload finds the other in the store, and is a conflict then. So with
+//!   [`Model::write_back`] a read does not say that such a write is gone, until it is settled.
+//! - Somebody changed the store while something waited for its upload: whichever came last in the
+//!   store won, and that is what [`Model::settle_by`] is told.
 //! - A power cut makes unknown again what was written after the oldest thing that the disk lost
 //!   ([`Model::power_cut`]). What is older must all be there.
 //! - Damage (bit rot, lost, misdirected and stale sectors, errors without limit) can take the
@@ -55,6 +63,8 @@ struct Write {
     external: bool,
     /// The store need not have it yet.
     dirty: bool,
+    /// It was acknowledged as one that survives a power cut.
+    synced: bool,
     /// The store may have it while the cache has lost it: a read that is given something older
     /// does not say that it is gone.
     undone: bool,
@@ -82,6 +92,9 @@ pub struct Model {
     /// Certain writes that began until then replace nothing: the disk may have lost them.
     lossy_until: u64,
     journal: Rc<Journal>,
+    writes_back: bool,
+    /// Whether dirty writes survive power cuts.
+    synced: bool,
 }
 
 /// A write that has begun.
@@ -100,7 +113,15 @@ impl Model {
             contents: BTreeMap::new(),
             lossy_until: 0,
             journal,
+            writes_back: false,
+            synced: false,
         }
+    }
+
+    /// Writes may be acknowledged before the store has them from now on, and survive power cuts
+    /// or not.
+    pub fn write_back(&mut self, synced: bool) {
+        (self.writes_back, self.synced) = (true, synced);
     }
 
     fn tick(&mut self) -> u64 {
@@ -117,6 +138,7 @@ impl Model {
             certain: true,
             external: false,
             dirty: false,
+            synced: false,
             undone: false,
             cut_off: false,
             completions: 0,
@@ -144,6 +166,7 @@ impl Model {
             certain: false,
             external: false,
             dirty: false,
+            synced: false,
             undone: false,
             cut_off: false,
             completions: u64::MAX,
@@ -160,13 +183,14 @@ impl Model {
     /// It ends, when the disk had completed so many writes.
     pub fn end_write(&mut self, ticket: &WriteTicket, ending: Ending, completions: u64) {
         let now = self.tick();
+        let (synced, writes_back) = (self.synced, self.writes_back);
         let write = &mut self.of_key(&ticket.key)[ticket.place];
         write.ended = Some(now);
         write.completions = completions;
         match ending {
             Ending::Done => write.certain = true,
-            Ending::Dirty => (write.certain, write.dirty) = (true, true),
-            Ending::Unknown => {}
+            Ending::Dirty => (write.certain, write.dirty, write.synced) = (true, true, synced),
+            Ending::Unknown => write.cut_off = writes_back,
             // It never was: no read is given it from now on.
             Ending::NotDone => write.dead_from = 0,
         }
@@ -192,7 +216,8 @@ impl Model {
 
     /// The disk lost what it completed as number `lost_since` and perhaps all after it.
     pub fn power_cut(&mut self, lost_since: u64) {
-        for write in self.all().filter(|write| write.completions >= lost_since) {
+        let lost = |write: &&mut Write| write.completions >= lost_since && !write.synced;
+        for write in self.all().filter(lost) {
             write.certain = false;
             write.undone = true;
         }
@@ -215,6 +240,27 @@ impl Model {
         }
         for write in self.all() {
             write.cut_off = false;
+        }
+    }
+
+    /// As [`Model::settle`], after everything was uploaded: of the writes to `key` that may be in
+    /// the store, the one that is there counts from now on.
+    pub fn settle_by(&mut self, key: &str, stored: Option<&str>) {
+        let allowed = self.allowed_in_store(key);
+        if !allowed.iter().any(|etag| etag.as_deref() == stored) {
+            let what = format!("the store has {stored:?}, which is none of {allowed:?}");
+            self.journal.accuse(key, &what);
+        }
+        let now = self.tick();
+        for write in self.of_key(key).iter_mut() {
+            let is_there = write.etag.as_deref() == stored && write.dead_from != 0;
+            let is_open = write.external || !write.certain;
+            (write.external, write.cut_off) = (false, false);
+            match is_there {
+                true => (write.certain, write.ended, write.began) = (true, Some(now), now),
+                false if is_open => write.dead_from = 0,
+                false => {}
+            }
         }
     }
 

@@ -127,12 +127,13 @@ impl Clients {
                 let bytes = content(version, length);
                 let write = self.model.borrow_mut().begin_write(&key, Some(&bytes));
                 let result = client::put(node, volume, &key, &bytes, false).await;
-                self.end_write(&write, &result.map(drop))
+                let result = result.map(|written| written.is_dirty);
+                self.end_write(&write, &result)
             }
             Op::Delete { .. } => {
                 let write = self.model.borrow_mut().begin_write(&key, None);
                 let result = client::delete(node, volume, &key).await;
-                self.end_write(&write, &result)
+                self.end_write(&write, &result.map(|()| false))
             }
             Op::Get { spec, .. } => self.get(node, &key, Some(spec)).await.0,
             Op::Head { .. } => self.get(node, &key, None).await.0,
@@ -156,12 +157,14 @@ impl Clients {
         request.end(microseconds(runtime), result);
     }
 
-    fn end_write(&self, write: &WriteTicket, result: &Result<(), WriteError>) -> String {
+    fn end_write(&self, write: &WriteTicket, result: &Result<bool, WriteError>) -> String {
         let ending = match result {
-            Ok(()) => Ending::Done,
-            Err(WriteError::Exists | WriteError::Loading) => Ending::NotDone,
+            Ok(false) => Ending::Done,
+            Ok(true) => Ending::Dirty,
+            Err(WriteError::Exists | WriteError::Loading | WriteError::Immutable) => {
+                Ending::NotDone
+            }
             Err(WriteError::Store(_) | WriteError::Stalled) => Ending::Unknown,
-            Err(WriteError::Immutable) => unreachable!("only volumes that write back refuse"),
         };
         let completions = self.machine.disk.completions();
         let mut model = self.model.borrow_mut();

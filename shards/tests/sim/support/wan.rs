@@ -87,6 +87,8 @@ impl Wan {
 
     /// Lives by this run's clock from now on.
     pub fn attach(&self, runtime: SimRuntime) {
+        let clock = runtime.clone();
+        self.memory.set_clock(Rc::new(move || clock.unix_seconds()));
         *self.clock.borrow_mut() = Some(runtime);
     }
 

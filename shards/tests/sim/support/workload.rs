@@ -12,7 +12,7 @@
 
 use super::heal;
 use super::journal::Journal;
-use super::ops::{Clients, Op};
+use super::ops::{Clients, Op, is_immutable};
 use super::world::{Geometry, Machine, SETTLE, World, home};
 use forebay_io::local::Event;
 use forebay_io::runtime::Runtime;
@@ -23,12 +23,16 @@ use forebay_io::sim::store::FaultChances;
 use forebay_shards::index::Location;
 use forebay_shards::key::BlockId;
 use forebay_shards::range::RangeSpec;
+use forebay_shards::upload::WritebackSettings;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 /// Keys of each volume: few, so that they meet.
 pub const KEYS: u64 = 4;
+
+/// Rests within which everything must be uploaded, whatever the store does meanwhile.
+const UPLOAD_ROUNDS_MAX: usize = 40;
 
 /// Runs of the program per seed.
 const LIVES: u64 = 3;
@@ -44,6 +48,8 @@ const STRICT_FAULTS_MAX: u32 = 2;
 
 /// What one seed has in store.
 struct Plan {
+    /// Writes are acknowledged before the store has them; whether they then survive power cuts.
+    writeback: Option<bool>,
     store: bool,
     disk: bool,
     damage: bool,
@@ -92,7 +98,7 @@ pub fn run(seed: u64, journal: &Rc<Journal>) -> (u64, Vec<u64>) {
     (journal.digest(), struck.to_vec())
 }
 
-fn geometry(dice: &mut Dice) -> Geometry {
+fn geometry(dice: &mut Dice, writes_back: bool) -> Geometry {
     let mut geometry = match dice.one_in(16) {
         true => Geometry::LARGE,
         false => Geometry::SMALL,
@@ -106,15 +112,21 @@ fn geometry(dice: &mut Dice) -> Geometry {
     if dice.one_in(4) {
         geometry.shards = 1;
     }
+    if writes_back && dice.one_in(2) {
+        // Room for several dirty segments.
+        geometry.segments_max = 8;
+    }
     geometry
 }
 
 impl Life {
     fn new(seed: u64, journal: Rc<Journal>) -> Life {
         let mut dice = Dice::new(seed);
-        let geometry = geometry(&mut dice);
         let damage = dice.one_in(3);
+        let writeback = (!damage && dice.one_in(2)).then(|| dice.one_in(2));
+        let geometry = geometry(&mut dice, writeback.is_some());
         let plan = Plan {
+            writeback,
             store: dice.one_in(3),
             disk: damage || dice.one_in(2),
             damage,
@@ -126,7 +138,18 @@ impl Life {
         machine
             .wan
             .set_pause_us_max([30, 300, 3000][dice.below(3) as usize]);
+        if let Some(sync) = writeback {
+            machine.writeback.set(WritebackSettings {
+                enabled: true,
+                sync,
+                active_max: 1 + dice.below(3) as usize,
+                delay: Duration::from_millis(dice.below(3) * 20),
+            });
+        }
         let clients = Clients::new(machine, journal);
+        if let Some(sync) = writeback {
+            clients.model.borrow_mut().write_back(sync);
+        }
         let tight = geometry.pool_bytes < 1 << 20;
         clients.errors_allowed.set(plan.store || plan.disk || tight);
         Life {
@@ -196,7 +219,7 @@ impl Life {
             }
             self.check_quota();
         }
-        world.rest(SETTLE);
+        self.settle(&mut world);
         world.check_rest();
         self.check_damage_counters(&world);
         if !self.plan.damage {
@@ -227,6 +250,29 @@ impl Life {
             self.clients.machine.disk.crash(Crash::Kill);
             self.note("kill".into());
         }
+        self.crash_ledger();
+    }
+
+    /// The ledger may be late or lost whenever the program dies.
+    fn crash_ledger(&mut self) {
+        let ledger = self.clients.machine.ledger.clone();
+        match self.dice.one_in(8) {
+            true => ledger.clear(),
+            false => ledger.crash(&mut self.dice),
+        }
+    }
+
+    /// Lets everything that was begun end, uploads too.
+    pub fn settle(&mut self, world: &mut World) {
+        world.rest(SETTLE);
+        for _ in 0..UPLOAD_ROUNDS_MAX {
+            if world.backlog().blocks == 0 {
+                return;
+            }
+            world.rest(SETTLE);
+        }
+        let blocks = world.dirty_blocks();
+        panic!("not uploaded: {blocks:?}");
     }
 
     fn cut_power(&mut self) {
@@ -237,6 +283,7 @@ impl Life {
             self.clients.model.borrow_mut().power_cut(lost_since);
         }
         self.note(format!("power cut, lost since {:?}", report.lost_since));
+        self.crash_ledger();
     }
 
     fn set_faults(&mut self) {
@@ -259,7 +306,14 @@ impl Life {
                 .with(DiskFault::ReadError, 40)
                 .with(DiskFault::WriteError, 40)
                 .with(DiskFault::SyncError, 40)
-                .with(DiskFault::SyncLie, 40)
+                .with(
+                    DiskFault::SyncLie,
+                    if self.plan.writeback == Some(true) {
+                        0
+                    } else {
+                        40
+                    },
+                )
                 .with(DiskFault::CreateFull, 60)
                 .with(DiskFault::Stall, 10);
             machine.disk.set_chances(chances, STRICT_FAULTS_MAX);
@@ -292,6 +346,11 @@ impl Life {
         if !new.is_empty() {
             self.note(format!("struck: {}", new.join(", ")));
         }
+    }
+
+    /// Whether writes are acknowledged before the store has them.
+    pub fn writes_back(&self) -> bool {
+        self.plan.writeback.is_some()
     }
 
     pub fn note(&self, event: String) {
@@ -390,12 +449,25 @@ impl Life {
 
     /// A put of something new.
     pub fn new_put(&mut self, key: String) -> Op {
-        let (version, length) = self.new_version();
+        let (version, length) = match self.writes_back() && is_immutable(&key) {
+            // Acknowledged before the store was asked, so clients must keep what they promised: a
+            // key that is written once has one content, however often it is written and deleted.
+            true => self.only_version(&key),
+            false => self.new_version(),
+        };
         Op::Put {
             key,
             version,
             length,
         }
+    }
+
+    fn only_version(&self, key: &str) -> (u64, u64) {
+        let number = key.bytes().last().map_or(0, u64::from);
+        let version = self.seed.wrapping_mul(1000) + 700 + number;
+        let block = self.clients.machine.geometry.block_bytes;
+        let length = Dice::new(version).below(block + block / 4);
+        (version, length)
     }
 
     fn new_version(&mut self) -> (u64, u64) {

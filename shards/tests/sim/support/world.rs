@@ -7,18 +7,22 @@
 use super::wan::Wan;
 use forebay_io::buffer::{PAGE, Pool};
 use forebay_io::disk::Disk;
+use forebay_io::ledger;
 use forebay_io::queue;
 use forebay_io::runtime::Runtime;
 use forebay_io::sim::executor::UNIX_START_SECONDS;
+use forebay_io::sim::ledger::SimLedger;
 use forebay_io::sim::store::MemoryStore;
 use forebay_io::sim::{Crash, SimDisk, SimExecutor, SimRuntime};
 use forebay_io::store::Store;
 use forebay_io::uplink::{self, UplinkLimits};
+use forebay_shards::backlog::{Backlog, DirtyBlock};
 use forebay_shards::core::{Core, CoreParts};
 use forebay_shards::evict::WRITE_BUDGET_PERCENT;
 use forebay_shards::index::Location;
 use forebay_shards::key::{BlockHash, BlockId, Freshness, Topology, Volume};
 use forebay_shards::log::ShardLayout;
+use forebay_shards::marks::Marks;
 use forebay_shards::recover::{RecoveryReport, recover};
 use forebay_shards::router::{self, MESH_CAPACITY, Router};
 use forebay_shards::segment::parse_segment_name;
@@ -102,6 +106,9 @@ pub struct Machine {
     pub disk: SimDisk,
     pub store: MemoryStore,
     pub wan: Wan,
+    pub ledger: SimLedger,
+    /// How the cores write back.
+    pub writeback: Cell<WritebackSettings>,
     pub geometry: Geometry,
     /// The wall clock at the next start: runs follow each other.
     pub unix_seconds: Rc<Cell<u64>>,
@@ -135,6 +142,8 @@ impl Machine {
             disk: SimDisk::new(0),
             store,
             wan,
+            ledger: SimLedger::new(),
+            writeback: Cell::new(WritebackSettings::off()),
             geometry,
             unix_seconds: Rc::new(Cell::new(UNIX_START_SECONDS)),
         }
@@ -147,6 +156,8 @@ impl Machine {
             disk,
             store: wan.memory().clone(),
             wan,
+            ledger: SimLedger::new(),
+            writeback: self.writeback.clone(),
             geometry: self.geometry,
             unix_seconds: Rc::new(self.unix_seconds.as_ref().clone()),
         }
@@ -165,7 +176,7 @@ impl Machine {
             store_identity: 7,
             block_bytes: self.geometry.block_bytes,
             freshness,
-            writeback: false,
+            writeback: self.writeback.get().enabled,
         })
     }
 
@@ -193,6 +204,10 @@ impl Machine {
         };
         // Whatever the start leaves to do has been done by then.
         world.rest(Duration::from_secs(1));
+        // What a former run left to upload is tried again and again.
+        while world.is_uploading() {
+            world.rest(Duration::from_millis(1));
+        }
         world.tasks_at_rest = world.executor.tasks();
         world
     }
@@ -222,6 +237,8 @@ impl Machine {
         cores: u32,
     ) -> impl Future<Output = Vec<Rc<Node>>> + 'static {
         let (disk, wan, geometry) = (self.disk.clone(), self.wan.clone(), self.geometry);
+        let (ledger, writeback) = (self.ledger.clone(), self.writeback.get());
+        let volumes = [self.checked(), self.immutable()];
         async move {
             let mut nodes = Vec::new();
             let ports = queue::mesh(cores as usize, MESH_CAPACITY);
@@ -230,16 +247,22 @@ impl Machine {
                 let pool = Pool::new(geometry.pool_bytes);
                 let numbers =
                     (0..geometry.shards).filter(|shard| topology.core_of_shard(*shard) == index);
+                let (port_of_ledger, service) = ledger::pair();
+                runtime.spawn(ledger.service(service));
+                let rows = port_of_ledger.attach();
                 let mut shards = HashMap::new();
                 let mut recovery = RecoveryReport::default();
                 for number in numbers {
+                    let marks = Marks::new(rows.clone(), FOLDER, number);
+                    let back = Some((marks, writeback.sync));
                     let (shard, report) =
-                        open_shard(&runtime, &disk, &pool, geometry.layout(number)).await;
+                        open_shard(&runtime, &disk, &pool, geometry.layout(number), back).await;
                     recovery.add(&report);
                     shards.insert(number, Rc::new(shard));
                 }
                 nodes.push(connect(
                     &runtime, &wan, index, topology, geometry, pool, shards, recovery, port,
+                    writeback, &volumes,
                 ));
             }
             nodes
@@ -260,6 +283,7 @@ pub async fn open_shard(
     disk: &SimDisk,
     pool: &Pool,
     layout: ShardLayout,
+    back: Option<(Marks, bool)>,
 ) -> (SimShard, RecoveryReport) {
     let mut entries = disk.list().await.expect("a simulated folder can be listed");
     let discarded = discard_unmade(disk, &mut entries).await;
@@ -279,8 +303,8 @@ pub async fn open_shard(
         housekeeping: Housekeeping::new(layout.segment_bytes),
         layout,
         write_budget_percent: WRITE_BUDGET_PERCENT,
-        marks: None,
-        sync: false,
+        sync: back.as_ref().is_some_and(|(_, sync)| *sync),
+        marks: back.map(|(marks, _)| marks),
     };
     let shard = Shard::new(parts, found);
     shard.shrink().await.expect("files can be removed");
@@ -298,6 +322,8 @@ fn connect(
     shards: HashMap<u32, Rc<SimShard>>,
     recovery: RecoveryReport,
     port: queue::MeshPort<forebay_shards::messages::Message>,
+    writeback: WritebackSettings,
+    volumes: &[Arc<Volume>],
 ) -> Rc<Node> {
     let (uplink_port, companion) = uplink::pair();
     let store: Rc<dyn Store> = Rc::new(wan.clone());
@@ -314,8 +340,9 @@ fn connect(
         uplink: uplink_port.attach(runtime.clone()),
         shards: ShardTable::new(shards.keys().copied().collect::<BTreeSet<u32>>()),
         ram_bytes: geometry.ram_bytes,
-        writeback: WritebackSettings::off(),
+        writeback,
     });
+    core.set_volumes(volumes.iter().cloned());
     let mut recovery = Some(recovery);
     while let Some(number) = core.shards().next_to_load() {
         let report = recovery.take().unwrap_or_default();
@@ -340,6 +367,26 @@ impl World {
     pub fn rest(&mut self, duration: Duration) {
         let sleep = self.runtime.sleep(duration);
         self.executor.block_on(sleep);
+    }
+
+    fn is_uploading(&self) -> bool {
+        let backlog = self.backlog();
+        backlog.uploading > 0 || backlog.shards_unread > 0 || backlog.unsynced_bytes > 0
+    }
+
+    /// What is dirty on all cores.
+    pub fn backlog(&self) -> Backlog {
+        let mut sum = Backlog::default();
+        for node in &self.nodes {
+            sum.add(node.core.backlog(None));
+        }
+        sum
+    }
+
+    /// The dirty blocks of all cores.
+    pub fn dirty_blocks(&mut self) -> Vec<DirtyBlock> {
+        let router = self.nodes[0].router.clone();
+        self.run(async move { router.dirty_blocks(usize::MAX).await })
     }
 
     /// The shard that holds a block.
@@ -455,7 +502,7 @@ impl World {
             let mut shards = Vec::new();
             for number in 0..geometry.shards {
                 let layout = geometry.layout(number);
-                let (shard, _) = open_shard(&runtime, &disk, &Pool::new(PAGE), layout).await;
+                let (shard, _) = open_shard(&runtime, &disk, &Pool::new(PAGE), layout, None).await;
                 shards.push(shard);
             }
             shards
