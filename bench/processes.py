@@ -1,4 +1,4 @@
-"""The programs that `bench/memory` and `bench/restart` run, and what the kernel says of them.
+"""The programs that `bench/memory`, `bench/restart` and `bench/writeback` run, and what the kernel says of them.
 
 Owns starting and ending them: each process is ended by whoever started it, by its id, whatever happens. Measures nothing.
 """
@@ -96,16 +96,19 @@ class Stub:
 class Proxy:
     """A proxy with its folders and settings, started and ended any number of times."""
 
-    def __init__(self, binary, folder, volumes, store_url="http://127.0.0.1:9", flags=(), tls=True):
+    def __init__(self, binary, folder, volumes, store_url="http://127.0.0.1:9", flags=(), tls=True, cpu=None):
         self.binary, self.folder, self.flags, self.tls = binary, pathlib.Path(folder), list(flags), tls
+        self.cpu = cpu
         self.port, self.process = free_port(), None
         for name in ("cache", "ledger", "home"):
             (self.folder / name).mkdir(mode=0o700, exist_ok=True)
         text = f'[operator]\ntoken = "{OPERATOR_TOKEN}"\n'
         for name, lines in volumes.items():
+            # What is measured here is reading, unless a volume says otherwise.
+            writeback = "" if "writeback =" in lines else "writeback = false\n"
             text += (
                 f'\n[[volume]]\nname = "{name}"\nstore = "s3"\nendpoint = "{store_url}"\nregion = "us-east-1"\n'
-                f'bucket = "bench"\nwriteback = false\n{lines}\n'
+                f'bucket = "bench"\n{writeback}{lines}\n'
                 f'[[volume.key]]\ntoken = "{TOKEN}"\npermission = "rw"\n'
             )
         self.config = self.folder / "forebay.toml"
@@ -121,6 +124,8 @@ class Proxy:
         command = [self.binary, "start", "--bindAddr", f"127.0.0.1:{self.port}", "--config", self.config,
                    "--diskFolder", self.folder / "cache", "--dbFolder", self.folder / "ledger", "--blockUser", "bench",
                    "--blockPass", "bench-secret", *tls, *self.flags]
+        if self.cpu is not None:
+            command = ["taskset", "-c", str(self.cpu), *command]
         environment = {**os.environ, "HOME": str(self.folder / "home"), "RUST_LOG": "info"}
         with open(self.folder / "forebay.log", "a") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environment)

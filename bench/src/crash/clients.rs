@@ -18,6 +18,9 @@ use crate::crash::ledger::{Account, KeyAccount, Ledger, Request, Version};
 /// Rounds after which a key that is surely gone is no longer read back each time. The last check of the store covers it.
 const GONE_ROUNDS_MAX: u64 = 5;
 
+/// A deletion that is drawn while the store is away is sent once in so many times: it waits for the store, and its client with it.
+const DELETE_EVERY_WITHOUT_STORE: u64 = 50;
+
 /// Connections that read back: enough to keep the server's cores busy.
 const READERS: usize = 4;
 
@@ -26,10 +29,10 @@ const READERS: usize = 4;
 const UNANSWERED_MAX: Duration = Duration::from_secs(30);
 
 /// Wait for what only the store can tell while it is away: the server may go on asking it for much longer.
-const EXCUSED_WAIT_MAX: Duration = Duration::from_millis(300);
+const EXCUSED_WAIT_MAX: Duration = Duration::from_millis(150);
 
-/// After so many of those in vain a reader asks for no other: rounds are to be short.
-const EXCUSED_UNANSWERED_MAX: u64 = 2;
+/// After so many of those in vain a reader of many keys asks for no other: rounds are to be short.
+const EXCUSED_UNANSWERED_MAX: u64 = 1;
 
 /// Wait before such an answer is asked for again.
 const RETRY_WAIT: Duration = Duration::from_millis(20);
@@ -168,6 +171,8 @@ struct Worker {
     index: usize,
     random: u64,
     slots: Vec<Slot>,
+    /// As the ledger had it when the round began.
+    store_is_away: bool,
 }
 
 /// All clients, with their keys, over all rounds.
@@ -188,6 +193,7 @@ impl Clients {
                 index,
                 random: mix(load.seed ^ mix(index as u64)),
                 slots: (0..load.keys).map(slot).collect(),
+                store_is_away: false,
             }
         };
         let workers = (0..load.clients).map(worker).collect();
@@ -321,6 +327,7 @@ impl Worker {
         ledger: &Ledger,
         stop: &AtomicBool,
     ) -> Result<Worked, CrashError> {
+        worker.store_is_away = account.store_is_away;
         for slot in &mut worker.slots {
             slot.account = account.keys.get(&slot.key).cloned().unwrap_or_default();
         }
@@ -348,11 +355,7 @@ impl Worker {
         worked: &mut Worked,
     ) -> Result<bool, CrashError> {
         let number = self.below(self.slots.len() as u64) as usize;
-        let step = match self.below(20) {
-            0..11 => Step::Put,
-            11..14 => Step::Delete,
-            _ => Step::Get,
-        };
+        let step = self.next_step();
         if step == Step::Get {
             let slot = &self.slots[number];
             let Ok(answer) = client.request("GET", &format!("/{}", slot.key), b"") else {
@@ -396,6 +399,15 @@ impl Worker {
             slot.name(load, self.index, number);
         }
         Ok(true)
+    }
+
+    fn next_step(&mut self) -> Step {
+        match self.below(20) {
+            0..11 => Step::Put,
+            11..14 if !self.store_is_away => Step::Delete,
+            11..14 if self.below(DELETE_EVERY_WITHOUT_STORE) == 0 => Step::Delete,
+            _ => Step::Get,
+        }
     }
 
     /// A new version, or on an immutable volume the only one.

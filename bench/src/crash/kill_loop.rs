@@ -384,10 +384,15 @@ impl KillLoop {
         Ok(())
     }
 
-    fn note_backlog(&mut self) -> Result<u64, CrashError> {
+    /// Dirty blocks, and whether the server knows all of them yet.
+    fn note_backlog(&mut self) -> Result<(u64, bool), CrashError> {
         let status = self.server.status()?;
         let count = |name: &str| status["writeback"][name].as_u64().unwrap_or_default();
-        let blocks = count("dirty_blocks");
+        let blocks = status["writeback"]["dirty_blocks"].as_u64();
+        let missing = || CrashError::new("/-/status", "has no writeback.dirty_blocks");
+        let blocks = blocks.ok_or_else(missing)?;
+        let is_loaded = status["loading"]["shards_loaded"] == status["loading"]["shards"];
+        let is_complete = is_loaded && count("shards_unread") == 0;
         self.report.backlog_blocks_max = self.report.backlog_blocks_max.max(blocks);
         // Nobody else writes, and the store refuses nothing for good.
         for name in ["quarantined_blocks", "conflict_blocks", "orphaned_blocks"] {
@@ -396,7 +401,7 @@ impl KillLoop {
                 self.report.wrongs.push(wrong);
             }
         }
-        Ok(blocks)
+        Ok((blocks, is_complete))
     }
 
     /// A request that a dead server left behind in the store is still carried out. S3 does so too, and nothing that the
@@ -444,11 +449,11 @@ impl KillLoop {
     fn wait_for_backlog(&mut self) -> Result<(), CrashError> {
         let (mut least, mut since) = (u64::MAX, Instant::now());
         loop {
-            let blocks = self.note_backlog()?;
-            if blocks == 0 {
+            let (blocks, is_complete) = self.note_backlog()?;
+            if blocks == 0 && is_complete {
                 return Ok(());
             }
-            if blocks < least {
+            if blocks < least || !is_complete {
                 (least, since) = (blocks, Instant::now());
             }
             if since.elapsed() > BACKLOG_WAIT_MAX || !self.report.is_good() {

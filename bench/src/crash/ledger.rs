@@ -246,9 +246,10 @@ pub struct Account {
     pub in_doubt: u64,
     /// Those that were refused.
     pub refused: u64,
+    /// Whether the store is away at the ledger's end.
+    pub store_is_away: bool,
     offset: u64,
     pending: HashMap<u64, (String, Version)>,
-    store_is_away: bool,
 }
 
 impl Account {
