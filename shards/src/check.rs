@@ -10,7 +10,9 @@ pub mod segment;
 use crate::format::{NotOurs, RecordKind, RecordState, SegmentPurpose};
 use crate::key::BlockHash;
 use crate::segment::{parse_segment_name, segment_name};
-use crate::superblock::{FolderError, LOCK_NAME, SUPERBLOCK_NAME, Superblock};
+use crate::superblock::{
+    FolderError, LOCK_NAME, STORES_NAME, STORES_NEW_NAME, SUPERBLOCK_NAME, Superblock,
+};
 use forebay_io::buffer::PAGE;
 use forebay_io::disk::FileEntry;
 use std::fmt;
@@ -369,6 +371,15 @@ pub struct Listing {
     pub defects: Vec<Defect>,
 }
 
+/// What may stand in a cache folder beside segments.
+const KNOWN_NAMES: [&str; 5] = [
+    SUPERBLOCK_NAME,
+    LOCK_NAME,
+    STORES_NAME,
+    STORES_NEW_NAME,
+    FILE_SYSTEM_FOLDER,
+];
+
 /// Sorts the folder's files into segments and others.
 pub fn check_names(entries: &[FileEntry], superblock: &Superblock) -> Listing {
     let mut listing = Listing::default();
@@ -377,8 +388,7 @@ pub fn check_names(entries: &[FileEntry], superblock: &Superblock) -> Listing {
             Some((shard, segment)) if shard < superblock.shards => {
                 listing.segments.push((shard, segment, entry.size));
             }
-            _ if [SUPERBLOCK_NAME, LOCK_NAME, FILE_SYSTEM_FOLDER]
-                .contains(&entry.name.as_str()) => {}
+            _ if KNOWN_NAMES.contains(&entry.name.as_str()) => {}
             _ => listing.defects.push(Defect {
                 file: entry.name.clone(),
                 offset: 0,

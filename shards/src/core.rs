@@ -12,7 +12,7 @@ use crate::flight::{Flight, Landing, Plan};
 use crate::format::{CHUNK_BYTES, RecordHeader, RecordState};
 use crate::heads::{HEADS_BYTES_MAX, Head, Heads};
 use crate::index::{BlockMap, Location};
-use crate::key::{BlockHash, BlockId, Freshness, Topology};
+use crate::key::{BlockHash, BlockId, Freshness, Topology, Volume};
 use crate::marks::Mark;
 use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError, WriteError};
 use crate::patience::Patience;
@@ -187,12 +187,24 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Waits a moment for the shard of a block that is to be read. Without it the block is fetched
-    /// and not kept: the store knows every block, the shard only saves a request.
-    async fn shard_to_read(&self, hash: BlockHash) {
-        if self.shard(hash).is_none() {
-            let number = self.shard_number(hash);
-            let arrival = self.parts.shards.arrival(number);
-            let _ = timeout(&self.parts.runtime, READ_LOAD_WAIT, arrival).await;
+    /// and not kept: the store knows every block, the shard only saves a request. Where writes are
+    /// acknowledged before the store has them, only the shard knows.
+    ///
+    /// # Errors
+    /// [`ReadError::Loading`] if a shard that must be asked did not arrive in time.
+    async fn shard_to_read(&self, volume: &Volume, hash: BlockHash) -> Result<(), ReadError> {
+        if self.shard(hash).is_some() {
+            return Ok(());
+        }
+        let wait = match volume.writeback {
+            true => WRITE_LOAD_WAIT,
+            false => READ_LOAD_WAIT,
+        };
+        let arrival = self.parts.shards.arrival(self.shard_number(hash));
+        let arrived = timeout(&self.parts.runtime, wait, arrival).await;
+        match arrived.is_some() || !volume.writeback {
+            true => Ok(()),
+            false => Err(ReadError::Loading),
         }
     }
 
@@ -262,7 +274,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<Opened, ReadError> {
         assert_eq!(id.number, 0, "objects are opened at their home");
         let hash = id.hash();
-        self.shard_to_read(hash).await;
+        self.shard_to_read(&id.volume, hash).await?;
         let mut story = Story::default();
         for _ in 0..OPEN_ROUNDS_MAX {
             let (flight, own) = match self.flight(hash) {
@@ -387,7 +399,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<(BlockBody, Outcome), ReadError> {
         let BlockRequest { id, meta, range } = request;
         let hash = id.hash();
-        self.shard_to_read(hash).await;
+        self.shard_to_read(&id.volume, hash).await?;
         let span = block_span(id.number, id.volume.block_bytes, meta.size);
         let (flight, own) = match self.flight(hash) {
             Some(flight) => (flight, false),

@@ -205,7 +205,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             self.log.retire(&segment);
             self.unsynced.distrusted.borrow_mut().insert(life);
         }
-        let result = synced.as_ref().map(|()| ()).map_err(io::Error::kind);
+        let result = synced.map_err(|error| error.kind());
         for waiting in waiting {
             // Whoever stopped waiting does not want to know.
             let _ = waiting.send(result);

@@ -8,7 +8,15 @@
 use crate::format::{FolderId, crc32c};
 use crate::index::Location;
 use forebay_io::ledger::Ledger;
+use forebay_io::runtime::Runtime;
+use futures::future::{Either, LocalBoxFuture, select};
 use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long anybody waits for the ledger. It answers in microseconds, or its disk hangs; then a row
+/// that cannot be had is a row that is lost.
+const LEDGER_WAIT: Duration = Duration::from_secs(2);
 
 /// Version of the rows.
 const MARK_VERSION: u8 = 1;
@@ -107,21 +115,37 @@ impl MarkPlace {
     }
 }
 
+type Sleep = Rc<dyn Fn(Duration) -> LocalBoxFuture<'static, ()>>;
+
 /// One shard's rows.
 #[derive(Clone)]
 pub struct Marks {
     ledger: Ledger,
+    sleep: Sleep,
     folder: FolderId,
     shard: u32,
 }
 
 impl Marks {
     /// The rows of a shard.
-    pub fn new(ledger: Ledger, folder: FolderId, shard: u32) -> Marks {
+    pub fn new<R: Runtime>(runtime: &R, ledger: Ledger, folder: FolderId, shard: u32) -> Marks {
+        let runtime = runtime.clone();
         Marks {
             ledger,
+            sleep: Rc::new(move |wait| Box::pin(runtime.sleep(wait))),
             folder,
             shard,
+        }
+    }
+
+    async fn within<T>(&self, order: impl Future<Output = T>) -> Option<T> {
+        let order = std::pin::pin!(order);
+        match select(order, (self.sleep)(LEDGER_WAIT)).await {
+            Either::Left((answer, _)) => Some(answer),
+            Either::Right(_) => {
+                log::error!("shard {}: the ledger does not answer", self.shard);
+                None
+            }
         }
     }
 
@@ -147,35 +171,38 @@ impl Marks {
 
     /// Writes the row of a record.
     pub async fn put(&self, place: MarkPlace, mark: &Mark) {
-        self.ledger.put(self.key(place), mark.encode()).await;
+        self.within(self.ledger.put(self.key(place), mark.encode()))
+            .await;
     }
 
     /// Removes the row of a record.
     pub async fn remove(&self, place: MarkPlace) {
-        self.ledger.remove_prefix(self.key(place)).await;
+        self.within(self.ledger.remove_prefix(self.key(place)))
+            .await;
     }
 
     /// Removes the rows of a life that is over.
     pub async fn end_life(&self, segment: u32, incarnation: u64) {
         let prefix = self.life_prefix(segment, incarnation);
-        self.ledger.remove_prefix(prefix).await;
+        self.within(self.ledger.remove_prefix(prefix)).await;
     }
 
     /// The row of a record.
     pub async fn get(&self, place: MarkPlace) -> Option<Mark> {
-        let row = self.ledger.get(self.key(place)).await?;
+        let row = self.within(self.ledger.get(self.key(place))).await??;
         Mark::decode(&row)
     }
 
     /// All rows of the shard. Those of lives that `is_present` does not know are removed.
     pub async fn load(&self, is_present: impl Fn(u32, u64) -> bool) -> HashMap<MarkPlace, Mark> {
         let mut marks = HashMap::new();
-        for (key, row) in self.ledger.scan_prefix(self.shard_prefix()).await {
+        let rows = self.within(self.ledger.scan_prefix(self.shard_prefix()));
+        for (key, row) in rows.await.unwrap_or_default() {
             let Some(place) = place_of(&key) else {
                 continue;
             };
             if !is_present(place.segment, place.incarnation) {
-                self.ledger.remove_prefix(key).await;
+                self.within(self.ledger.remove_prefix(key)).await;
             } else if let Some(mark) = Mark::decode(&row) {
                 marks.insert(place, mark);
             }

@@ -105,6 +105,9 @@ pub enum ReadError {
     /// No memory for another block now.
     #[error("all block buffers are in use")]
     Overloaded,
+    /// The part of the cache that alone may have the object is still being loaded after a start.
+    #[error("the cache is still loading; try again in a moment")]
+    Loading,
     /// The only copy of the block is here, and the disk cannot give it now.
     #[error("the block is not yet in the store, and the disk cannot read it: {0}")]
     Unreadable(String),

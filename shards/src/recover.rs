@@ -9,10 +9,9 @@ use crate::format::{
     SegmentPurpose, decode_segment_header, decode_trailer,
 };
 use crate::index::{BlockMap, Index, Location};
-use crate::key::BlockHash;
 use crate::log::{RecoveredSegments, ShardLayout};
 use crate::segment::{Segment, segment_name};
-use crate::shard::{RecoveredShard, footer_entry};
+use crate::shard::{DirtyFound, RecoveredShard, footer_entry};
 use forebay_io::buffer::{PAGE, Pool, View, page_align};
 use forebay_io::disk::{Disk, DiskFile};
 use futures::stream::{self, StreamExt};
@@ -154,7 +153,7 @@ fn segment_of<F>(life: &Life, file: F) -> Rc<Segment<F>> {
 
 /// The index that `lives`, in the order of their incarnations, add up to, the first sequence
 /// that none of them has, and the dirty records in it.
-fn index_of(lives: &[Life]) -> (Index, u64, Vec<(u64, BlockHash)>) {
+fn index_of(lives: &[Life]) -> (Index, u64, Vec<DirtyFound>) {
     let entries = || {
         lives
             .iter()
@@ -189,7 +188,11 @@ fn index_of(lives: &[Life]) -> (Index, u64, Vec<(u64, BlockHash)>) {
                 };
                 index.publish(entry.hash, at, entry.state);
                 if entry.state == RecordState::Dirty {
-                    dirty.push((entry.sequence, entry.hash));
+                    dirty.push(DirtyFound {
+                        sequence: entry.sequence,
+                        hash: entry.hash,
+                        mark: None,
+                    });
                 }
             } else {
                 index.note_stale(entry.hash, segment);

@@ -14,7 +14,7 @@ use crate::format::{
 use crate::index::{BlockMap, Index, Location};
 use crate::key::BlockHash;
 use crate::log::{RecoveredSegments, Reservation, SegmentLog, ShardLayout, pages_pool};
-use crate::marks::{MarkPlace, Marks};
+use crate::marks::{Mark, MarkPlace, Marks};
 use crate::reclaim::ReclaimState;
 use crate::segment::SegmentUse;
 use crate::stats::ShardStats;
@@ -113,6 +113,17 @@ pub struct ShardParts<R: Runtime, D: Disk> {
     pub sync: bool,
 }
 
+/// A dirty record that a start found.
+#[derive(Clone, Debug)]
+pub struct DirtyFound {
+    /// Its place in the order of the shard's records.
+    pub sequence: u64,
+    /// Its block.
+    pub hash: BlockHash,
+    /// What the ledger says of it, once that was asked.
+    pub mark: Option<Mark>,
+}
+
 /// What recovery knows.
 pub struct RecoveredShard<F> {
     /// Every record that was found.
@@ -121,8 +132,8 @@ pub struct RecoveredShard<F> {
     pub segments: RecoveredSegments<F>,
     /// Higher than every sequence seen.
     pub next_sequence: u64,
-    /// The blocks whose newest record is dirty, as far as the segments know, with its sequence.
-    pub dirty: Vec<(u64, BlockHash)>,
+    /// The blocks whose newest record is dirty, as far as the segments know.
+    pub dirty: Vec<DirtyFound>,
     /// Whether a record was there that cannot be read any more and may have outranked others.
     pub doubtful: bool,
 }
@@ -149,7 +160,7 @@ pub(crate) struct Inner<R: Runtime, D: Disk> {
     sync: bool,
     /// Sequences below it were handed out by an earlier run.
     first_sequence: u64,
-    dirty_found: RefCell<Vec<(u64, BlockHash)>>,
+    dirty_found: RefCell<Vec<DirtyFound>>,
     blocks: Pool,
     doubtful: bool,
     /// Blocks of which records are being written.
@@ -437,9 +448,14 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         self.inner.index.borrow_mut().mark_clean(hash, location);
     }
 
-    /// Takes the dirty records that the start found, each with its sequence.
-    pub fn take_dirty_found(&self) -> Vec<(u64, BlockHash)> {
+    /// Takes the dirty records that the start found.
+    pub fn take_dirty_found(&self) -> Vec<DirtyFound> {
         self.inner.dirty_found.take()
+    }
+
+    /// Keeps those of them that are still dirty by what the ledger says.
+    pub(crate) fn put_dirty_found(&self, found: Vec<DirtyFound>) {
+        *self.inner.dirty_found.borrow_mut() = found;
     }
 
     /// Whether a record of this sequence was written before this run.

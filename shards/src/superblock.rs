@@ -17,6 +17,12 @@ pub const SUPERBLOCK_NAME: &str = "superblock";
 /// The lock's file name; the only thing besides the superblock that may stand in a new folder.
 pub const LOCK_NAME: &str = forebay_io::probe::LOCK_FILE_NAME;
 
+/// Name of the list of stores that blocks may be dirty for; the server keeps it.
+pub const STORES_NAME: &str = "stores";
+
+/// What it is called while it is written.
+pub const STORES_NEW_NAME: &str = "stores.new";
+
 const MAGIC: [u8; 8] = *b"FOREBAY\0";
 
 /// Most virtual shards: enough for one on each core of the largest machines twice over.

@@ -11,7 +11,7 @@ use crate::index::{BlockMap, Location};
 use crate::key::{BlockHash, Freshness, Volume};
 use crate::marks::{Mark, MarkPlace};
 use crate::schedule::{Age, Ended, FailureCause, Held, Next, Schedule, ScheduleSettings};
-use crate::shard::{ReadFailure, Shard};
+use crate::shard::{DirtyFound, ReadFailure, Shard};
 use forebay_io::buffer::View;
 use forebay_io::disk::Disk;
 use forebay_io::local::{Event, Signal};
@@ -32,6 +32,9 @@ const UNASKED_AGE_MAX_SECONDS: u64 = 60;
 /// Pauses between tries to read a dirty record that the disk does not give.
 const REREAD_PAUSE_MIN: Duration = Duration::from_secs(1);
 const REREAD_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Why a block leads to no store.
+const ORPHANED: &str = "its volume or store is no longer in the settings";
 
 /// Bytes that are hashed before other tasks of the core have their turn.
 const HASHED_AT_ONCE_BYTES: usize = 256 << 10;
@@ -249,6 +252,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Enters a dirty record into the schedule by its header.
     pub(crate) fn enqueue_record(&self, hash: BlockHash, header: &RecordHeader) {
+        if self.uploads.volume_of(header).is_none() {
+            let message = ORPHANED.to_owned();
+            return self.hold(hash, header, Held::Orphaned, 0, message);
+        }
         let store = self.uploads.store(header.store_identity);
         let bytes = u64::from(header.payload_length);
         let mut schedule = self.uploads.schedule.borrow_mut();
@@ -350,7 +357,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 if core.uploads.is_held(hash) {
                     schedule.remove(hash);
                 } else if let Some((store, bytes)) = orphan {
-                    let message = "its volume or store is no longer in the settings".to_owned();
+                    let message = ORPHANED.to_owned();
                     schedule.hold(hash, age, store, bytes, Held::Orphaned, 0, message);
                 }
                 // Nothing is dirty that could be older than what we uploaded.
@@ -679,9 +686,48 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         );
     }
 
+    /// Asks the ledger about the dirty records that a start found in a shard, before anybody is
+    /// served from it: the store may have one, or something newer than one.
+    pub async fn recall_marks(&self, shard: &Rc<Shard<R, D>>) {
+        let mut found = shard.take_dirty_found();
+        let (Some(marks), false) = (shard.marks(), found.is_empty()) else {
+            return shard.put_dirty_found(found);
+        };
+        let is_present = |segment, incarnation| {
+            let segment = shard.log().segment(segment);
+            segment.is_some_and(|segment| segment.incarnation() == incarnation)
+        };
+        let mut marks = marks.load(is_present).await;
+        let etags = marks.values().filter_map(|mark| match mark {
+            Mark::Uploaded { store_etag } => Some(store_etag.clone()),
+            _ => None,
+        });
+        self.uploads.own_etags.borrow_mut().extend(etags);
+        found.retain_mut(|record| {
+            let Some(location) = shard.find(record.hash) else {
+                return false;
+            };
+            record.mark = shard
+                .mark_place(location)
+                .and_then(|place| marks.remove(&place));
+            match record.mark {
+                Some(Mark::Uploaded { .. }) => {
+                    shard.mark_clean(record.hash, location);
+                    false
+                }
+                Some(Mark::Conflict { .. }) => {
+                    self.enter_conflict(record.hash);
+                    true
+                }
+                _ => true,
+            }
+        });
+        shard.put_dirty_found(found);
+    }
+
     /// Takes in the dirty records that a start found in a shard.
     pub(crate) fn take_in_dirty(self: &Rc<Self>, shard: &Rc<Shard<R, D>>) {
-        let found = shard.take_dirty_found();
+        let mut found = shard.take_dirty_found();
         if found.is_empty() {
             return;
         }
@@ -691,58 +737,27 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         shards.set(shards.get() + 1);
         let (core, shard) = (self.clone(), shard.clone());
         self.parts.runtime.spawn(async move {
-            core.read_dirty(&shard, found).await;
+            found.sort_unstable_by_key(|record| record.sequence);
+            for record in found {
+                core.read_dirty(&shard, record).await;
+                let unread = &core.uploads.unread_blocks;
+                unread.set(unread.get() - 1);
+            }
             let shards = &core.uploads.unread_shards;
             shards.set(shards.get() - 1);
         });
     }
 
-    /// Looks through the dirty records that a start found: the ledger may say that the store has
-    /// one, or why it is held; the others are uploaded.
-    async fn read_dirty(
-        self: &Rc<Self>,
-        shard: &Rc<Shard<R, D>>,
-        mut found: Vec<(u64, BlockHash)>,
-    ) {
-        found.sort_unstable();
-        let marks = match shard.marks() {
-            Some(marks) => {
-                let is_present = |segment, incarnation| {
-                    let segment = shard.log().segment(segment);
-                    segment.is_some_and(|segment| segment.incarnation() == incarnation)
-                };
-                marks.load(is_present).await
-            }
-            None => HashMap::new(),
-        };
-        let etags = marks.values().filter_map(|mark| match mark {
-            Mark::Uploaded { store_etag } => Some(store_etag.clone()),
-            _ => None,
-        });
-        self.uploads.own_etags.borrow_mut().extend(etags);
-        for (sequence, hash) in found {
-            self.read_one_dirty(shard, sequence, hash, &marks).await;
-            let unread = &self.uploads.unread_blocks;
-            unread.set(unread.get() - 1);
-        }
-    }
-
-    async fn read_one_dirty(
-        self: &Rc<Self>,
-        shard: &Rc<Shard<R, D>>,
-        sequence: u64,
-        hash: BlockHash,
-        marks: &HashMap<MarkPlace, Mark>,
-    ) {
+    /// Enters a dirty record that a start found into the schedule.
+    async fn read_dirty(self: &Rc<Self>, shard: &Rc<Shard<R, D>>, record: DirtyFound) {
+        let DirtyFound {
+            sequence,
+            hash,
+            mark,
+        } = record;
         let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) else {
             return;
         };
-        let mark = shard
-            .mark_place(location)
-            .and_then(|place| marks.get(&place));
-        if let Some(Mark::Uploaded { .. }) = mark {
-            return shard.mark_clean(hash, location);
-        }
         let header = match shard.read_header(hash, location).await {
             Ok(header) => header,
             Err(ReadFailure::Gone) => return self.requeue(hash).await,
@@ -758,21 +773,31 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if header.sequence != sequence || shard.find(hash) != Some(location) {
             return;
         }
-        let (held, attempts, message) = match mark {
+        match mark {
             Some(Mark::Quarantined { attempts, message }) => {
-                (Held::Quarantined, *attempts, message)
+                self.hold(hash, &header, Held::Quarantined, attempts, message);
             }
             Some(Mark::Conflict { attempts, message }) => {
-                self.enter_conflict(hash);
-                (Held::Conflict, *attempts, message)
+                self.hold(hash, &header, Held::Conflict, attempts, message);
             }
-            _ => return self.enqueue_record(hash, &header),
-        };
+            _ => self.enqueue_record(hash, &header),
+        }
+    }
+
+    /// Keeps a dirty record without uploading it.
+    fn hold(
+        &self,
+        hash: BlockHash,
+        header: &RecordHeader,
+        held: Held,
+        attempts: u32,
+        message: String,
+    ) {
         let store = self.uploads.store(header.store_identity);
         let bytes = u64::from(header.payload_length);
+        let age = age_of(header);
         let mut schedule = self.uploads.schedule.borrow_mut();
-        let message = message.clone();
-        schedule.hold(hash, age_of(&header), store, bytes, held, attempts, message);
+        schedule.hold(hash, age, store, bytes, held, attempts, message);
     }
 }
 

@@ -280,10 +280,11 @@ fn wait(
     let mut standstill = Standstill::new();
     let mut failures = 0;
     let mut remaining = first;
-    // After a start the count grows while shards load.
+    // While shards load after a start, blocks are counted of which the store may have some.
     let mut most = Remaining::default();
     loop {
-        if remaining.blocks > most.blocks || remaining.bytes > most.bytes {
+        let is_known = remaining.shards_unread == 0;
+        if is_known && (remaining.blocks > most.blocks || remaining.bytes > most.bytes) {
             most = remaining.clone();
         }
         progress.show(&remaining);

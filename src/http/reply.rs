@@ -266,6 +266,9 @@ impl From<ReadError> for ErrorReply {
                 ErrorReply::slow_down("the object is being overwritten; try again")
             }
             ReadError::Overloaded => ErrorReply::slow_down("all block buffers are in use"),
+            ReadError::Loading => {
+                ErrorReply::slow_down("this part of the cache is still loading after a start")
+            }
             ReadError::Unreadable(_) => ErrorReply::new(500, "InternalError", error.to_string()),
             ReadError::Store(error) => ErrorReply::from(&*error),
         }

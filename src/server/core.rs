@@ -53,6 +53,9 @@ const SCRUB_BYTES_PER_SECOND: u64 = 32 << 20;
 /// How long after a start the scrub begins: loading and the first rush of readers come first.
 const SCRUB_DELAY: Duration = Duration::from_secs(60);
 
+/// Pause between two looks whether everything is loaded, where a start has to wait for that.
+const LOADING_LOOK: Duration = Duration::from_millis(2);
+
 /// Shards that a core loads at the same time: enough reads in flight for any one disk, and no
 /// shard waits for a slow one.
 const SHARDS_LOADED_AT_ONCE: usize = 4;
@@ -129,10 +132,6 @@ pub async fn run(
     });
     let ledger = ledger.attach();
     engine.set_volumes(plan.table.faces());
-    let listener = match Listener::bind(plan.state.address) {
-        Ok(listener) => listener,
-        Err(error) => return log::error!("core {index}: cannot listen: {error}"),
-    };
     let loader = Rc::new(Loader {
         core: index,
         runtime: runtime.clone(),
@@ -141,11 +140,21 @@ pub async fn run(
         housekeeping: Housekeeping::new(plan.superblock.segment_bytes),
         superblock: plan.superblock,
         segments_max: plan.segments_max,
-        segments: plan.segments.into_iter().collect(),
+        segments: plan.segments.iter().cloned().collect(),
         ledger: ledger.clone(),
         sync: plan.writeback.sync,
         engine: engine.clone(),
     });
+    for _ in 0..SHARDS_LOADED_AT_ONCE {
+        runtime.spawn(loader.clone().run());
+    }
+    if plan.state.has_strangers {
+        count_orphans(&runtime, &engine, &plan).await;
+    }
+    let listener = match Listener::bind(plan.state.address) {
+        Ok(listener) => listener,
+        Err(error) => return log::error!("core {index}: cannot listen: {error}"),
+    };
     let context = Rc::new(CoreContext {
         index,
         runtime: runtime.clone(),
@@ -164,9 +173,6 @@ pub async fn run(
         plan.tls,
         connections.clone(),
     ));
-    for _ in 0..SHARDS_LOADED_AT_ONCE {
-        runtime.spawn(loader.clone().run());
-    }
     plan.state.cores_ready.fetch_add(1, Ordering::AcqRel);
     while let Some(Control::Reload(table, factory)) = controls.recv().await {
         // Stores first: no request may name a number that the companion does not know.
@@ -181,6 +187,22 @@ pub async fn run(
         .is_none()
     {
         log::warn!("core {index}: the ledger takes nothing more");
+    }
+}
+
+/// Waits until all that is dirty is known, on all cores, and counts what leads to no store. Nobody is
+/// served before: blocks of a store that the settings do not name are a reason not to start.
+async fn count_orphans(runtime: &GlommioRuntime, engine: &Rc<Engine>, plan: &CorePlan) {
+    let is_unread = || engine.backlog(None).shards_unread > 0;
+    while is_unread() {
+        runtime.sleep(LOADING_LOOK).await;
+    }
+    let state = &plan.state;
+    let orphans = engine.backlog(None).orphaned_blocks;
+    state.orphans.fetch_add(orphans, Ordering::AcqRel);
+    state.cores_loaded.fetch_add(1, Ordering::AcqRel);
+    while state.cores_loaded.load(Ordering::Acquire) < plan.cores {
+        runtime.sleep(LOADING_LOOK).await;
     }
 }
 
@@ -206,7 +228,9 @@ impl Loader {
         let shards = self.engine.shards();
         while let Some(number) = shards.next_to_load() {
             let (shard, report) = self.load(number).await;
-            self.engine.adopt(number, Rc::new(shard), &report);
+            let shard = Rc::new(shard);
+            self.engine.recall_marks(&shard).await;
+            self.engine.adopt(number, shard, &report);
             if let Some(load_ms) = self.engine.load_ms() {
                 let all = self.engine.recovery();
                 log::info!(
@@ -238,6 +262,7 @@ impl Loader {
             layout,
             write_budget_percent: WRITE_BUDGET_PERCENT,
             marks: Some(Marks::new(
+                &self.runtime,
                 self.ledger.clone(),
                 self.superblock.folder,
                 number,

@@ -8,6 +8,7 @@ mod core;
 pub mod memory;
 mod reload;
 mod signals;
+pub mod stores_file;
 pub mod volumes;
 mod watchdog;
 
@@ -37,9 +38,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use stores_file::{KnownStore, STORES_NAME, StoresFile};
 use volumes::{Stores, VolumeError, VolumeTable};
 
 /// Fetches and uploads in flight per core when `--maxBops` does not say: covers the
@@ -81,6 +83,11 @@ pub struct ServerState {
     pub writeback: bool,
     started: Instant,
     cores_ready: AtomicUsize,
+    /// Whether something may be dirty for a store that the settings do not name: cores load before
+    /// they listen then.
+    has_strangers: bool,
+    cores_loaded: AtomicUsize,
+    orphans: AtomicU64,
 }
 
 impl ServerState {
@@ -135,6 +142,17 @@ pub enum StartError {
         /// The limit.
         limit: u64,
     },
+    /// Blocks wait for a store that the settings do not name.
+    #[error(
+        "{blocks} acknowledged blocks are not uploaded yet and belong to {stores}, which the settings \
+         do not name any more; start with the settings as they were and run `forebay drain` first"
+    )]
+    Orphans {
+        /// How many.
+        blocks: u64,
+        /// Volumes and stores.
+        stores: String,
+    },
     /// The operating system refused.
     #[error("{what}: {source}")]
     Io {
@@ -157,6 +175,7 @@ impl StartError {
                 source: FolderError::QuotaTooSmall { .. },
                 ..
             } => true,
+            StartError::Orphans { .. } => true,
             StartError::Probe(_)
             | StartError::OpenFiles { .. }
             | StartError::Folder { .. }
@@ -205,6 +224,12 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     let connections_max =
         connections_with(files_max, segment_files, cores).min(memory.connections_per_core);
     let folder = &settings.disk_folder;
+    let mut known_stores = open_stores_file(folder)?;
+    let configured = table.written_back();
+    let strangers = known_stores.strangers(&configured);
+    known_stores
+        .add(&configured)
+        .map_err(failed(format!("{}/{STORES_NAME}", folder.display())))?;
     let started = Instant::now();
     let state = Arc::new(ServerState {
         http: (0..cores).map(|_| HttpStats::default()).collect(),
@@ -215,6 +240,9 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         writeback: !settings.no_writeback,
         started,
         cores_ready: AtomicUsize::new(0),
+        has_strangers: !strangers.is_empty(),
+        cores_loaded: AtomicUsize::new(0),
+        orphans: AtomicU64::new(0),
     });
     let topology = Topology::new(superblock.shards, cores as u32);
     let pool = Pool::new(memory.pool_bytes);
@@ -238,6 +266,15 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     let (ledger_ports, ledger) = start_ledger(settings, cores, ledger_cache_bytes)?;
     let mut running = Running::start(settings, cores, &cpus, &stores, ledger_ports, plan)?;
     running.wait_until_ready(&state)?;
+    match state.orphans.load(Ordering::Acquire) {
+        0 if state.has_strangers => forget_strangers(&mut known_stores, &configured),
+        0 => {}
+        blocks => {
+            running.stop();
+            stop_ledger(ledger);
+            return Err(orphans(blocks, &strangers));
+        }
+    }
     watchdog::start(state.clone()).map_err(failed("cannot start the watchdog"))?;
     log::info!(
         "listening on {address} with {cores} cores, {} virtual shards, quota {quota_bytes} bytes",
@@ -246,7 +283,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     if settings.dev {
         announce(DevBanner::new(settings, address)?.text());
     }
-    let mut reloader = Reloader::new(settings, config, stores, table);
+    let mut reloader = Reloader::new(settings, config, stores, table, known_stores);
     signals::wait(reload::CREDENTIALS_LOOK, |wake| match wake {
         Wake::Reload => reloader.reload(&running),
         Wake::Idle => reloader.look(&running),
@@ -256,6 +293,26 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     stop_ledger(ledger);
     drop(lock);
     Ok(())
+}
+
+fn open_stores_file(folder: &Path) -> Result<StoresFile, StartError> {
+    StoresFile::read(folder).map_err(failed("cannot tell which stores blocks wait for"))
+}
+
+/// Nothing is dirty for a store that the settings do not name.
+fn forget_strangers(known_stores: &mut StoresFile, configured: &[KnownStore]) {
+    if let Err(error) = known_stores.set(configured) {
+        // It is looked at again at the next start.
+        log::warn!("the list of stores stays longer than it need be: {error}");
+    }
+}
+
+fn orphans(blocks: u64, strangers: &[KnownStore]) -> StartError {
+    let named = strangers
+        .iter()
+        .map(|known| format!("volume {:?} at {:?}", known.volume, known.store));
+    let stores = named.collect::<Vec<_>>().join(", ");
+    StartError::Orphans { blocks, stores }
 }
 
 /// Starts the ledger's thread, with a port for each core.

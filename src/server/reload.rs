@@ -7,6 +7,7 @@
 //! settings that work for a file that does not.
 
 use super::Running;
+use super::stores_file::StoresFile;
 use super::volumes::{Stores, VolumeTable, identity};
 use crate::config::{Config, VolumeStore};
 use crate::settings::StartSettings;
@@ -74,6 +75,7 @@ pub struct Reloader<'a> {
     stores: Stores,
     served: Config,
     table: Arc<VolumeTable>,
+    known_stores: StoresFile,
     watched: Watched,
     /// Whether some core has not been told yet.
     is_owed: bool,
@@ -86,6 +88,7 @@ impl<'a> Reloader<'a> {
         served: Config,
         stores: Stores,
         table: Arc<VolumeTable>,
+        known_stores: StoresFile,
     ) -> Self {
         Reloader {
             watched: Watched::new(credential_files(settings, &served)),
@@ -93,6 +96,7 @@ impl<'a> Reloader<'a> {
             stores,
             served,
             table,
+            known_stores,
             is_owed: false,
         }
     }
@@ -148,6 +152,10 @@ impl<'a> Reloader<'a> {
             .stores
             .adopt(&config, self.settings.sse)
             .map_err(|error| error.to_string())?;
+        // Before a block of another store can become dirty.
+        self.known_stores
+            .add(&table.written_back())
+            .map_err(|error| format!("the list of stores cannot be written: {error}"))?;
         let renewed = table.renewed_since(&self.table).len();
         (self.served, self.table) = (config, table);
         Ok(renewed)

@@ -5,6 +5,7 @@
 //! reload still reach the objects that they were meant for. How that place is reached may change
 //! under a number, credentials above all, so that what waits for the store goes on with the new.
 
+use super::stores_file::KnownStore;
 use crate::config::{Config, Consistency, Volume as VolumeSettings, VolumeStore};
 use crate::settings::secret::TokenHash;
 use crate::store::{self, BuildError, StoreSpec};
@@ -49,6 +50,17 @@ impl VolumeTable {
         (0..self.store_generations.len() as u32)
             .filter(|number| self.store_generation(*number) != earlier.store_generation(*number))
             .collect()
+    }
+
+    /// The stores for which blocks may become dirty.
+    pub fn written_back(&self) -> Vec<KnownStore> {
+        let volumes = self.volumes.values();
+        let written_back = volumes.filter(|served| served.volume.writeback);
+        let known = written_back.map(|served| KnownStore {
+            volume: served.settings.name.clone(),
+            store: description(&served.settings.store),
+        });
+        known.collect()
     }
 
     /// The volumes as the cache sees them.
@@ -194,14 +206,19 @@ fn face(settings: &VolumeSettings, store_number: u32) -> Volume {
 
 /// What names the bucket or folder: not the credentials, which may change without the data.
 pub(super) fn identity(store: &VolumeStore) -> u64 {
+    store_identity(&description(store))
+}
+
+/// What tells it to people and to later runs.
+fn description(store: &VolumeStore) -> String {
     match store {
         VolumeStore::S3 {
             endpoint,
             bucket,
             prefix,
             ..
-        } => store_identity(&format!("s3 {endpoint} {bucket} {prefix}")),
-        VolumeStore::File { path } => store_identity(&format!("file {}", path.display())),
+        } => format!("s3 {endpoint} {bucket} {prefix}"),
+        VolumeStore::File { path } => format!("file {}", path.display()),
     }
 }
 

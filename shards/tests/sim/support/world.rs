@@ -253,17 +253,20 @@ impl Machine {
                 let mut shards = HashMap::new();
                 let mut recovery = RecoveryReport::default();
                 for number in numbers {
-                    let marks = Marks::new(rows.clone(), FOLDER, number);
+                    let marks = Marks::new(&runtime, rows.clone(), FOLDER, number);
                     let back = Some((marks, writeback.sync));
                     let (shard, report) =
                         open_shard(&runtime, &disk, &pool, geometry.layout(number), back).await;
                     recovery.add(&report);
                     shards.insert(number, Rc::new(shard));
                 }
-                nodes.push(connect(
-                    &runtime, &wan, index, topology, geometry, pool, shards, recovery, port,
-                    writeback, &volumes,
-                ));
+                nodes.push(
+                    connect(
+                        &runtime, &wan, index, topology, geometry, pool, shards, recovery, port,
+                        writeback, &volumes,
+                    )
+                    .await,
+                );
             }
             nodes
         }
@@ -312,7 +315,7 @@ pub async fn open_shard(
 }
 
 #[allow(clippy::too_many_arguments, reason = "the parts of a core, named once")]
-fn connect(
+async fn connect(
     runtime: &SimRuntime,
     wan: &Wan,
     index: usize,
@@ -346,6 +349,7 @@ fn connect(
     let mut recovery = Some(recovery);
     while let Some(number) = core.shards().next_to_load() {
         let report = recovery.take().unwrap_or_default();
+        core.recall_marks(&shards[&number]).await;
         core.adopt(number, shards[&number].clone(), &report);
     }
     let router = Rc::new(router::join(core.clone(), port));
