@@ -189,7 +189,8 @@ impl Proxy {
             .unwrap_or_else(|| StoreSpec::Folder(self.store_folder()))
     }
 
-    fn write_config(&self) {
+    /// Writes the settings file, as at the first start.
+    pub fn write_config(&self) {
         let mut text = format!("[operator]\ntoken = \"{OPERATOR}\"\n");
         let keys = [
             (VOLUME, READ_WRITE, "rw"),

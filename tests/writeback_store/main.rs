@@ -15,4 +15,5 @@ mod faults;
 mod order;
 mod poison;
 mod refusals;
+mod restart;
 mod rig;
