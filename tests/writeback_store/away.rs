@@ -3,6 +3,7 @@
 use crate::common::proxy::disk_usage;
 use crate::common::{Setup, assert_same_bytes, pattern, skip};
 use crate::rig::{Rig, free_address, server, setup, stub_at, wait_until};
+use forebay_bench::stub::{Stub, StubOptions};
 use std::process::Command;
 use std::time::Duration;
 
@@ -88,7 +89,7 @@ fn row_39_a_name_that_does_not_resolve_is_looked_up_afresh() {
     if !can_have_own_hosts() {
         return skip("mount namespaces are not allowed here");
     }
-    let stub = stub_at(free_address());
+    let stub = Stub::start(StubOptions::default()).expect("the stub starts");
     let port = stub.addr().port();
     let folder = tempfile::tempdir().expect("a folder");
     let hosts = folder.path().join("hosts");

@@ -3,7 +3,7 @@
 use crate::common::proxy::StoreSpec;
 use crate::common::stores::S3Server;
 use crate::common::{Setup, VOLUME};
-use crate::rig::{Rig, free_address, server, setup, stored_key, stub_at, wait_until};
+use crate::rig::{Rig, server, setup, stored_key, wait_until};
 use forebay_bench::stub::{Stub, StubOptions};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
@@ -24,7 +24,7 @@ fn credentials(secret: &str) -> String {
 
 /// A proxy whose credentials come from a file, so far with a wrong secret.
 fn rig_with_creds_file(path: &Path) -> Rig {
-    let stub = stub_at(free_address());
+    let stub = Stub::start(StubOptions::default()).expect("the stub starts");
     replace(path, &credentials("not-the-secret"));
     let server = S3Server {
         key: String::new(),
@@ -81,7 +81,7 @@ fn row_40_uploads_wait_for_credentials_and_go_on_at_once_with_the_new() {
 
 #[test]
 fn row_40_a_volumes_own_credentials_are_taken_from_the_settings_file() {
-    let stub = stub_at(free_address());
+    let stub = Stub::start(StubOptions::default()).expect("the stub starts");
     let options = StubOptions::default();
     let lines = |secret: &str| {
         format!(

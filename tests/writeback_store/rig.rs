@@ -96,7 +96,7 @@ pub struct Rig {
 impl Rig {
     /// A proxy with usual settings and volumes of the given kind.
     pub fn start(volume_lines: &str) -> Rig {
-        let stub = stub_at(free_address());
+        let stub = Stub::start(StubOptions::default()).expect("the stub starts");
         let proxy = Setup {
             volume_lines: volume_lines.to_string(),
             ..setup(server(&stub.url()))
@@ -230,7 +230,8 @@ impl Rig {
         for (key, body) in self.acknowledged.borrow().iter() {
             let answer = self.proxy.get(key);
             assert_eq!(answer.status, 200, "GET {key}: {}", answer.text());
-            assert_same_bytes(&answer.body, body, key);
+            let what = format!("{key}, x-cache {}", answer.cache());
+            assert_same_bytes(&answer.body, body, &what);
         }
     }
 
