@@ -21,6 +21,7 @@
 //!    0  magic              8      64  payload length     4      136 etag length     2
 //!    8  CRC32C of 12..4096 4      68  block size log2    1      138 headers length  2
 //!   12  format version     2      69  (zero)             3      140 store ETag length 2
+//!                                                              142 on its way length  2
 //!                                                              144 validated          8
 //!                                                              152 (zero)             8
 //!   14  kind               1      72  payload CRC64-NVME 8      160 chunk CRC32Cs 128 × 4
@@ -32,7 +33,7 @@
 //!   48  own offset         8     128  (zero)             4
 //!   56  sequence           8     132  volume, key length 2 + 2
 //!
-//!  672  volume, key, ETag, headers, store's ETag
+//!  672  volume, key, ETag, headers, store's ETag, what was on its way
 //! ```
 //!
 //! `own offset`, `segment` and `incarnation` bind a record to its place: a misdirected write, a
@@ -182,6 +183,15 @@ pub struct RecordHeader {
     /// of this version; in a dirty one that of the version which the store had when this one was
     /// acknowledged, as far as it was known.
     pub store_etag: String,
+    /// Of a dirty record: the content of an older version of its key whose upload was on its way
+    /// when this one was acknowledged, as [`content_name`] has it. What the store has of the key later
+    /// may be that.
+    pub on_its_way: String,
+}
+
+/// Names content by its CRC64-NVME and its MD5, which stores tell of their objects.
+pub fn content_name(crc64nvme: u64, md5: &str) -> String {
+    format!("{crc64nvme:016x} {md5}")
 }
 
 /// A page or footer that is not what was looked for. It may be damage, a former life, or nothing.
@@ -454,6 +464,7 @@ impl RecordHeader {
             validated_at: 0,
             meta: ObjectMeta::default(),
             store_etag: String::new(),
+            on_its_way: String::new(),
         }
     }
 
@@ -465,12 +476,13 @@ impl RecordHeader {
     /// Writes the header page of a record at `place`.
     pub fn encode(&self, page: &mut [u8], place: &Place) -> Result<(), HeaderTooLarge> {
         let headers = encode_headers(&self.meta.headers);
-        let strings: [&[u8]; 5] = [
+        let strings: [&[u8]; 6] = [
             self.volume.as_bytes(),
             self.key.as_bytes(),
             self.meta.etag.as_bytes(),
             &headers,
             self.store_etag.as_bytes(),
+            self.on_its_way.as_bytes(),
         ];
         let needed_bytes: usize = strings.iter().map(|s| s.len()).sum();
         if needed_bytes > PAGE - STRINGS_AT {
@@ -535,7 +547,7 @@ impl RecordHeader {
         if u64_at(page, 56) >= COUNTER_END {
             return Err(NotOurs::Field("sequence"));
         }
-        let mut strings = [&page[..0]; 5];
+        let mut strings = [&page[..0]; 6];
         let mut at = STRINGS_AT;
         for (i, string) in strings.iter_mut().enumerate() {
             let length = u16_at(page, 132 + 2 * i) as usize;
@@ -570,6 +582,7 @@ impl RecordHeader {
                 headers: decode_headers(strings[3]).ok_or(NotOurs::Field("headers"))?,
             },
             store_etag: text(strings[4], "store's etag")?,
+            on_its_way: text(strings[5], "what was on its way")?,
         })
     }
 
@@ -787,6 +800,7 @@ mod tests {
                 headers: vec![("content-type".into(), "text/plain".into())],
             },
             store_etag: "0123456789abcdef0123456789abcdef".into(),
+            on_its_way: content_name(5, "fedcba9876543210fedcba9876543210"),
         }
     }
 

@@ -6,7 +6,7 @@
 //! one key at once, and never drops one that the store would not have.
 
 use crate::core::Core;
-use crate::format::RecordHeader;
+use crate::format::{RecordHeader, content_name};
 use crate::index::{BlockMap, Location};
 use crate::key::{BlockHash, Freshness, Volume};
 use crate::marks::{Mark, MarkPlace};
@@ -16,7 +16,7 @@ use forebay_io::buffer::View;
 use forebay_io::disk::Disk;
 use forebay_io::local::{Event, Signal};
 use forebay_io::runtime::{Runtime, timeout};
-use forebay_io::store::{Attempts, ObjectHead, StoreError, StoreErrorKind};
+use forebay_io::store::{Attempts, ObjectHead, StoreError, StoreErrorKind, StoreResult};
 use forebay_io::uplink::{Upload, UploadBody};
 use md5::{Digest, Md5};
 use std::cell::{Cell, RefCell};
@@ -72,8 +72,7 @@ pub(crate) struct Uploads {
     /// Blocks of which a dirty record is being written. Nothing else of them may take a place in
     /// the order of their records then: it would outrank the dirty one at the next start.
     appending: RefCell<HashSet<BlockHash>>,
-    /// Set when the upload ends.
-    in_flight: RefCell<BlockMap<Event>>,
+    in_flight: RefCell<BlockMap<InFlight>>,
     /// Blocks whose uploads a writer holds back.
     held: RefCell<BlockMap<usize>>,
     /// Blocks of which the store has something newer: the cache passes them by.
@@ -164,6 +163,15 @@ impl Uploads {
         let volume = self.volumes.borrow().get(&header.volume).cloned();
         volume.filter(|volume| volume.store_identity == header.store_identity)
     }
+}
+
+/// An upload that has begun.
+#[derive(Clone, Default)]
+struct InFlight {
+    /// Set when it ends.
+    ended: Event,
+    /// What is sent, once it is.
+    sent: Rc<RefCell<Option<(u64, View)>>>,
 }
 
 /// Keeps a block from being uploaded while a writer decides what becomes of it.
@@ -275,7 +283,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         loop {
             let in_flight = self.uploads.in_flight.borrow().get(&hash).cloned();
             match in_flight {
-                Some(ended) => ended.wait().await,
+                Some(upload) => upload.ended.wait().await,
                 None => break,
             }
         }
@@ -338,12 +346,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     fn launch_upload(self: &Rc<Self>, hash: BlockHash) {
-        let ended = Event::default();
+        let upload = InFlight::default();
         let before = self
             .uploads
             .in_flight
             .borrow_mut()
-            .insert(hash, ended.clone());
+            .insert(hash, upload.clone());
         assert!(before.is_none(), "one upload at a time per block");
         let core = self.clone();
         self.parts.runtime.spawn(async move {
@@ -366,7 +374,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 }
             }
             core.uploads.in_flight.borrow_mut().remove(&hash);
-            ended.set();
+            upload.ended.set();
             core.uploads.signal.raise();
         });
     }
@@ -486,19 +494,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 Verdict::Newer(message) => return Err(Ended::Conflict { message }),
             }
         }
-        let header = &outgoing.header;
-        let upload = Upload {
-            key: header.key.clone(),
-            length: u64::from(header.payload_length),
-            headers: header.meta.headers.clone(),
-            crc64nvme: Some(header.payload_crc64),
-            if_none_match: once && !forced,
-            attempts: Attempts::Once,
-            body: UploadBody::Whole(vec![outgoing.payload.clone()]),
-        };
+        if let Some(upload) = self.uploads.in_flight.borrow().get(&hash) {
+            let sent = (outgoing.header.payload_crc64, outgoing.payload.clone());
+            *upload.sent.borrow_mut() = Some(sent);
+        }
         use StoreErrorKind::{NotModified, PreconditionFailed};
-        match self.parts.uplink.put(volume.store_number, upload).await {
-            Ok(reply) => Ok(reply.etag),
+        match self.upload_once(volume, outgoing, once && !forced).await {
+            Ok(store_etag) => Ok(store_etag),
             // MinIO has answered 304 to this.
             Err(error) if matches!(error.kind, PreconditionFailed | NotModified) && once => {
                 match self.ask(hash, volume, outgoing, true).await? {
@@ -507,8 +509,41 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     Verdict::Upload => Err(failed(&error, FailureCause::Key)),
                 }
             }
+            // As Swift, which takes no conditions. What others write in between is lost then, as it
+            // would be without us.
+            Err(error) if error.kind == StoreErrorKind::Unsupported && once && !forced => {
+                match self.ask(hash, volume, outgoing, true).await? {
+                    Verdict::Same(store_etag) => Ok(store_etag),
+                    Verdict::Newer(message) => Err(Ended::Conflict { message }),
+                    Verdict::Upload => {
+                        let sent = self.upload_once(volume, outgoing, false).await;
+                        sent.map_err(|error| failed(&error, cause_of(error.kind)))
+                    }
+                }
+            }
             Err(error) => Err(failed(&error, cause_of(error.kind))),
         }
+    }
+
+    /// Sends a record to its store. Returns the store's ETag.
+    async fn upload_once(
+        &self,
+        volume: &Volume,
+        outgoing: &Outgoing,
+        if_none_match: bool,
+    ) -> StoreResult<String> {
+        let header = &outgoing.header;
+        let upload = Upload {
+            key: header.key.clone(),
+            length: u64::from(header.payload_length),
+            headers: header.meta.headers.clone(),
+            crc64nvme: Some(header.payload_crc64),
+            if_none_match,
+            attempts: Attempts::Once,
+            body: UploadBody::Whole(vec![outgoing.payload.clone()]),
+        };
+        let reply = self.parts.uplink.put(volume.store_number, upload).await;
+        reply.map(|reply| reply.etag)
     }
 
     /// Whether an upload may meet something newer: it was tried before, comes from a former run, or
@@ -545,7 +580,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             return Ok(Verdict::Same(head.meta.etag));
         }
         let known = self.known_store_etag(hash);
-        let is_known = head.meta.etag == outgoing.header.store_etag
+        let is_known = was_on_its_way(&head, &outgoing.header)
+            || head.meta.etag == outgoing.header.store_etag
             || known.as_deref() == Some(&*head.meta.etag)
             || self.uploads.own_etags.borrow().contains(&head.meta.etag);
         if !once && !head.meta.etag.is_empty() && is_known {
@@ -578,14 +614,28 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if !looks_like_md5 {
             return false;
         }
+        self.md5(&outgoing.payload).await.eq_ignore_ascii_case(etag)
+    }
+
+    async fn md5(&self, bytes: &[u8]) -> String {
         let mut md5 = Md5::new();
-        for piece in outgoing.payload.chunks(HASHED_AT_ONCE_BYTES) {
+        for piece in bytes.chunks(HASHED_AT_ONCE_BYTES) {
             md5.update(piece);
             self.parts.runtime.yield_now().await;
         }
         let digest = md5.finalize();
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        hex.eq_ignore_ascii_case(etag)
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The content of a block's upload that is on its way now; empty if there is none. Should it
+    /// arrive after all when nobody waits for it any more, it must be known for ours.
+    pub(crate) async fn on_its_way(&self, hash: BlockHash) -> String {
+        let upload = self.uploads.in_flight.borrow().get(&hash).cloned();
+        let sent = upload.and_then(|upload| upload.sent.borrow().clone());
+        match sent {
+            Some((crc64nvme, payload)) => content_name(crc64nvme, &self.md5(&payload).await),
+            None => String::new(),
+        }
     }
 
     /// The store has a record now.
@@ -801,6 +851,17 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 }
 
+/// Whether the store's object is an older version of the key that we had sent.
+fn was_on_its_way(head: &ObjectHead, header: &RecordHeader) -> bool {
+    let Some((crc64nvme, md5)) = header.on_its_way.split_once(' ') else {
+        return false;
+    };
+    match head.crc64nvme {
+        Some(of_store) => format!("{of_store:016x}") == crc64nvme,
+        None => head.meta.etag.eq_ignore_ascii_case(md5),
+    }
+}
+
 fn age_of(header: &RecordHeader) -> Age {
     Age {
         acked_unix_ms: header.validated_at * 1000,
@@ -827,8 +888,10 @@ fn cause_of(kind: StoreErrorKind) -> FailureCause {
         SlowDown => FailureCause::SlowDown,
         Timeout | Unreachable | Internal | Corrupt => FailureCause::Unreachable,
         // Nothing of the block's: it heals when an operator mends the bucket, the key or the clock.
-        Denied | ClockSkew | Misdirected | NoSuchBucket | NotFound => FailureCause::Denied,
-        Rejected | InvalidKey | Unsupported => FailureCause::Rejected,
+        Denied | ClockSkew | Misdirected | NoSuchBucket | NotFound | Unsupported => {
+            FailureCause::Denied
+        }
+        Rejected | InvalidKey => FailureCause::Rejected,
         Contended | PreconditionFailed | NotModified | RangeNotSatisfiable => FailureCause::Key,
     }
 }

@@ -164,6 +164,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             chunk_crcs: payload.chunk_crcs,
             meta: (*meta).clone(),
             store_etag: self.known_store_etag(hash).unwrap_or_default(),
+            on_its_way: self.on_its_way(hash).await,
             ..RecordHeader::tombstone(hash, &id, now)
         };
         let block = RamBlock {

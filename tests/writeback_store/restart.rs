@@ -137,7 +137,7 @@ fn row_83_another_bucket_is_refused_while_blocks_wait_for_the_first() {
     rig.stub.clear_faults();
     rig.proxy.start();
     rig.finish();
-    rig.proxy.kill();
+    assert_eq!(rig.proxy.terminate().code(), Some(0));
     rig.proxy.setup.store = Some(StoreSpec::S3 {
         server,
         prefix: "elsewhere".into(),

@@ -238,7 +238,8 @@ impl Rig {
     /// Waits until nothing waits for the store any more.
     pub fn wait_uploaded(&self) {
         wait_until("everything is uploaded", || {
-            self.number("dirty_blocks") == 0
+            // Right after a start it is not yet known what is dirty.
+            self.number("shards_unread") == 0 && self.number("dirty_blocks") == 0
         });
     }
 

@@ -268,6 +268,7 @@ impl Cache {
                 ..ObjectMeta::default()
             },
             store_etag: String::new(),
+            on_its_way: String::new(),
         };
         let shard = self.shard_of(header.hash);
         let appended = shard.append(header, body, || true).await.map(drop);
