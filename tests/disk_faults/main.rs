@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod flush;
 mod fuse;
 mod quota;
 mod reads;

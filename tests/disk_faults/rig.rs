@@ -68,7 +68,11 @@ impl Mount {
         set_private(&path);
         Mount { path, folder }
     }
+}
 
+// `tests/power_cut.rs` uses these.
+#[allow(dead_code)]
+impl Mount {
     /// A path outside of the file system that lives as long.
     pub fn beside(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -250,8 +250,10 @@ impl Clients {
                     let mut excused_unanswered = 0;
                     for (name, key) in share {
                         let possible = expect.possible(key);
-                        let excused = store_is_away
-                            && !(key.must_be_on_disk && !possible.contains(&Version::Absent));
+                        // Whether it is gone, only the store can tell; what was written without it must be here.
+                        let store_must_tell =
+                            !key.must_be_on_disk || possible.contains(&Version::Absent);
+                        let excused = store_is_away && store_must_tell;
                         let outcome = if excused && excused_unanswered >= EXCUSED_UNANSWERED_MAX {
                             Checked::Unanswered
                         } else {

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::crash::CrashError;
@@ -254,8 +255,11 @@ fn free_address() -> Result<SocketAddr, CrashError> {
     let count = PORTS.end - PORTS.start;
     // Several may run on one machine: begin apart.
     let first = (std::process::id().wrapping_mul(97) % u32::from(count)) as u16;
+    // Each call gives another, whether or not the last one is in use yet: servers share ports without a word.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
     (0..count)
-        .map(|step| SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS.start + (first + step) % count)))
+        .map(|_| first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count)
+        .map(|step| SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS.start + step)))
         .find(|address| TcpListener::bind(address).is_ok())
         .ok_or_else(|| CrashError::new(format!("ports {PORTS:?}"), "none is free"))
 }
