@@ -216,7 +216,7 @@ impl Meaning {
     pub fn of_loss(state: RecordState) -> Meaning {
         match state {
             RecordState::Clean => Meaning::FetchedAgain,
-            RecordState::Dirty => Meaning::AcknowledgedLost,
+            RecordState::Dirty | RecordState::Conflict => Meaning::AcknowledgedLost,
         }
     }
 }
@@ -418,7 +418,7 @@ pub fn rank_shard(shard: u32, mut records: Vec<RecordSummary>) -> (Summary, Vec<
                 (0, RecordKind::Block) => {
                     summary.records_live += 1;
                     summary.live_bytes += bytes;
-                    summary.records_dirty += u64::from(record.state == RecordState::Dirty);
+                    summary.records_dirty += u64::from(record.state.is_dirty());
                 }
                 (0, RecordKind::Tombstone) => summary.tombstones += 1,
                 _ if record.page == GRAVE_PAGE => {}

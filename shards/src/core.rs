@@ -655,7 +655,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Head {
         let store_etag = match header.state {
             // Uploaded since it was written: the ledger knows what the store calls it.
-            RecordState::Dirty => uploaded_etag(shard, location).await,
+            RecordState::Dirty | RecordState::Conflict => uploaded_etag(shard, location).await,
             RecordState::Clean => header.store_etag,
         };
         let head = Head {

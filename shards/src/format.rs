@@ -112,6 +112,16 @@ pub enum RecordState {
     Clean,
     /// Acknowledged, and not known to be in the store: the record is the only copy.
     Dirty,
+    /// Acknowledged, and the store has something newer from somebody else: kept for an operator,
+    /// whatever becomes of the key.
+    Conflict,
+}
+
+impl RecordState {
+    /// Whether the record may be the only copy of what it holds.
+    pub fn is_dirty(self) -> bool {
+        self != RecordState::Clean
+    }
 }
 
 /// What a segment is for. Which records share a segment decides what is reclaimed together.
@@ -497,6 +507,7 @@ impl RecordHeader {
         page[15] = match self.state {
             RecordState::Clean => 1,
             RecordState::Dirty => 2,
+            RecordState::Conflict => 3,
         };
         put(page, 56, &self.sequence.to_le_bytes());
         put(page, 64, &self.payload_length.to_le_bytes());
@@ -534,6 +545,7 @@ impl RecordHeader {
         let state = match page[15] {
             1 => RecordState::Clean,
             2 => RecordState::Dirty,
+            3 => RecordState::Conflict,
             _ => return Err(NotOurs::Field("state")),
         };
         let payload_length = u32_at(page, 64);
@@ -677,7 +689,8 @@ pub fn encode_footer(entries: &[FooterEntry], place: &Place, purpose: SegmentPur
             (RecordKind::Block, RecordState::Clean) => 1,
             (RecordKind::Tombstone, RecordState::Clean) => 2,
             (RecordKind::Block, RecordState::Dirty) => 3,
-            (RecordKind::Tombstone, RecordState::Dirty) => 4,
+            (RecordKind::Tombstone, RecordState::Dirty | RecordState::Conflict) => 4,
+            (RecordKind::Block, RecordState::Conflict) => 5,
         };
         bytes.extend_from_slice(&flags.to_le_bytes());
     }
@@ -743,6 +756,7 @@ pub fn decode_entries(bytes: &[u8], trailer: &Trailer) -> Result<Vec<FooterEntry
                 2 => (RecordKind::Tombstone, RecordState::Clean),
                 3 => (RecordKind::Block, RecordState::Dirty),
                 4 => (RecordKind::Tombstone, RecordState::Dirty),
+                5 => (RecordKind::Block, RecordState::Conflict),
                 _ => return Err(NotOurs::Field("kind")),
             };
             if u64_at(entry, 16) >= COUNTER_END {

@@ -160,7 +160,7 @@ impl Index {
     pub fn is_dirty(&self, hash: BlockHash) -> bool {
         self.live
             .get(&hash)
-            .is_some_and(|entry| entry.state == RecordState::Dirty)
+            .is_some_and(|entry| entry.state.is_dirty())
     }
 
     /// Whether a start would find a record of the block.
@@ -260,7 +260,7 @@ impl Index {
         let Some(entry) = self.live.get_mut(&hash) else {
             return;
         };
-        if entry.at == at && entry.state == RecordState::Dirty {
+        if entry.at == at && entry.state.is_dirty() {
             entry.state = RecordState::Clean;
             self.account(at.segment).dirty -= 1;
         }
@@ -390,7 +390,7 @@ impl Index {
     fn count(&mut self, entry: &Entry, appears: bool) {
         let account = self.account(entry.at.segment);
         let bytes = record_bytes(entry.at.payload_length);
-        let dirty = u32::from(entry.state == RecordState::Dirty);
+        let dirty = u32::from(entry.state.is_dirty());
         if appears {
             account.live_bytes += bytes;
             account.dirty += dirty;

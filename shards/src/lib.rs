@@ -34,6 +34,7 @@ pub mod format;
 mod ghost;
 pub mod heads;
 pub mod index;
+mod inherit;
 pub mod key;
 pub mod log;
 pub mod marks;

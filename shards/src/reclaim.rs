@@ -568,7 +568,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         self.index
             .borrow_mut()
             .relocate(record.hash, record.at, to, frequency);
-        if header.state == RecordState::Dirty {
+        if header.state.is_dirty() {
             self.moved_dirty(&used.shared(), record, to).await;
         }
         true
@@ -577,7 +577,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
     /// What a record's header would say if it were written now: that the store has it, if it was
     /// uploaded since.
     async fn as_it_stands(&self, mut header: RecordHeader, at: Location) -> RecordHeader {
-        if header.state == RecordState::Dirty && !self.index.borrow().is_dirty(header.hash) {
+        if header.state.is_dirty() && !self.index.borrow().is_dirty(header.hash) {
             header.state = RecordState::Clean;
             header.store_etag = match self.mark(at).await {
                 Some(Mark::Uploaded { store_etag }) => store_etag,

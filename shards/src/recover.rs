@@ -187,10 +187,11 @@ fn index_of(lives: &[Life]) -> (Index, u64, Vec<DirtyFound>) {
                     payload_length: entry.payload_length,
                 };
                 index.publish(entry.hash, at, entry.state);
-                if entry.state == RecordState::Dirty {
+                if entry.state.is_dirty() {
                     dirty.push(DirtyFound {
                         sequence: entry.sequence,
                         hash: entry.hash,
+                        in_conflict: entry.state == RecordState::Conflict,
                         mark: None,
                     });
                 }
@@ -308,8 +309,7 @@ async fn read_life<F: DiskFile>(
              the store is asked before blocks of this shard are served"
         );
     }
-    let is_dirty =
-        |entry: &FooterEntry| entry.kind == RecordKind::Block && entry.state == RecordState::Dirty;
+    let is_dirty = |entry: &FooterEntry| entry.kind == RecordKind::Block && entry.state.is_dirty();
     let purpose = purpose.unwrap_or(match entries.iter().any(is_dirty) {
         true => SegmentPurpose::Dirty,
         false => SegmentPurpose::Probation,
@@ -434,7 +434,7 @@ async fn scan<F: DiskFile>(
             }
         };
         window.jump(offset + header.record_bytes());
-        if header.state == RecordState::Dirty && is_torn(file, pool, offset, &header).await {
+        if header.state.is_dirty() && is_torn(file, pool, offset, &header).await {
             let (shard, segment) = (place.shard, place.segment);
             log::error!(
                 "shard {shard} segment {segment}: a dirty block of {}/{} is torn: a power cut took \

@@ -120,6 +120,8 @@ pub struct DirtyFound {
     pub sequence: u64,
     /// Its block.
     pub hash: BlockHash,
+    /// Whether the store was found to have something newer.
+    pub in_conflict: bool,
     /// What the ledger says of it, once that was asked.
     pub mark: Option<Mark>,
 }
@@ -271,7 +273,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         segment.add(footer_entry(header, page));
         self.stats.written_bytes.add(bytes);
         if self.sync
-            && header.state == RecordState::Dirty
+            && header.state.is_dirty()
             && let Err(e) = self.make_durable(&used.shared(), bytes).await
         {
             self.note_useless(header, segment.number, true);
@@ -296,13 +298,13 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
                 self.index
                     .borrow_mut()
                     .publish(header.hash, at, header.state);
-                if header.state == RecordState::Dirty && !self.sync {
+                if header.state.is_dirty() && !self.sync {
                     self.note_unsynced(&used.shared(), Some((header.hash, at)), bytes);
                 }
             }
             RecordKind::Tombstone => {
                 append.publish_tombstone(segment.number);
-                if header.state == RecordState::Dirty && !self.sync {
+                if header.state.is_dirty() && !self.sync {
                     self.note_unsynced(&used.shared(), None, bytes);
                 }
             }
@@ -663,7 +665,9 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let purpose = match (header.state, header.kind) {
             // One that must survive a power cut is flushed wherever it is.
             (_, RecordKind::Tombstone) => SegmentPurpose::Probation,
-            (RecordState::Dirty, RecordKind::Block) => SegmentPurpose::Dirty,
+            (RecordState::Dirty | RecordState::Conflict, RecordKind::Block) => {
+                SegmentPurpose::Dirty
+            }
             (RecordState::Clean, RecordKind::Block) => inner.admit(header.hash, bytes),
         };
         let reservation = match header.kind {

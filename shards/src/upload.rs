@@ -6,12 +6,12 @@
 //! one key at once, and never drops one that the store would not have.
 
 use crate::core::Core;
-use crate::format::{RecordHeader, content_name};
+use crate::format::{RecordHeader, RecordState, content_name};
 use crate::index::{BlockMap, Location};
 use crate::key::{BlockHash, Freshness, Volume};
 use crate::marks::{Mark, MarkPlace};
 use crate::schedule::{Age, Ended, FailureCause, Held, Next, Schedule, ScheduleSettings};
-use crate::shard::{DirtyFound, ReadFailure, Shard};
+use crate::shard::ReadFailure;
 use forebay_io::buffer::View;
 use forebay_io::disk::Disk;
 use forebay_io::local::{Event, Signal};
@@ -29,12 +29,8 @@ use std::time::Duration;
 /// else has written the key since.
 const UNASKED_AGE_MAX_SECONDS: u64 = 60;
 
-/// Pauses between tries to read a dirty record that the disk does not give.
-const REREAD_PAUSE_MIN: Duration = Duration::from_secs(1);
-const REREAD_PAUSE_MAX: Duration = Duration::from_secs(60);
-
 /// Why a block leads to no store.
-const ORPHANED: &str = "its volume or store is no longer in the settings";
+pub(crate) const ORPHANED: &str = "its volume or store is no longer in the settings";
 
 /// Bytes that are hashed before other tasks of the core have their turn.
 const HASHED_AT_ONCE_BYTES: usize = 256 << 10;
@@ -73,8 +69,8 @@ pub(crate) struct Uploads {
     /// the order of their records then: it would outrank the dirty one at the next start.
     appending: RefCell<HashSet<BlockHash>>,
     in_flight: RefCell<BlockMap<InFlight>>,
-    /// Blocks whose uploads a writer holds back.
-    held: RefCell<BlockMap<usize>>,
+    /// Blocks whose uploads writers hold back, with how many do.
+    held: Rc<RefCell<BlockMap<usize>>>,
     /// Blocks of which the store has something newer: the cache passes them by.
     pub(crate) conflicts: RefCell<HashSet<BlockHash>>,
     /// Blocks that an operator wants to be uploaded over what the store has.
@@ -103,7 +99,7 @@ impl Uploads {
             signal: Signal::default(),
             appending: RefCell::default(),
             in_flight: RefCell::default(),
-            held: RefCell::default(),
+            held: Rc::default(),
             conflicts: RefCell::default(),
             forced: RefCell::default(),
             doubted: RefCell::default(),
@@ -148,7 +144,7 @@ impl Uploads {
     }
 
     /// A store's name in the schedule.
-    fn store(&self, identity: u64) -> u32 {
+    pub(crate) fn store(&self, identity: u64) -> u32 {
         let mut stores = self.stores.borrow_mut();
         let at = stores.iter().position(|known| *known == identity);
         let at = at.unwrap_or_else(|| {
@@ -159,7 +155,7 @@ impl Uploads {
     }
 
     /// The volume that a record is of, if it still leads to the same store.
-    fn volume_of(&self, header: &RecordHeader) -> Option<Arc<Volume>> {
+    pub(crate) fn volume_of(&self, header: &RecordHeader) -> Option<Arc<Volume>> {
         let volume = self.volumes.borrow().get(&header.volume).cloned();
         volume.filter(|volume| volume.store_identity == header.store_identity)
     }
@@ -174,9 +170,29 @@ struct InFlight {
     sent: Rc<RefCell<Option<(u64, View)>>>,
 }
 
-/// Keeps a block from being uploaded while a writer decides what becomes of it.
+/// Keeps a block from being uploaded while a writer decides what becomes of it, until it is dropped.
 pub(crate) struct HeldUpload {
     hash: BlockHash,
+    held: Rc<RefCell<BlockMap<usize>>>,
+}
+
+impl HeldUpload {
+    fn new(hash: BlockHash, held: &Rc<RefCell<BlockMap<usize>>>) -> HeldUpload {
+        *held.borrow_mut().entry(hash).or_insert(0) += 1;
+        let held = held.clone();
+        HeldUpload { hash, held }
+    }
+}
+
+impl Drop for HeldUpload {
+    fn drop(&mut self) {
+        let mut held = self.held.borrow_mut();
+        let count = held.get_mut(&self.hash).expect("held until now");
+        *count -= 1;
+        if *count == 0 {
+            held.remove(&self.hash);
+        }
+    }
 }
 
 /// A record that is about to be uploaded.
@@ -258,19 +274,6 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.uploads.signal.raise();
     }
 
-    /// Enters a dirty record into the schedule by its header.
-    pub(crate) fn enqueue_record(&self, hash: BlockHash, header: &RecordHeader) {
-        if self.uploads.volume_of(header).is_none() {
-            let message = ORPHANED.to_owned();
-            return self.hold(hash, header, Held::Orphaned, 0, message);
-        }
-        let store = self.uploads.store(header.store_identity);
-        let bytes = u64::from(header.payload_length);
-        let mut schedule = self.uploads.schedule.borrow_mut();
-        schedule.add(hash, age_of(header), store, bytes);
-        self.uploads.signal.raise();
-    }
-
     /// Waits until no upload of a block is on its way, and lets none begin. `None` if nothing of it
     /// is dirty then.
     pub(crate) async fn hold_upload(&self, hash: BlockHash) -> Option<HeldUpload> {
@@ -278,7 +281,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if !self.is_dirty(hash) || self.uploads.is_conflict(hash) {
             return None;
         }
-        *self.uploads.held.borrow_mut().entry(hash).or_insert(0) += 1;
+        let held = HeldUpload::new(hash, &self.uploads.held);
         self.uploads.schedule.borrow_mut().remove(hash);
         loop {
             let in_flight = self.uploads.in_flight.borrow().get(&hash).cloned();
@@ -287,18 +290,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 None => break,
             }
         }
-        self.release_hold(hash);
-        self.is_dirty(hash).then_some(HeldUpload { hash })
-    }
-
-    fn release_hold(&self, hash: BlockHash) {
-        let mut held = self.uploads.held.borrow_mut();
-        if let Some(count) = held.get_mut(&hash) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&hash);
-            }
-        }
+        self.is_dirty(hash).then_some(held)
     }
 
     /// What was held is to be uploaded after all, unless the store has something newer.
@@ -311,38 +303,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// What was held may be uploaded after all.
     pub(crate) fn resume_upload(self: &Rc<Self>, held: Option<HeldUpload>) {
-        let Some(HeldUpload { hash }) = held else {
+        let Some(hash) = held.map(|held| held.hash) else {
             return;
         };
         let core = self.clone();
         self.parts.runtime.spawn(async move {
             core.requeue(hash).await;
         });
-    }
-
-    /// Enters a dirty block into the schedule again, by what is on disk of it.
-    pub(crate) async fn requeue(&self, hash: BlockHash) {
-        let Some(shard) = self.shard(hash) else {
-            return;
-        };
-        let mut pause = REREAD_PAUSE_MIN;
-        while let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) {
-            match shard.read_header(hash, location).await {
-                Ok(header) if shard.find(hash) == Some(location) => {
-                    return self.enqueue_record(hash, &header);
-                }
-                Ok(_) | Err(ReadFailure::Gone) => {}
-                Err(failure @ ReadFailure::Damaged(_)) => {
-                    return self.hold_damaged(hash, location, &failure);
-                }
-                Err(ReadFailure::Disk(error)) => {
-                    let number = self.shard_number(hash);
-                    log::warn!("shard {number}: a dirty block is read again later: {error}");
-                    self.parts.runtime.sleep(pause).await;
-                    pause = (pause * 2).min(REREAD_PAUSE_MAX);
-                }
-            }
-        }
     }
 
     fn launch_upload(self: &Rc<Self>, hash: BlockHash) {
@@ -688,6 +655,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     return;
                 }
                 log::error!("{name}: conflict, kept and not served: {message}");
+                self.write_conflict(hash, outgoing).await;
+                if self.uploads.schedule.borrow().age(hash) != Some(outgoing.age) {
+                    return;
+                }
                 self.enter_conflict(hash);
                 Mark::Conflict {
                     attempts,
@@ -707,10 +678,37 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             }
             _ => return,
         };
-        let shard = self.shard(hash);
-        if let (Some(place), Some(marks)) = (outgoing.place, shard.as_ref().and_then(|s| s.marks()))
-        {
+        let Some(shard) = self.shard(hash) else {
+            return;
+        };
+        let place = shard.find(hash).and_then(|at| shard.mark_place(at));
+        if let (Some(place), Some(marks)) = (place, shard.marks()) {
             marks.put(place, &mark).await;
+        }
+    }
+
+    /// Writes a record again as one that is in conflict: the ledger may be lost, and what is deleted
+    /// or replaced in the store must not be taken for what never came there. If the disk does not take
+    /// it, the ledger alone knows.
+    async fn write_conflict(&self, hash: BlockHash, outgoing: &Outgoing) {
+        let Some(shard) = self.shard(hash) else {
+            return;
+        };
+        let Ok(mut body) = self.take_buffer(outgoing.payload.len()).await else {
+            return;
+        };
+        body.append(&outgoing.payload);
+        let header = RecordHeader {
+            state: RecordState::Conflict,
+            ..outgoing.header.clone()
+        };
+        let before = shard.find(hash);
+        let still = || {
+            let now = shard.find(hash);
+            now == before && shard.is_dirty(hash) && !self.uploads.is_appending(hash)
+        };
+        if let Err(failure) = shard.append(header, body, still).await {
+            log::warn!("shard {}: {failure}", self.shard_number(hash));
         }
     }
 
@@ -718,136 +716,6 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub(crate) fn enter_conflict(&self, hash: BlockHash) {
         self.uploads.conflicts.borrow_mut().insert(hash);
         self.forget(hash);
-    }
-
-    fn hold_damaged(&self, hash: BlockHash, location: Location, failure: &ReadFailure) {
-        log::error!(
-            "shard {}: a dirty block cannot be read and is kept: {failure}",
-            self.shard_number(hash)
-        );
-        self.uploads.schedule.borrow_mut().hold(
-            hash,
-            Age::default(),
-            self.uploads.store(0),
-            u64::from(location.payload_length),
-            Held::Quarantined,
-            0,
-            failure.to_string(),
-        );
-    }
-
-    /// Asks the ledger about the dirty records that a start found in a shard, before anybody is
-    /// served from it: the store may have one, or something newer than one.
-    pub async fn recall_marks(&self, shard: &Rc<Shard<R, D>>) {
-        let mut found = shard.take_dirty_found();
-        let (Some(marks), false) = (shard.marks(), found.is_empty()) else {
-            return shard.put_dirty_found(found);
-        };
-        let is_present = |segment, incarnation| {
-            let segment = shard.log().segment(segment);
-            segment.is_some_and(|segment| segment.incarnation() == incarnation)
-        };
-        let mut marks = marks.load(is_present).await;
-        let etags = marks.values().filter_map(|mark| match mark {
-            Mark::Uploaded { store_etag } => Some(store_etag.clone()),
-            _ => None,
-        });
-        self.uploads.own_etags.borrow_mut().extend(etags);
-        found.retain_mut(|record| {
-            let Some(location) = shard.find(record.hash) else {
-                return false;
-            };
-            record.mark = shard
-                .mark_place(location)
-                .and_then(|place| marks.remove(&place));
-            match record.mark {
-                Some(Mark::Uploaded { .. }) => {
-                    shard.mark_clean(record.hash, location);
-                    false
-                }
-                Some(Mark::Conflict { .. }) => {
-                    self.enter_conflict(record.hash);
-                    true
-                }
-                _ => true,
-            }
-        });
-        shard.put_dirty_found(found);
-    }
-
-    /// Takes in the dirty records that a start found in a shard.
-    pub(crate) fn take_in_dirty(self: &Rc<Self>, shard: &Rc<Shard<R, D>>) {
-        let mut found = shard.take_dirty_found();
-        if found.is_empty() {
-            return;
-        }
-        let unread = &self.uploads.unread_blocks;
-        unread.set(unread.get() + found.len() as u64);
-        let shards = &self.uploads.unread_shards;
-        shards.set(shards.get() + 1);
-        let (core, shard) = (self.clone(), shard.clone());
-        self.parts.runtime.spawn(async move {
-            found.sort_unstable_by_key(|record| record.sequence);
-            for record in found {
-                core.read_dirty(&shard, record).await;
-                let unread = &core.uploads.unread_blocks;
-                unread.set(unread.get() - 1);
-            }
-            let shards = &core.uploads.unread_shards;
-            shards.set(shards.get() - 1);
-        });
-    }
-
-    /// Enters a dirty record that a start found into the schedule.
-    async fn read_dirty(self: &Rc<Self>, shard: &Rc<Shard<R, D>>, record: DirtyFound) {
-        let DirtyFound {
-            sequence,
-            hash,
-            mark,
-        } = record;
-        let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) else {
-            return;
-        };
-        let header = match shard.read_header(hash, location).await {
-            Ok(header) => header,
-            Err(ReadFailure::Gone) => return self.requeue(hash).await,
-            Err(ReadFailure::Disk(_)) => {
-                // The others must not wait for what the disk may give later.
-                let core = self.clone();
-                let task = async move { core.requeue(hash).await };
-                return self.parts.runtime.spawn(task);
-            }
-            Err(failure) => return self.hold_damaged(hash, location, &failure),
-        };
-        // Something newer is in the schedule already.
-        if header.sequence != sequence || shard.find(hash) != Some(location) {
-            return;
-        }
-        match mark {
-            Some(Mark::Quarantined { attempts, message }) => {
-                self.hold(hash, &header, Held::Quarantined, attempts, message);
-            }
-            Some(Mark::Conflict { attempts, message }) => {
-                self.hold(hash, &header, Held::Conflict, attempts, message);
-            }
-            _ => self.enqueue_record(hash, &header),
-        }
-    }
-
-    /// Keeps a dirty record without uploading it.
-    fn hold(
-        &self,
-        hash: BlockHash,
-        header: &RecordHeader,
-        held: Held,
-        attempts: u32,
-        message: String,
-    ) {
-        let store = self.uploads.store(header.store_identity);
-        let bytes = u64::from(header.payload_length);
-        let age = age_of(header);
-        let mut schedule = self.uploads.schedule.borrow_mut();
-        schedule.hold(hash, age, store, bytes, held, attempts, message);
     }
 }
 
@@ -862,7 +730,7 @@ fn was_on_its_way(head: &ObjectHead, header: &RecordHeader) -> bool {
     }
 }
 
-fn age_of(header: &RecordHeader) -> Age {
+pub(crate) fn age_of(header: &RecordHeader) -> Age {
     Age {
         acked_unix_ms: header.validated_at * 1000,
         sequence: header.sequence,
