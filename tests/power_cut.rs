@@ -87,6 +87,7 @@ impl PowerCut {
                 server,
                 prefix: "power".into(),
             }),
+            volume_lines: "ttl = \"600s\"\n".into(),
             flags,
             ..Setup::default()
         }

@@ -43,6 +43,7 @@ pub mod operator;
 pub mod patience;
 pub mod ram;
 pub mod range;
+mod read;
 pub mod reclaim;
 pub mod recover;
 pub mod router;

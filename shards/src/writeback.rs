@@ -79,7 +79,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let reader = shard.clone();
         let reading = async move { reader.read_header(hash, location).await };
         let header = match self.patience.read(self.shard_number(hash), reading).await {
-            Some(Ok(header)) if crate::core::names(&header, id) => header,
+            Some(Ok(header)) if crate::read::names(&header, id) => header,
             // What is not known to be there forbids nothing.
             _ => return Ok(None),
         };

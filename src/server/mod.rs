@@ -227,9 +227,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
     let mut known_stores = open_stores_file(folder)?;
     let configured = table.written_back();
     let strangers = known_stores.strangers(&configured);
-    known_stores
-        .add(&configured)
-        .map_err(failed(format!("{}/{STORES_NAME}", folder.display())))?;
+    let may_write_back = note_stores(&mut known_stores, &configured);
     let started = Instant::now();
     let state = Arc::new(ServerState {
         http: (0..cores).map(|_| HttpStats::default()).collect(),
@@ -237,7 +235,7 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         address,
         quota_bytes,
         memory: memory.clone(),
-        writeback: !settings.no_writeback,
+        writeback: may_write_back && !settings.no_writeback,
         started,
         cores_ready: AtomicUsize::new(0),
         has_strangers: !strangers.is_empty(),
@@ -256,7 +254,10 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
         folder: folder.clone(),
         ram_bytes: memory.ram_bytes_per_core,
         connections_max,
-        writeback: writeback(settings, cores),
+        writeback: WritebackSettings {
+            enabled: may_write_back && !settings.no_writeback,
+            ..writeback(settings, cores)
+        },
         pool: pool.clone(),
         started,
         tls: tls.clone(),
@@ -297,6 +298,19 @@ pub fn run(settings: &StartSettings, announce: impl FnOnce(&str)) -> Result<(), 
 
 fn open_stores_file(folder: &Path) -> Result<StoresFile, StartError> {
     StoresFile::read(folder).map_err(failed("cannot tell which stores blocks wait for"))
+}
+
+/// Writes down which stores blocks may become dirty for. A disk that does not take that may still
+/// serve what it has; nothing becomes dirty then. Returns whether blocks may.
+fn note_stores(known_stores: &mut StoresFile, configured: &[KnownStore]) -> bool {
+    let noted = known_stores.add(configured);
+    if let Err(error) = &noted {
+        log::error!(
+            "no writeback until the next start: {STORES_NAME} cannot be written in the cache folder: \
+             {error}"
+        );
+    }
+    noted.is_ok()
 }
 
 /// Nothing is dirty for a store that the settings do not name.

@@ -96,8 +96,9 @@ impl Default for Setup {
             shards: 1,
             disk_quota: "256M".to_string(),
             block_size: "1MiB".to_string(),
-            // Long, so that no test depends on how fast the machine is.
-            volume_lines: "ttl = \"600s\"\n".to_string(),
+            // Long, so that no test depends on how fast the machine is. Writes go through, so that
+            // what is cached and what is stored can be told apart; tests of writeback ask for it.
+            volume_lines: "ttl = \"600s\"\nwriteback = false\n".to_string(),
             flags: Vec::new(),
             wrapper: Vec::new(),
             store: None,

@@ -37,6 +37,7 @@ fn start(flags: &[&str]) -> Option<(StubHandle, Rig)> {
             server,
             prefix: "flush".into(),
         }),
+        volume_lines: "ttl = \"600s\"\n".into(),
         ..rig::setup()
     };
     setup
