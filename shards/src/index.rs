@@ -353,6 +353,13 @@ impl Index {
         bare
     }
 
+    /// Whether the newest record of some block may be in a segment and says nothing that is served.
+    pub fn is_silent_in(&self, segment: u32) -> bool {
+        let account = self.segments.get(&segment);
+        let others = account.and_then(|account| account.others.as_deref());
+        others.is_some_and(|others| !others.silent.is_empty())
+    }
+
     /// The segment's present life is over: none of its records can be found any more.
     ///
     /// # Panics

@@ -378,6 +378,25 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         Ok(())
     }
 
+    /// Makes durable what was written so far, in all segments. What outranks the records of a segment
+    /// must not go with a power cut after they have gone.
+    pub(crate) async fn sync_written(&self) -> io::Result<()> {
+        let unsynced: Vec<_> = {
+            let all = self.all.borrow();
+            let unsynced = all.values().filter(|segment| segment.is_unsynced());
+            unsynced.cloned().collect()
+        };
+        for segment in unsynced {
+            // What is written during the sync is not covered by it.
+            segment.set_unsynced(false);
+            if let Err(e) = segment.file.sync().await {
+                segment.set_unsynced(true);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
     /// Ends a segment's life on disk and buries blocks with it. Until this has succeeded its
     /// records may be found again.
     pub(crate) async fn erase(

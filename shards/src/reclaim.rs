@@ -2,7 +2,7 @@
 //!
 //! This file brings the log, the index and the evictor together. A reclaim is a task of its own,
 //! one at a time per shard, tied to no request. It never touches a dirty record, never waits for
-//! block buffers and never erases a segment before what must outlive it is on disk elsewhere.
+//! block buffers and never erases a segment before what must outlive it is on disk elsewhere, and durable.
 //!
 //! ```text
 //!   oldest clean segment
@@ -271,6 +271,12 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             }
         };
         let graves: Vec<Grave> = burials.iter().map(Append::grave).collect();
+        // What covers the graves that are left out must not go with a power cut after them.
+        let bears_graves = self.index.borrow().is_silent_in(number);
+        if bears_graves && let Err(e) = self.log.sync_written().await {
+            self.log.release(segment);
+            return Err(e);
+        }
         self.log.open(segment, purpose, &graves).await?;
         for burial in burials {
             burial.publish_tombstone(number);
@@ -401,8 +407,10 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         let erased = match self.dig(number).await {
             Ok(burials) => {
                 let graves: Vec<Grave> = burials.iter().map(Append::grave).collect();
-                let erased = self.log.erase(&segment, &graves).await;
-                erased.map(|()| burials)
+                match self.log.sync_written().await {
+                    Ok(()) => self.log.erase(&segment, &graves).await.map(|()| burials),
+                    Err(e) => Err(e),
+                }
             }
             Err(e) => Err(e),
         };

@@ -47,6 +47,8 @@ pub struct Segment<F> {
     /// Those of them that write.
     writers: Cell<usize>,
     waiting: RefCell<Vec<Waker>>,
+    /// Whether a record was written since the file was last made durable.
+    unsynced: Cell<bool>,
 }
 
 /// A sealed segment of which the store has every record: the only kind that can be reclaimed.
@@ -146,6 +148,7 @@ impl<F> Segment<F> {
             users: Cell::new(0),
             writers: Cell::new(0),
             waiting: RefCell::default(),
+            unsynced: Cell::new(false),
         }
     }
 
@@ -186,6 +189,17 @@ impl<F> Segment<F> {
     /// Adds a record that is completely written.
     pub fn add(&self, entry: FooterEntry) {
         self.entries.borrow_mut().push(entry);
+        self.unsynced.set(true);
+    }
+
+    /// Whether a record was added since the file was last made durable.
+    pub(crate) fn is_unsynced(&self) -> bool {
+        self.unsynced.get()
+    }
+
+    /// Says whether a power cut may take records of it.
+    pub(crate) fn set_unsynced(&self, unsynced: bool) {
+        self.unsynced.set(unsynced);
     }
 
     /// Takes the list of its records, which the footer is about to hold.

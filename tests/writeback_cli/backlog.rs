@@ -512,10 +512,10 @@ fn a_volume_that_is_taken_away_orphans_its_blocks() {
     // A start would be refused; a running proxy keeps what it has.
     std::fs::write(proxy.config_file(), &config[..cut]).expect("write");
     reload(&proxy);
-    store.set_away(false);
     wait_until("the block leads to no store", || {
         summary(&proxy)["orphaned_blocks"] == 1
     });
+    store.set_away(false);
     operate(&proxy, &["flush"]).is(1, "1 of volumes that are gone");
     assert_eq!(
         store.object(&stored(VOLUME, "key")),

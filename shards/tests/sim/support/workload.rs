@@ -266,8 +266,9 @@ impl Life {
     pub fn settle(&mut self, world: &mut World) {
         world.rest(SETTLE);
         for _ in 0..UPLOAD_ROUNDS_MAX {
-            if world.backlog().blocks == 0 {
-                return;
+            if world.backlog().blocks == 0 && !world.is_uploading() {
+                // Whoever waited for the last upload goes on.
+                return world.rest(SETTLE);
             }
             world.rest(SETTLE);
         }
