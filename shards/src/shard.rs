@@ -276,7 +276,11 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             && header.state.is_dirty()
             && let Err(e) = self.make_durable(&used.shared(), bytes).await
         {
-            self.note_useless(header, segment.number, true);
+            match header.kind {
+                RecordKind::Block => self.note_useless(header, segment.number, true),
+                // It is there for all but a power cut: what it buries would go at the next start.
+                RecordKind::Tombstone => append.publish_tombstone(segment.number),
+            }
             return Err(e.into());
         }
         if append.is_outranked() {

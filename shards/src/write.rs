@@ -217,7 +217,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let (core, id) = (self.clone(), id.clone());
         let burying = async move {
             let buried = core.bury_as(hash, &id, RecordState::Dirty, || true).await;
-            if buried {
+            // A tombstone that may not survive a power cut buries all the same.
+            if !core.is_dirty(hash) {
                 core.forget(hash);
             }
             (buried, turn)
