@@ -127,6 +127,8 @@ pub enum Landing {
     Body(Arc<ObjectMeta>, Watch),
     /// The object's description is known now.
     Described,
+    /// The object's description, which must not be remembered: of its key something is held back.
+    Told(Arc<ObjectMeta>),
     /// The store confirmed our copy.
     Confirmed,
     /// The store did not answer; our copy stands in for a while.
@@ -226,6 +228,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         {
             Ok(head) => {
                 let meta = head.meta;
+                if self.uploads.is_conflict(hash) {
+                    return flight.land(Landing::Told(Arc::new(meta)));
+                }
                 let same = plan.checking && self.is_current(hash, &meta);
                 let land = || {
                     match flight.superseded.get() {

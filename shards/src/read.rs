@@ -32,6 +32,8 @@ const OPEN_ROUNDS_MAX: usize = 8;
 struct Story {
     /// How the answer will have come about, if not from what was cached.
     outcome: Option<Outcome>,
+    /// What the store has just said of the object, if that must not be remembered.
+    told: Option<Arc<ObjectMeta>>,
     /// Whether the store was asked for this open: its answer, or its silence, holds for this one
     /// however short the time to live is.
     asked: bool,
@@ -60,6 +62,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             let (flight, own) = match self.flight(hash) {
                 Some(flight) => (flight, false),
                 None => {
+                    let described = story.told.take();
+                    let must_fill = described.is_some();
+                    if let Some(answer) = described.and_then(|meta| told(&id, meta, wanted)) {
+                        return answer;
+                    }
                     let known = match self.known(&id, hash).await? {
                         Known::Stale(meta, _) if story.asked => Known::Fresh(meta),
                         known => known,
@@ -72,9 +79,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                             }
                         }
                         Known::Stale(_, validator) => Plan::check(id.clone(), &validator, wanted),
+                        Known::Nothing if must_fill => Plan::fill(id.clone()),
                         Known::Nothing => Plan::first_sight(id.clone(), wanted),
                     };
-                    // The steps above may have waited, and another reader may have started.
+                    // The steps above may have waited: something newer may have been acknowledged,
+                    // which the store does not know.
+                    if self.is_dirty(hash) && !self.uploads.is_conflict(hash) {
+                        continue;
+                    }
+                    // Another reader may have started.
                     match self.flight(hash) {
                         Some(flight) => (flight, false),
                         None => (self.launch(hash, plan), true),
@@ -116,6 +129,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         story.asked = true;
         match landing {
             Landing::Body(meta, watch) => Ok(Some((meta, watch, outcome))),
+            Landing::Told(meta) => {
+                story.told = Some(meta);
+                story.outcome = Some(Outcome::Bypass);
+                Ok(None)
+            }
             Landing::Described => {
                 story.outcome = Some(outcome);
                 Ok(None)
@@ -487,6 +505,27 @@ pub(crate) fn names(header: &RecordHeader, id: &BlockId) -> bool {
 /// Whether a record is of this version of this block.
 fn is_version(header: &RecordHeader, id: &BlockId, meta: &ObjectMeta) -> bool {
     names(header, id) && header.meta.etag == meta.etag && header.meta.size == meta.size
+}
+
+/// The answer from a description alone; `None` if block 0 is needed.
+fn told(
+    id: &BlockId,
+    meta: Arc<ObjectMeta>,
+    wanted: Option<RangeSpec>,
+) -> Option<Result<Opened, ReadError>> {
+    let size = meta.size;
+    let span = match wanted.map(|spec| spec.resolve(size)) {
+        Some(Ok(span)) => span,
+        Some(Err(_)) => return Some(Err(ReadError::NotSatisfiable { size })),
+        None => ByteSpan { start: 0, end: 0 },
+    };
+    let is_elsewhere = part_of_block(span, 0, id.volume.block_bytes).is_empty();
+    is_elsewhere.then_some(Ok(Opened {
+        meta,
+        outcome: Outcome::Bypass,
+        span,
+        first: None,
+    }))
 }
 
 /// The answer to an open whose block 0 is `body`.

@@ -272,17 +272,12 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         let page = (place.offset / PAGE as u64) as u32;
         segment.add(footer_entry(header, page));
         self.stats.written_bytes.add(bytes);
-        if self.sync
-            && header.state.is_dirty()
-            && let Err(e) = self.make_durable(&used.shared(), bytes).await
-        {
-            match header.kind {
-                RecordKind::Block => self.note_useless(header, segment.number, true),
-                // It is there for all but a power cut: what it buries would go at the next start.
-                RecordKind::Tombstone => append.publish_tombstone(segment.number),
-            }
-            return Err(e.into());
-        }
+        // After a failed flush it is there for all but a power cut, and the next start would find it: so
+        // it counts, but nobody is told that it does.
+        let flushed = match self.sync && header.state.is_dirty() {
+            true => self.make_durable(&used.shared(), bytes).await,
+            false => Ok(()),
+        };
         if append.is_outranked() {
             self.note_useless(header, segment.number, false);
             return Err(AppendFailure::Superseded);
@@ -313,7 +308,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
                 }
             }
         }
-        Ok(())
+        Ok(flushed?)
     }
 }
 

@@ -182,6 +182,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Ok(sequence) => sequence,
             Err(failure) => {
                 self.note_refusal(&id, &failure);
+                // What could not be flushed is there all the same, unless the way through ends it.
+                if shard.is_dirty(hash) {
+                    self.requeue(hash).await;
+                }
                 return Taken::Refused(view, turn);
             }
         };
