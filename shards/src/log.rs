@@ -239,6 +239,12 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         }
     }
 
+    /// The number of the open segment of `purpose`.
+    pub(crate) fn open_segment(&self, purpose: SegmentPurpose) -> Option<u32> {
+        let open = self.open.borrow();
+        open[slot(purpose)].as_ref().map(|segment| segment.number)
+    }
+
     /// Takes the open segment of `purpose` out of use. Its footer follows once its writers are
     /// done.
     pub(crate) fn retire_open(&self, purpose: SegmentPurpose) {

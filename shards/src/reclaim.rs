@@ -123,7 +123,14 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             }
             // Before the wait, so that it may be the one to be reclaimed.
             self.log.retire_open(purpose);
-            self.open_another(purpose).await?;
+            if let Err(refusal) = self.open_another(purpose).await {
+                // An open segment cannot be reclaimed. Where there are few, it may be the only one
+                // that could.
+                if !self.retire_others(purpose) {
+                    return Err(refusal);
+                }
+                self.open_another(purpose).await?;
+            }
             self.provide_spares();
         }
     }
@@ -235,6 +242,22 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
                 .await;
         self.stats.dirty_moved.add(u64::from(moved));
         moved || !still()
+    }
+
+    /// Seals what is open for other purposes and holds nothing dirty. Returns whether anything was.
+    fn retire_others(&self, purpose: SegmentPurpose) -> bool {
+        use SegmentPurpose::{Dirty, Main, Probation};
+        let others = [Probation, Main, Dirty].into_iter();
+        let mut retired = false;
+        for other in others.filter(|other| *other != purpose) {
+            let open = self.log.open_segment(other);
+            let is_clean = |number| self.index.borrow().dirty_records(number) == 0;
+            if open.is_some_and(is_clean) {
+                self.log.retire_open(other);
+                retired = true;
+            }
+        }
+        retired
     }
 
     /// Opens a segment for `purpose`. One that cannot be opened is set aside, and another tried.

@@ -260,8 +260,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         turn: Turn<BlockHash>,
     ) -> Result<Turn<BlockHash>, WriteError> {
         let (core, id) = (self.clone(), id.clone());
-        // Nothing but the tombstone keeps a copy from coming back that is never checked.
-        let must_be_buried = id.volume.freshness == Freshness::Immutable;
+        // Nothing but the tombstone keeps a copy from coming back that is never checked, or one from
+        // being uploaded again of which the ledger has lost that it was.
+        let must_be_buried = id.volume.freshness == Freshness::Immutable || id.volume.writeback;
         let burying = async move { (core.bury(hash, &id, || true).await, turn) };
         match self.patience.write(self.shard_number(hash), burying).await {
             Some((buried, turn)) if buried || !must_be_buried => Ok(turn),
