@@ -174,10 +174,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         payload: Option<BlockPayload>,
         turn: Turn<BlockHash>,
     ) {
+        let in_flight = self.supersede(hash);
         if self.uploads.is_conflict(hash) {
             return;
         }
-        let in_flight = self.supersede(hash);
         // A record replaces the old one in the index, and inherits how hot it was.
         let cached = match payload {
             Some(_) => self.shard(hash).is_some_and(|shard| shard.may_hold(hash)),
