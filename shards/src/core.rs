@@ -1,7 +1,7 @@
 //! One core's part of the cache: its shards, its RAM tier, what it knows of objects.
 //!
 //! A block is owned by one core, so everything that must happen once or in order (fetching it,
-//! replacing it, deleting it) happens here, without a lock. Reading is in [`crate::read`], fetching in
+//! replacing it, deleting it) happens here, without a lock. Reading is in `read.rs`, fetching in
 //! [`crate::flight`], writing in [`crate::write`]. It never waits for a client: what it starts for
 //! one reader outlives that reader.
 //!

@@ -7,15 +7,15 @@
 //! Oldest first among what may be uploaded now. What may not:
 //!
 //! - a block whose older content is being uploaded: never are there two uploads of a block;
-//! - a block of a store that is paused, in doubt or full ([`flow`]): the trouble of one store is
+//! - a block of a store that is paused, in doubt or full (`flow.rs`): the trouble of one store is
 //!   its own, and a quarter of the slots is kept for the others;
 //! - a block that failed by itself, until it is due; then it takes one start and one slot in four
-//!   at most while others wait ([`lanes`]);
+//!   at most while others wait (`lanes.rs`);
 //! - a block that is held: quarantined, in conflict or orphaned.
 //!
 //! A block that fails with its store is not blamed, unless it does so again and again while others
 //! succeed. Finding the next one costs a look at each store and a few steps into sorted lists
-//! ([`order`]), however many blocks wait.
+//! (`order.rs`), however many blocks wait.
 
 mod backoff;
 mod blocks;

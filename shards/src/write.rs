@@ -1,7 +1,7 @@
 //! Writing and deleting: the order of what happens to one key, and the way through to the store.
 //!
 //! Writers of a key take turns at its home, so what the cache holds afterwards is what the store
-//! took last. What may be acknowledged before the store has it is in [`crate::writeback`]; nothing
+//! took last. What may be acknowledged before the store has it is in `writeback.rs`; nothing
 //! here is. After an outcome that is unknown, the cache forgets the key, unless it has the only copy
 //! of what was acknowledged before.
 
