@@ -193,13 +193,14 @@ pub struct RecordHeader {
     /// of this version; in a dirty one that of the version which the store had when this one was
     /// acknowledged, as far as it was known.
     pub store_etag: String,
-    /// Of a dirty record: the content of an older version of its key whose upload was on its way
-    /// when this one was acknowledged, as [`content_name`] has it. What the store has of the key later
-    /// may be that.
+    /// Of a dirty record: the contents of older versions of its key whose uploads may have been on
+    /// their way when this one was acknowledged, as [`content_name`] has them, with semicolons
+    /// between. What the store has of the key later may be one of them.
     pub on_its_way: String,
 }
 
-/// Names content by its CRC64-NVME and its MD5, which stores tell of their objects.
+/// Names content by its CRC64-NVME and its MD5, which stores tell of their objects; the latter is empty
+/// where it is not known.
 pub fn content_name(crc64nvme: u64, md5: &str) -> String {
     format!("{crc64nvme:016x} {md5}")
 }

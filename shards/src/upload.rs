@@ -32,6 +32,10 @@ const UNASKED_AGE_MAX_SECONDS: u64 = 60;
 /// Why a block leads to no store.
 pub(crate) const ORPHANED: &str = "its volume or store is no longer in the settings";
 
+/// Contents that a record names as perhaps on their way: each is one more kill between a write and
+/// its upload. They must fit a header beside the longest names.
+const ON_THEIR_WAY_MAX: usize = 4;
+
 /// Bytes that are hashed before other tasks of the core have their turn.
 const HASHED_AT_ONCE_BYTES: usize = 256 << 10;
 
@@ -396,7 +400,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) else {
             return superseded();
         };
-        if self.uploads.is_held(hash) {
+        if self.uploads.is_held(hash) || self.uploads.is_appending(hash) {
             return superseded();
         }
         self.make_room(
@@ -460,6 +464,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 Verdict::Same(store_etag) => return Ok(store_etag),
                 Verdict::Newer(message) => return Err(Ended::Conflict { message }),
             }
+        }
+        // What is being written now does not know of this upload; it is entered anew when it is there.
+        if self.uploads.is_appending(hash) {
+            return Err(Ended::Superseded);
         }
         if let Some(upload) = self.uploads.in_flight.borrow().get(&hash) {
             let sent = (outgoing.header.payload_crc64, outgoing.payload.clone());
@@ -594,15 +602,41 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The content of a block's upload that is on its way now; empty if there is none. Should it
-    /// arrive after all when nobody waits for it any more, it must be known for ours.
+    /// The contents of a block's uploads that may be on their way, from this run or the one before,
+    /// newest first, with a semicolon between. Should one arrive after all when nobody waits for it
+    /// any more, it must be known for ours.
     pub(crate) async fn on_its_way(&self, hash: BlockHash) -> String {
         let upload = self.uploads.in_flight.borrow().get(&hash).cloned();
         let sent = upload.and_then(|upload| upload.sent.borrow().clone());
-        match sent {
-            Some((crc64nvme, payload)) => content_name(crc64nvme, &self.md5(&payload).await),
-            None => String::new(),
+        let mut names = Vec::new();
+        if let Some((crc64nvme, payload)) = sent {
+            names.push(content_name(crc64nvme, &self.md5(&payload).await));
         }
+        if let Some(former) = self.tried_before(hash).await {
+            let name = content_name(former.payload_crc64, "");
+            if !names.iter().any(|known| known[..16] == name[..16]) {
+                names.push(name);
+            }
+            let older = former.on_its_way.split(';').filter(|name| !name.is_empty());
+            names.extend(older.map(str::to_owned));
+        }
+        names.truncate(ON_THEIR_WAY_MAX);
+        names.join(";")
+    }
+
+    /// The dirty record of a block whose upload has been tried, or may have been by a former run.
+    async fn tried_before(&self, hash: BlockHash) -> Option<RecordHeader> {
+        let shard = self.shard(hash)?;
+        let location = shard.find(hash).filter(|_| shard.is_dirty(hash))?;
+        let age = self.uploads.schedule.borrow().age(hash);
+        let tried = self.uploads.schedule.borrow().attempts(hash) > 0;
+        if !tried && age.is_some_and(|age| !shard.is_inherited(age.sequence)) {
+            return None;
+        }
+        let reader = shard.clone();
+        let reading = async move { reader.read_header(hash, location).await };
+        let header = self.patience.read(self.shard_number(hash), reading).await;
+        header?.ok()
     }
 
     /// The store has a record now.
@@ -721,13 +755,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
 /// Whether the store's object is an older version of the key that we had sent.
 fn was_on_its_way(head: &ObjectHead, header: &RecordHeader) -> bool {
-    let Some((crc64nvme, md5)) = header.on_its_way.split_once(' ') else {
-        return false;
-    };
-    match head.crc64nvme {
-        Some(of_store) => format!("{of_store:016x}") == crc64nvme,
-        None => head.meta.etag.eq_ignore_ascii_case(md5),
-    }
+    let mut names = header.on_its_way.split(';');
+    names.any(|name| match (name.split_once(' '), head.crc64nvme) {
+        (None, _) => false,
+        (Some((crc64nvme, _)), Some(of_store)) => format!("{of_store:016x}") == crc64nvme,
+        (Some((_, md5)), None) => !md5.is_empty() && head.meta.etag.eq_ignore_ascii_case(md5),
+    })
 }
 
 pub(crate) fn age_of(header: &RecordHeader) -> Age {

@@ -148,6 +148,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let Some(shard) = self.shard(hash) else {
             return Taken::Refused(view, turn);
         };
+        // No upload of an older version begins from here on: the record says which one is on its way.
+        self.uploads.set_appending(hash, true);
         let now = self.parts.runtime.unix_seconds();
         let size = view.len() as u64;
         let meta = Arc::new(ObjectMeta {
@@ -173,7 +175,6 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let bytes = header.record_bytes();
         self.supersede(hash);
-        self.uploads.set_appending(hash, true);
         let appended = shard.append(header, payload.buffer, || true).await;
         self.uploads.set_appending(hash, false);
         // Readers who came during the write must not be given what it replaced.
