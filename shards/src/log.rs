@@ -387,11 +387,13 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
     /// Makes durable what was written so far, in all segments. What outranks the records of a segment
     /// must not go with a power cut after they have gone.
     pub(crate) async fn sync_written(&self) -> io::Result<()> {
-        let unsynced: Vec<_> = {
+        let mut unsynced: Vec<_> = {
             let all = self.all.borrow();
             let unsynced = all.values().filter(|segment| segment.is_unsynced());
             unsynced.cloned().collect()
         };
+        // The same order in every run of a seed.
+        unsynced.sort_by_key(|segment| segment.number);
         for segment in unsynced {
             // What is written during the sync is not covered by it.
             segment.set_unsynced(false);

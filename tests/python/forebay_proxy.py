@@ -37,7 +37,8 @@ class Store:
 class Proxy:
     """One proxy on loopback over TLS, or over plain HTTP."""
 
-    def __init__(self, binary, store=None, shards=1, disk_quota="512M", block_size="4MiB", tls=True):
+    def __init__(self, binary, store=None, shards=1, disk_quota="512M", block_size="4MiB", tls=True,
+                 writeback=True):
         self.binary, self.store, self.shards = binary, store, shards
         self.disk_quota, self.tls, self.process = disk_quota, tls, None
         self.folder = tempfile.mkdtemp(prefix="forebay-python-")
@@ -51,7 +52,7 @@ class Proxy:
         with os.fdopen(descriptor, "w") as file:
             file.write(
                 f'[operator]\ntoken = "token-operator-0123456789abcdef"\n\n[[volume]]\nname = "{VOLUME}"\n{settings}'
-                f'block_size = "{block_size}"\nttl = "3600s"\n\n[[volume.key]]\ntoken = "{TOKEN}"\npermission = "rw"\n'
+                f'block_size = "{block_size}"\nttl = "3600s"\nwriteback = {str(writeback).lower()}\n\n[[volume.key]]\ntoken = "{TOKEN}"\npermission = "rw"\n'
             )
 
     def path(self, name):
