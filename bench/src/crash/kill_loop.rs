@@ -397,7 +397,14 @@ impl KillLoop {
         // Nobody else writes, and the store refuses nothing for good.
         for name in ["quarantined_blocks", "conflict_blocks", "orphaned_blocks"] {
             if count(name) > 0 {
-                let wrong = format!("round {}: {name} is {}", self.report.rounds, count(name));
+                let listed = self.server.dirty()?;
+                let held = listed["blocks"].as_array().into_iter().flatten();
+                let held: Vec<String> = held
+                    .filter(|block| !block["last_error"].is_null())
+                    .map(ToString::to_string)
+                    .collect();
+                let (round, count) = (self.report.rounds, count(name));
+                let wrong = format!("round {round}: {name} is {count}: {}", held.join(", "));
                 self.report.wrongs.push(wrong);
             }
         }

@@ -204,8 +204,17 @@ impl Server {
 
     /// `/-/status`.
     pub fn status(&self) -> Result<serde_json::Value, CrashError> {
-        let failed = |why: String| CrashError::new("/-/status", why);
-        let answer = Client::new(self.address, OPERATOR_TOKEN).request("GET", "/-/status", b"");
+        self.ask("/-/status")
+    }
+
+    /// The server's list of dirty blocks.
+    pub fn dirty(&self) -> Result<serde_json::Value, CrashError> {
+        self.ask("/-/dirty")
+    }
+
+    fn ask(&self, path: &'static str) -> Result<serde_json::Value, CrashError> {
+        let failed = |why: String| CrashError::new(path, why);
+        let answer = Client::new(self.address, OPERATOR_TOKEN).request("GET", path, b"");
         let answer = answer.map_err(|error| failed(error.to_string()))?;
         if answer.status != 200 {
             return Err(failed(format!("answered {}", answer.status)));
