@@ -32,6 +32,10 @@ const UNASKED_AGE_MAX_SECONDS: u64 = 60;
 /// Why a block leads to no store.
 pub(crate) const ORPHANED: &str = "its volume or store is no longer in the settings";
 
+/// Failed writes through that are remembered: some hundred KiB, and more than a store of which the
+/// answers get lost leaves in the minutes that matter.
+const IN_DOUBT_MAX: usize = 4096;
+
 /// Contents that a record names as perhaps on their way: each is one more kill between a write and
 /// its upload. They must fit a header beside the longest names.
 const ON_THEIR_WAY_MAX: usize = 4;
@@ -82,6 +86,8 @@ pub(crate) struct Uploads {
     /// Blocks of which the store may have something newer from us: a write went through, and the
     /// disk did not take that this one is gone.
     doubted: RefCell<HashSet<BlockHash>>,
+    /// CRC64-NVMEs of what was written through with an outcome that nobody knows: it may arrive late.
+    in_doubt: RefCell<BlockMap<u64>>,
     /// ETags of versions that we uploaded before, and perhaps did not know it when a newer one was
     /// acknowledged.
     pub(crate) own_etags: RefCell<HashSet<String>>,
@@ -107,6 +113,7 @@ impl Uploads {
             conflicts: RefCell::default(),
             forced: RefCell::default(),
             doubted: RefCell::default(),
+            in_doubt: RefCell::default(),
             own_etags: RefCell::default(),
             volumes: RefCell::default(),
             stores: RefCell::default(),
@@ -612,6 +619,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if let Some((crc64nvme, payload)) = sent {
             names.push(content_name(crc64nvme, &self.md5(&payload).await));
         }
+        if let Some(crc64nvme) = self.uploads.in_doubt.borrow().get(&hash) {
+            names.push(content_name(*crc64nvme, ""));
+        }
         if let Some(former) = self.tried_before(hash).await {
             let name = content_name(former.payload_crc64, "");
             if !names.iter().any(|known| known[..16] == name[..16]) {
@@ -622,6 +632,16 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         names.truncate(ON_THEIR_WAY_MAX);
         names.join(";")
+    }
+
+    /// A write through has failed, and may have been done all the same.
+    pub(crate) fn note_in_doubt(&self, hash: BlockHash, crc64nvme: u64) {
+        let mut in_doubt = self.uploads.in_doubt.borrow_mut();
+        // What is forgotten here can only be taken for somebody else's, and is kept then.
+        if in_doubt.len() >= IN_DOUBT_MAX {
+            in_doubt.clear();
+        }
+        in_doubt.insert(hash, crc64nvme);
     }
 
     /// The dirty record of a block whose upload has been tried, or may have been by a former run.
@@ -646,6 +666,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         self.uploads.forced.borrow_mut().remove(&hash);
         self.uploads.doubted.borrow_mut().remove(&hash);
+        self.uploads.in_doubt.borrow_mut().remove(&hash);
         let location = shard.find(hash);
         // It may have been moved meanwhile, or replaced.
         let is_newest = shard.is_dirty(hash)

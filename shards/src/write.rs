@@ -132,6 +132,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Ok(reply) => reply,
             Err(error) => {
                 self.resume_upload(held);
+                if let (true, Some(crc64nvme)) = (error.kind.is_retryable(), crc64nvme) {
+                    self.note_in_doubt(hash, crc64nvme);
+                }
                 let failure = self.write_failed(hash, &id, turn, error, if_none_match);
                 return Err(failure.await);
             }
