@@ -46,22 +46,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             record.mark = shard
                 .mark_place(location)
                 .and_then(|place| marks.remove(&place));
-            match record.mark {
-                Some(Mark::Uploaded { .. }) => {
-                    shard.mark_clean(record.hash, location);
-                    false
-                }
-                Some(Mark::Conflict { .. }) => {
-                    self.enter_conflict(record.hash);
-                    true
-                }
-                _ => {
-                    if record.in_conflict {
-                        self.enter_conflict(record.hash);
-                    }
-                    true
-                }
+            let is_uploaded = matches!(record.mark, Some(Mark::Uploaded { .. }));
+            if is_uploaded {
+                shard.mark_clean(record.hash, location);
+            } else if record.in_conflict || matches!(record.mark, Some(Mark::Conflict { .. })) {
+                self.enter_conflict(record.hash);
             }
+            !is_uploaded
         });
         shard.put_dirty_found(found);
     }
@@ -148,15 +139,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Enters a dirty record into the schedule by its header.
     pub(crate) fn enqueue_record(&self, hash: BlockHash, header: &RecordHeader) {
-        if self.uploads.volume_of(header).is_none() {
-            let message = ORPHANED.to_owned();
-            return self.hold(hash, header, Held::Orphaned, 0, message);
+        match self.uploads.volume_of(header) {
+            Some(volume) => {
+                let bytes = u64::from(header.payload_length);
+                self.enqueue_upload(hash, age_of(header), &volume, bytes);
+            }
+            None => self.hold(hash, header, Held::Orphaned, 0, ORPHANED.to_owned()),
         }
-        let store = self.uploads.store(header.store_identity);
-        let bytes = u64::from(header.payload_length);
-        let mut schedule = self.uploads.schedule.borrow_mut();
-        schedule.add(hash, age_of(header), store, bytes);
-        self.uploads.signal.raise();
     }
 
     /// Enters a dirty block into the schedule again, by what is on disk of it.

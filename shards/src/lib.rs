@@ -55,5 +55,6 @@ pub mod stats;
 pub mod superblock;
 pub mod table;
 pub mod upload;
+mod verdict;
 pub mod write;
 mod writeback;

@@ -175,12 +175,6 @@ impl Marks {
             .await;
     }
 
-    /// Removes the row of a record.
-    pub async fn remove(&self, place: MarkPlace) {
-        self.within(self.ledger.remove_prefix(self.key(place)))
-            .await;
-    }
-
     /// Removes the rows of a life that is over.
     pub async fn end_life(&self, segment: u32, incarnation: u64) {
         let prefix = self.life_prefix(segment, incarnation);

@@ -88,10 +88,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if self.patience.is_read_overdue(self.shard_number(hash)) {
             return None;
         }
-        let reader = shard.clone();
-        let reading = async move { reader.read_header(hash, location).await };
-        let header = self.patience.read(self.shard_number(hash), reading).await;
-        let header = header?.ok()?;
+        let header = self.header_at(&shard, hash, location).await?.ok()?;
         Some(ObjectName {
             volume: header.volume,
             key: header.key,
@@ -159,11 +156,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) else {
                 return Ok(None);
             };
-            let length = location.payload_length as usize;
-            let reader = shard.clone();
-            let reading = async move { reader.read(hash, location, 0..length).await };
             let unreadable = |problem: String| Err(ReadError::Unreadable(problem));
-            match self.patience.read(self.shard_number(hash), reading).await {
+            match self.record_at(&shard, hash, location).await {
                 Some(Ok(found)) => {
                     return Ok(Some(Exported {
                         meta: Arc::new(found.header.meta),

@@ -243,7 +243,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let number = self.shard_number(hash);
         let is_dirty = shard.is_dirty(hash);
         if self.patience.is_read_overdue(number) {
-            return self.without_copy(is_dirty, "the disk does not answer");
+            return self.without_record(id, is_dirty, None);
         }
         // Of a block that is worth keeping in memory all is read, however little is wanted now.
         let payload_length = location.payload_length as usize;
@@ -267,13 +267,48 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 shard.forget_if_at(hash, location);
                 Ok(None)
             }
-            Some(Err(failure)) => {
-                self.note_failure(id, &failure);
-                let is_lost = is_dirty && !matches!(failure, ReadFailure::Gone);
-                self.without_copy(is_lost, &failure.to_string())
-            }
-            None => self.without_copy(is_dirty, "the disk does not answer"),
+            Some(Err(failure)) => self.without_record(id, is_dirty, Some(failure)),
+            None => self.without_record(id, is_dirty, None),
         }
+    }
+
+    /// A record's header; `None` if the disk does not answer in time.
+    pub(crate) async fn header_at(
+        &self,
+        shard: &Rc<Shard<R, D>>,
+        hash: BlockHash,
+        location: Location,
+    ) -> Option<Result<RecordHeader, ReadFailure>> {
+        let reader = shard.clone();
+        let reading = async move { reader.read_header(hash, location).await };
+        self.patience.read(self.shard_number(hash), reading).await
+    }
+
+    /// All of a record; `None` if the disk does not answer in time.
+    pub(crate) async fn record_at(
+        &self,
+        shard: &Rc<Shard<R, D>>,
+        hash: BlockHash,
+        location: Location,
+    ) -> Option<Result<FoundRecord, ReadFailure>> {
+        let (reader, length) = (shard.clone(), location.payload_length as usize);
+        let reading = async move { reader.read(hash, location, 0..length).await };
+        self.patience.read(self.shard_number(hash), reading).await
+    }
+
+    /// The outcome of a read that failed, or that the disk did not answer.
+    fn without_record<T>(
+        &self,
+        id: &BlockId,
+        is_dirty: bool,
+        failure: Option<ReadFailure>,
+    ) -> Result<Option<T>, ReadError> {
+        let Some(failure) = failure else {
+            return self.without_copy(is_dirty, "the disk does not answer");
+        };
+        self.note_failure(id, &failure);
+        let is_lost = is_dirty && !matches!(failure, ReadFailure::Gone);
+        self.without_copy(is_lost, &failure.to_string())
     }
 
     /// The outcome of a read that found nothing: the store has it, unless the block is dirty.
@@ -417,11 +452,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let is_dirty = shard.is_dirty(hash);
         if self.patience.is_read_overdue(number) {
-            return self.without_copy(is_dirty, "the disk does not answer");
+            return self.without_record(id, is_dirty, None);
         }
-        let reader = shard.clone();
-        let reading = async move { reader.read_header(hash, location).await };
-        match self.patience.read(number, reading).await {
+        match self.header_at(&shard, hash, location).await {
             Some(Ok(header)) if names(&header, id) => {
                 Ok(Some(self.remember(hash, &shard, location, header).await))
             }
@@ -429,12 +462,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 shard.forget_if_at(hash, location);
                 Ok(None)
             }
-            Some(Err(failure)) => {
-                self.note_failure(id, &failure);
-                let is_lost = is_dirty && !matches!(failure, ReadFailure::Gone);
-                self.without_copy(is_lost, &failure.to_string())
-            }
-            None => self.without_copy(is_dirty, "the disk does not answer"),
+            Some(Err(failure)) => self.without_record(id, is_dirty, Some(failure)),
+            None => self.without_record(id, is_dirty, None),
         }
     }
 

@@ -1,47 +1,32 @@
 //! Uploads: from the dirty records of one core to their stores.
 //!
-//! This file does what [`crate::schedule`] decides: it reads a dirty record, verifies it, asks the
-//! store first where something newer may be there, sends it, and says in the index and in the ledger
+//! This file does what [`crate::schedule`] decides: it reads a dirty record, verifies it, sends it
+//! unless the store has something newer (`verdict.rs`), and says in the index and in the ledger
 //! that the store has it. It never uploads a record that is not the newest of its key, never two of
 //! one key at once, and never drops one that the store would not have.
 
 use crate::core::Core;
-use crate::format::{RecordHeader, RecordState, content_name};
+use crate::format::{RecordHeader, RecordState};
 use crate::index::{BlockMap, Location};
 use crate::key::{BlockHash, Freshness, Volume};
 use crate::marks::{Mark, MarkPlace};
 use crate::schedule::{Age, Ended, FailureCause, Held, Next, Schedule, ScheduleSettings};
 use crate::shard::ReadFailure;
+use crate::verdict::Verdict;
 use forebay_io::buffer::View;
 use forebay_io::disk::Disk;
 use forebay_io::local::{Event, Signal};
 use forebay_io::runtime::{Runtime, timeout};
-use forebay_io::store::{Attempts, ObjectHead, StoreError, StoreErrorKind, StoreResult};
+use forebay_io::store::{Attempts, StoreError, StoreErrorKind, StoreResult};
 use forebay_io::uplink::{Upload, UploadBody};
-use md5::{Digest, Md5};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// An upload of a record that was acknowledged longer ago asks the store first whether somebody
-/// else has written the key since.
-const UNASKED_AGE_MAX_SECONDS: u64 = 60;
-
 /// Why a block leads to no store.
 pub(crate) const ORPHANED: &str = "its volume or store is no longer in the settings";
-
-/// Failed writes through that are remembered: some hundred KiB, and more than a store of which the
-/// answers get lost leaves in the minutes that matter.
-const IN_DOUBT_MAX: usize = 4096;
-
-/// Contents that a record names as perhaps on their way: each is one more kill between a write and
-/// its upload. They must fit a header beside the longest names.
-const ON_THEIR_WAY_MAX: usize = 4;
-
-/// Bytes that are hashed before other tasks of the core have their turn.
-const HASHED_AT_ONCE_BYTES: usize = 256 << 10;
 
 /// How a core writes back.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +61,7 @@ pub(crate) struct Uploads {
     /// Blocks of which a dirty record is being written. Nothing else of them may take a place in
     /// the order of their records then: it would outrank the dirty one at the next start.
     appending: RefCell<HashSet<BlockHash>>,
-    in_flight: RefCell<BlockMap<InFlight>>,
+    pub(crate) in_flight: RefCell<BlockMap<InFlight>>,
     /// Blocks whose uploads writers hold back, with how many do.
     held: Rc<RefCell<BlockMap<usize>>>,
     /// Blocks of which the store has something newer: the cache passes them by.
@@ -85,9 +70,9 @@ pub(crate) struct Uploads {
     pub(crate) forced: RefCell<HashSet<BlockHash>>,
     /// Blocks of which the store may have something newer from us: a write went through, and the
     /// disk did not take that this one is gone.
-    doubted: RefCell<HashSet<BlockHash>>,
+    pub(crate) doubted: RefCell<HashSet<BlockHash>>,
     /// CRC64-NVMEs of what was written through with an outcome that nobody knows: it may arrive late.
-    in_doubt: RefCell<BlockMap<u64>>,
+    pub(crate) in_doubt: RefCell<BlockMap<u64>>,
     /// ETags of versions that we uploaded before, and perhaps did not know it when a newer one was
     /// acknowledged.
     pub(crate) own_etags: RefCell<HashSet<String>>,
@@ -125,7 +110,7 @@ impl Uploads {
 
     /// Whether the store has something newer than what is kept of a key.
     pub(crate) fn is_conflict(&self, hash: BlockHash) -> bool {
-        !self.conflicts.borrow().is_empty() && self.conflicts.borrow().contains(&hash)
+        self.conflicts.borrow().contains(&hash)
     }
 
     /// Whether a dirty record of a block is being written.
@@ -174,11 +159,11 @@ impl Uploads {
 
 /// An upload that has begun.
 #[derive(Clone, Default)]
-struct InFlight {
+pub(crate) struct InFlight {
     /// Set when it ends.
     ended: Event,
     /// What is sent, once it is.
-    sent: Rc<RefCell<Option<(u64, View)>>>,
+    pub(crate) sent: Rc<RefCell<Option<(u64, View)>>>,
 }
 
 /// Keeps a block from being uploaded while a writer decides what becomes of it, until it is dropped.
@@ -207,12 +192,12 @@ impl Drop for HeldUpload {
 }
 
 /// A record that is about to be uploaded.
-struct Outgoing {
+pub(crate) struct Outgoing {
     age: Age,
     location: Location,
     place: Option<MarkPlace>,
-    header: RecordHeader,
-    payload: View,
+    pub(crate) header: RecordHeader,
+    pub(crate) payload: View,
 }
 
 /// How an upload went.
@@ -234,17 +219,6 @@ impl Attempt {
     }
 }
 
-/// What the store's own version means for a record that is to be uploaded.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// Nobody has written the key since.
-    Upload,
-    /// The store has this very content, under this ETag.
-    Same(String),
-    /// Somebody has.
-    Newer(String),
-}
-
 impl<R: Runtime, D: Disk> Core<R, D> {
     /// Serves these volumes from now on: uploads find their stores here.
     pub fn set_volumes(&self, volumes: impl IntoIterator<Item = Arc<Volume>>) {
@@ -258,18 +232,17 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Starts the task that uploads.
     pub(crate) fn start_uploads(self: &Rc<Self>) {
-        let core = Rc::downgrade(self);
-        let runtime = self.parts.runtime.clone();
-        let task = runtime.clone();
-        runtime.spawn(async move {
-            while let Some(core) = core.upgrade() {
-                let now = core.parts.runtime.now();
+        let core = self.clone();
+        self.parts.runtime.spawn(async move {
+            let runtime = &core.parts.runtime;
+            loop {
+                let now = runtime.now();
                 let next = core.uploads.schedule.borrow_mut().next(now);
                 match next {
                     Next::Start(hash) => core.launch_upload(hash),
                     Next::WaitUntil(time) => {
                         let wait = time.since(now).max(Duration::from_millis(1));
-                        timeout(&task, wait, core.uploads.signal.wait()).await;
+                        timeout(runtime, wait, core.uploads.signal.wait()).await;
                     }
                     Next::Idle => core.uploads.signal.wait().await,
                 }
@@ -410,18 +383,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if self.uploads.is_held(hash) || self.uploads.is_appending(hash) {
             return superseded();
         }
-        self.make_room(
-            location.payload_length as usize,
-            location.payload_length as usize,
-        );
-        let (reader, length) = (shard.clone(), location.payload_length as usize);
-        let reading = async move { reader.read(hash, location, 0..length).await };
+        let length = location.payload_length as usize;
+        self.make_room(length, length);
         let failed = |message: String| Ended::Failed {
             cause: FailureCause::Disk,
             retry_after: None,
             message,
         };
-        let found = match self.patience.read(self.shard_number(hash), reading).await {
+        let found = match self.record_at(&shard, hash, location).await {
             None => return Err((age, failed("the disk does not answer".into()))),
             Some(Err(ReadFailure::Gone)) => {
                 // Moved or replaced while it was read; what is there now is tried anew.
@@ -480,27 +449,20 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             let sent = (outgoing.header.payload_crc64, outgoing.payload.clone());
             *upload.sent.borrow_mut() = Some(sent);
         }
-        use StoreErrorKind::{NotModified, PreconditionFailed};
         match self.upload_once(volume, outgoing, once && !forced).await {
             Ok(store_etag) => Ok(store_etag),
-            // MinIO has answered 304 to this.
-            Err(error) if matches!(error.kind, PreconditionFailed | NotModified) && once => {
+            // The condition did not hold (MinIO has answered 304 to this), or the store takes none.
+            Err(error) if once && is_about_condition(error.kind, forced) => {
                 match self.ask(hash, volume, outgoing, true).await? {
                     Verdict::Same(store_etag) => Ok(store_etag),
                     Verdict::Newer(message) => Err(Ended::Conflict { message }),
-                    Verdict::Upload => Err(failed(&error, FailureCause::Key)),
-                }
-            }
-            // As Swift, which takes no conditions. What others write in between is lost then, as it
-            // would be without us.
-            Err(error) if error.kind == StoreErrorKind::Unsupported && once && !forced => {
-                match self.ask(hash, volume, outgoing, true).await? {
-                    Verdict::Same(store_etag) => Ok(store_etag),
-                    Verdict::Newer(message) => Err(Ended::Conflict { message }),
-                    Verdict::Upload => {
+                    // As with Swift. What others write in between is lost then, as it would be
+                    // without us.
+                    Verdict::Upload if error.kind == StoreErrorKind::Unsupported => {
                         let sent = self.upload_once(volume, outgoing, false).await;
                         sent.map_err(|error| failed(&error, cause_of(error.kind)))
                     }
+                    Verdict::Upload => Err(failed(&error, FailureCause::Key)),
                 }
             }
             Err(error) => Err(failed(&error, cause_of(error.kind))),
@@ -526,137 +488,6 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let reply = self.parts.uplink.put(volume.store_number, upload).await;
         reply.map(|reply| reply.etag)
-    }
-
-    /// Whether an upload may meet something newer: it was tried before, comes from a former run, or
-    /// is late.
-    fn must_ask(&self, hash: BlockHash, outgoing: &Outgoing) -> bool {
-        let age_seconds = self
-            .parts
-            .runtime
-            .unix_seconds()
-            .saturating_sub(outgoing.header.validated_at);
-        let tried = self.uploads.schedule.borrow().attempts(hash) > 0;
-        let inherited = self
-            .shard(hash)
-            .is_some_and(|shard| shard.is_inherited(outgoing.header.sequence));
-        let doubted = self.uploads.doubted.borrow().contains(&hash);
-        tried || inherited || doubted || age_seconds > UNASKED_AGE_MAX_SECONDS
-    }
-
-    /// Asks the store what it has. `once`: whatever it has came first.
-    async fn ask(
-        &self,
-        hash: BlockHash,
-        volume: &Volume,
-        outgoing: &Outgoing,
-        once: bool,
-    ) -> Result<Verdict, Ended> {
-        let key = outgoing.header.key.clone();
-        let head = match self.parts.uplink.head(volume.store_number, key).await {
-            Ok(head) => head,
-            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Verdict::Upload),
-            Err(error) => return Err(failed(&error, cause_of(error.kind))),
-        };
-        if self.is_same(&head, outgoing).await {
-            return Ok(Verdict::Same(head.meta.etag));
-        }
-        let known = self.known_store_etag(hash);
-        let is_known = was_on_its_way(&head, &outgoing.header)
-            || head.meta.etag == outgoing.header.store_etag
-            || known.as_deref() == Some(&*head.meta.etag)
-            || self.uploads.own_etags.borrow().contains(&head.meta.etag);
-        if !once && !head.meta.etag.is_empty() && is_known {
-            return Ok(Verdict::Upload);
-        }
-        let acknowledged = outgoing.header.validated_at;
-        if once || head.meta.last_modified > acknowledged {
-            return Ok(Verdict::Newer(format!(
-                "the store has another object of {} bytes, ETag {}, changed {} s after this one was \
-                 acknowledged",
-                head.meta.size,
-                head.meta.etag,
-                head.meta.last_modified.saturating_sub(acknowledged)
-            )));
-        }
-        Ok(Verdict::Upload)
-    }
-
-    /// Whether the store's object has the content of a record, as far as its checksums tell.
-    async fn is_same(&self, head: &ObjectHead, outgoing: &Outgoing) -> bool {
-        let header = &outgoing.header;
-        if head.meta.size != u64::from(header.payload_length) {
-            return false;
-        }
-        if let Some(crc64nvme) = head.crc64nvme {
-            return crc64nvme == header.payload_crc64;
-        }
-        let etag = head.meta.etag.as_str();
-        let looks_like_md5 = etag.len() == 32 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !looks_like_md5 {
-            return false;
-        }
-        self.md5(&outgoing.payload).await.eq_ignore_ascii_case(etag)
-    }
-
-    async fn md5(&self, bytes: &[u8]) -> String {
-        let mut md5 = Md5::new();
-        for piece in bytes.chunks(HASHED_AT_ONCE_BYTES) {
-            md5.update(piece);
-            self.parts.runtime.yield_now().await;
-        }
-        let digest = md5.finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// The contents of a block's uploads that may be on their way, from this run or the one before,
-    /// newest first, with a semicolon between. Should one arrive after all when nobody waits for it
-    /// any more, it must be known for ours.
-    pub(crate) async fn on_its_way(&self, hash: BlockHash) -> String {
-        let upload = self.uploads.in_flight.borrow().get(&hash).cloned();
-        let sent = upload.and_then(|upload| upload.sent.borrow().clone());
-        let mut names = Vec::new();
-        if let Some((crc64nvme, payload)) = sent {
-            names.push(content_name(crc64nvme, &self.md5(&payload).await));
-        }
-        if let Some(crc64nvme) = self.uploads.in_doubt.borrow().get(&hash) {
-            names.push(content_name(*crc64nvme, ""));
-        }
-        if let Some(former) = self.tried_before(hash).await {
-            let name = content_name(former.payload_crc64, "");
-            if !names.iter().any(|known| known[..16] == name[..16]) {
-                names.push(name);
-            }
-            let older = former.on_its_way.split(';').filter(|name| !name.is_empty());
-            names.extend(older.map(str::to_owned));
-        }
-        names.truncate(ON_THEIR_WAY_MAX);
-        names.join(";")
-    }
-
-    /// A write through has failed, and may have been done all the same.
-    pub(crate) fn note_in_doubt(&self, hash: BlockHash, crc64nvme: u64) {
-        let mut in_doubt = self.uploads.in_doubt.borrow_mut();
-        // What is forgotten here can only be taken for somebody else's, and is kept then.
-        if in_doubt.len() >= IN_DOUBT_MAX {
-            in_doubt.clear();
-        }
-        in_doubt.insert(hash, crc64nvme);
-    }
-
-    /// The dirty record of a block whose upload has been tried, or may have been by a former run.
-    async fn tried_before(&self, hash: BlockHash) -> Option<RecordHeader> {
-        let shard = self.shard(hash)?;
-        let location = shard.find(hash).filter(|_| shard.is_dirty(hash))?;
-        let age = self.uploads.schedule.borrow().age(hash);
-        let tried = self.uploads.schedule.borrow().attempts(hash) > 0;
-        if !tried && age.is_some_and(|age| !shard.is_inherited(age.sequence)) {
-            return None;
-        }
-        let reader = shard.clone();
-        let reading = async move { reader.read_header(hash, location).await };
-        let header = self.patience.read(self.shard_number(hash), reading).await;
-        header?.ok()
     }
 
     /// The store has a record now.
@@ -774,16 +605,6 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 }
 
-/// Whether the store's object is an older version of the key that we had sent.
-fn was_on_its_way(head: &ObjectHead, header: &RecordHeader) -> bool {
-    let mut names = header.on_its_way.split(';');
-    names.any(|name| match (name.split_once(' '), head.crc64nvme) {
-        (None, _) => false,
-        (Some((crc64nvme, _)), Some(of_store)) => format!("{of_store:016x}") == crc64nvme,
-        (Some((_, md5)), None) => !md5.is_empty() && head.meta.etag.eq_ignore_ascii_case(md5),
-    })
-}
-
 pub(crate) fn age_of(header: &RecordHeader) -> Age {
     Age {
         acked_unix_ms: header.validated_at * 1000,
@@ -791,7 +612,17 @@ pub(crate) fn age_of(header: &RecordHeader) -> Age {
     }
 }
 
-fn failed(error: &StoreError, cause: FailureCause) -> Ended {
+/// Whether a store's refusal is of the condition, not of the object.
+fn is_about_condition(kind: StoreErrorKind, forced: bool) -> bool {
+    match kind {
+        StoreErrorKind::NotModified | StoreErrorKind::PreconditionFailed => true,
+        // Without a condition something else is not supported.
+        StoreErrorKind::Unsupported => !forced,
+        _ => false,
+    }
+}
+
+pub(crate) fn failed(error: &StoreError, cause: FailureCause) -> Ended {
     Ended::Failed {
         cause,
         retry_after: error.retry_after,
@@ -800,7 +631,7 @@ fn failed(error: &StoreError, cause: FailureCause) -> Ended {
 }
 
 /// What a store's refusal of an upload says of others.
-fn cause_of(kind: StoreErrorKind) -> FailureCause {
+pub(crate) fn cause_of(kind: StoreErrorKind) -> FailureCause {
     use StoreErrorKind::{
         ClockSkew, Contended, Corrupt, Denied, Internal, InvalidKey, Misdirected, NoSuchBucket,
         NotFound, NotModified, PreconditionFailed, RangeNotSatisfiable, Rejected, SlowDown,

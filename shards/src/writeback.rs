@@ -76,9 +76,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             return Ok(None);
         }
         let is_dirty = shard.is_dirty(hash);
-        let reader = shard.clone();
-        let reading = async move { reader.read_header(hash, location).await };
-        let header = match self.patience.read(self.shard_number(hash), reading).await {
+        let header = match self.header_at(&shard, hash, location).await {
             Some(Ok(header)) if crate::read::names(&header, id) => header,
             // What is not known to be there forbids nothing.
             _ => return Ok(None),
