@@ -4,8 +4,9 @@
 //! has a record, or why one is held; what it does not know is uploaded once more. Nothing here talks
 //! to a store, and nothing dirty is given up because it cannot be read.
 
+use crate::backlog::BlockState;
 use crate::core::Core;
-use crate::format::RecordHeader;
+use crate::format::{RecordHeader, RecordState};
 use crate::index::Location;
 use crate::key::BlockHash;
 use crate::marks::Mark;
@@ -16,6 +17,9 @@ use forebay_io::disk::Disk;
 use forebay_io::runtime::Runtime;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// Why a block is held that was found to be in conflict in an earlier life.
+const SOMETHING_NEWER: &str = "the store has something newer";
 
 /// Pauses between tries to read a dirty record that the disk does not give.
 const REREAD_PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -85,8 +89,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let DirtyFound {
             sequence,
             hash,
-            in_conflict,
             mark,
+            ..
         } = record;
         let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) else {
             return;
@@ -113,10 +117,6 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Some(Mark::Conflict { attempts, message }) => {
                 self.hold(hash, &header, Held::Conflict, attempts, message);
             }
-            _ if in_conflict => {
-                let message = "the store has something newer".to_owned();
-                self.hold(hash, &header, Held::Conflict, 1, message);
-            }
             _ => self.enqueue_record(hash, &header),
         }
     }
@@ -138,7 +138,16 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Enters a dirty record into the schedule by its header.
-    pub(crate) fn enqueue_record(&self, hash: BlockHash, header: &RecordHeader) {
+    fn enqueue_record(&self, hash: BlockHash, header: &RecordHeader) {
+        if self.is_known_conflict(hash, header) {
+            // What the schedule says of one that it holds already is better than what can be said here.
+            if self.state_of(hash) != Some(BlockState::Conflict) {
+                let message = SOMETHING_NEWER.to_owned();
+                self.enter_conflict(hash);
+                self.hold(hash, header, Held::Conflict, 1, message);
+            }
+            return;
+        }
         match self.uploads.volume_of(header) {
             Some(volume) => {
                 let bytes = u64::from(header.payload_length);
@@ -146,6 +155,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             }
             None => self.hold(hash, header, Held::Orphaned, 0, ORPHANED.to_owned()),
         }
+    }
+
+    /// Whether it was found before that the store has something newer than a dirty record, and no
+    /// operator wants it to be uploaded all the same.
+    fn is_known_conflict(&self, hash: BlockHash, header: &RecordHeader) -> bool {
+        let is_known = header.state == RecordState::Conflict || self.uploads.is_conflict(hash);
+        is_known && !self.uploads.forced.borrow().contains(&hash)
     }
 
     /// Enters a dirty block into the schedule again, by what is on disk of it.

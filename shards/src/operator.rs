@@ -110,7 +110,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         retried
     }
 
-    fn state_of(&self, hash: BlockHash) -> Option<BlockState> {
+    pub(crate) fn state_of(&self, hash: BlockHash) -> Option<BlockState> {
         self.uploads.schedule.borrow().state(hash)
     }
 

@@ -10,8 +10,9 @@ use crate::format::{RecordHeader, RecordState};
 use crate::index::{BlockMap, Location};
 use crate::key::{BlockHash, Freshness, Volume};
 use crate::marks::{Mark, MarkPlace};
+use crate::messages::WriteError;
 use crate::schedule::{Age, Ended, FailureCause, Held, Next, Schedule, ScheduleSettings};
-use crate::shard::ReadFailure;
+use crate::shard::{AppendFailure, ReadFailure};
 use crate::verdict::Verdict;
 use forebay_io::buffer::View;
 use forebay_io::disk::Disk;
@@ -21,6 +22,7 @@ use forebay_io::store::{Attempts, StoreError, StoreErrorKind, StoreResult};
 use forebay_io::uplink::{Upload, UploadBody};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -541,7 +543,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     return;
                 }
                 log::error!("{name}: conflict, kept and not served: {message}");
-                self.write_conflict(hash, outgoing).await;
+                let payload = &outgoing.payload;
+                let written = self.write_conflict(hash, &outgoing.header, payload).await;
+                if let Err(failure) = written {
+                    // The ledger alone knows until the key is deleted.
+                    log::warn!("{name}: its conflict is not on disk yet: {failure}");
+                }
                 if self.uploads.schedule.borrow().age(hash) != Some(outgoing.age) {
                     return;
                 }
@@ -573,29 +580,65 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
     }
 
+    /// Makes sure that what is in conflict is held after a restart too, whatever becomes of the
+    /// ledger: a key that is about to be deleted must not come back by an upload.
+    ///
+    /// # Errors
+    /// [`WriteError::Stalled`] if the disk does not say in time that it has that.
+    pub(crate) async fn settle_conflict(
+        self: &Rc<Self>,
+        hash: BlockHash,
+    ) -> Result<(), WriteError> {
+        loop {
+            let Some(shard) = self.shard(hash) else {
+                return Ok(());
+            };
+            let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) else {
+                return Ok(());
+            };
+            let found = match self.record_at(&shard, hash, location).await {
+                Some(Ok(found)) if found.header.state == RecordState::Conflict => return Ok(()),
+                Some(Ok(found)) => found,
+                Some(Err(ReadFailure::Gone)) => continue,
+                // It cannot be uploaded either.
+                Some(Err(ReadFailure::Damaged(_))) => return Ok(()),
+                Some(Err(ReadFailure::Disk(_))) | None => return Err(WriteError::Stalled),
+            };
+            let core = self.clone();
+            let writing = async move {
+                let payload = found.whole.unwrap_or(found.wanted);
+                core.write_conflict(hash, &found.header, &payload).await
+            };
+            match self.patience.write(self.shard_number(hash), writing).await {
+                Some(Ok(_)) => return Ok(()),
+                Some(Err(AppendFailure::Superseded)) => {}
+                Some(Err(_)) | None => return Err(WriteError::Stalled),
+            }
+        }
+    }
+
     /// Writes a record again as one that is in conflict: the ledger may be lost, and what is deleted
-    /// or replaced in the store must not be taken for what never came there. If the disk does not take
-    /// it, the ledger alone knows.
-    async fn write_conflict(&self, hash: BlockHash, outgoing: &Outgoing) {
-        let Some(shard) = self.shard(hash) else {
-            return;
-        };
-        let Ok(mut body) = self.take_buffer(outgoing.payload.len()).await else {
-            return;
-        };
-        body.append(&outgoing.payload);
+    /// or replaced in the store must not be taken for what never came there.
+    async fn write_conflict(
+        &self,
+        hash: BlockHash,
+        header: &RecordHeader,
+        payload: &View,
+    ) -> Result<u64, AppendFailure> {
+        let shard = self.shard(hash).ok_or(AppendFailure::Superseded)?;
+        let before = shard.find(hash);
+        let buffer = self.take_buffer(payload.len()).await;
+        let mut body = buffer.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        body.append(payload);
         let header = RecordHeader {
             state: RecordState::Conflict,
-            ..outgoing.header.clone()
+            ..header.clone()
         };
-        let before = shard.find(hash);
         let still = || {
             let now = shard.find(hash);
             now == before && shard.is_dirty(hash) && !self.uploads.is_appending(hash)
         };
-        if let Err(failure) = shard.append(header, body, still).await {
-            log::warn!("shard {}: {failure}", self.shard_number(hash));
-        }
+        shard.append(header, body, still).await
     }
 
     /// The cache passes a key by from now on: the store has something newer than what is kept.

@@ -305,6 +305,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let hash = id.hash();
         self.shard_to_write(hash).await?;
         let turn = self.turn(hash).await?;
+        if self.uploads.is_conflict(hash) {
+            self.settle_conflict(hash).await?;
+        }
         let held = self.hold_upload(hash).await;
         match self
             .parts

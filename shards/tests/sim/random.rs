@@ -17,7 +17,7 @@ const SEEDS_DEFAULT: u64 = 3000;
 
 /// Seeds that failed when something was wrong, in the engine or here, each with what it was. A seed
 /// lives another life once the workload has changed, so this corpus ages; new finds are added.
-const SEEDS_FOUND: [(u64, &str); 12] = [
+const SEEDS_FOUND: [(u64, &str); 13] = [
     (
         412_144,
         "a copy does not say that what a kill cut off is gone",
@@ -50,6 +50,10 @@ const SEEDS_FOUND: [(u64, &str); 12] = [
     (
         3_024_547,
         "a tombstone whose flush failed buried a block at the next start only",
+    ),
+    (
+        7_001_095,
+        "the disk was too full to take a conflict, and the ledger that knew it was lost",
     ),
 ];
 

@@ -28,6 +28,9 @@
 //!   nothing is dropped for a delete that it refuses, and a kill before the tombstone leaves a copy
 //!   that nothing checks. It ends when one of its blocks is missed, or with the next write; until
 //!   then a read of it does not say that the delete is gone (seed 2686).
+//! - A delete of such a key that ended with an error, because the disk took no tombstone: the key
+//!   holds nothing then, and the next start may find the copy again. So a read of nothing does not
+//!   say that the copy is gone (seed 6003869).
 //! - A power cut makes unknown again what was written after the oldest thing that the disk lost
 //!   ([`Model::power_cut`]). What is older must all be there.
 //! - Damage (bit rot, lost, misdirected and stale sectors, errors without limit) can take the
@@ -74,6 +77,8 @@ struct Write {
     undone: bool,
     /// A kill cut it off, and the cache may still have a copy that is older. Not settled yet.
     cut_off: bool,
+    /// A delete that the store has done, and of which the disk has no tombstone.
+    unburied: bool,
     /// Completions of the disk when it ended.
     completions: u64,
     /// Reads that begin later are not given it: one before them was given something else.
@@ -145,6 +150,7 @@ impl Model {
             synced: false,
             undone: false,
             cut_off: false,
+            unburied: false,
             completions: 0,
             dead_from: u64::MAX,
         };
@@ -173,6 +179,7 @@ impl Model {
             synced: false,
             undone: false,
             cut_off: false,
+            unburied: false,
             completions: u64::MAX,
             dead_from: u64::MAX,
         };
@@ -188,13 +195,17 @@ impl Model {
     pub fn end_write(&mut self, ticket: &WriteTicket, ending: Ending, completions: u64) {
         let now = self.tick();
         let (synced, writes_back) = (self.synced, self.writes_back);
+        let is_unchecked = is_immutable(&ticket.key);
         let write = &mut self.of_key(&ticket.key)[ticket.place];
         write.ended = Some(now);
         write.completions = completions;
         match ending {
             Ending::Done => write.certain = true,
             Ending::Dirty => (write.certain, write.dirty, write.synced) = (true, true, synced),
-            Ending::Unknown => write.cut_off = writes_back,
+            Ending::Unknown => {
+                write.cut_off = writes_back;
+                write.unburied = is_unchecked && write.etag.is_none();
+            }
             // It never was: no read is given it from now on.
             Ending::NotDone => write.dead_from = 0,
         }
@@ -345,6 +356,9 @@ impl Model {
         if lossy_until == u64::MAX || writes.iter().any(|write| write.external) {
             return;
         }
+        if etag.is_none() && writes.iter().any(|write| write.unburied) {
+            return;
+        }
         let unseen = |write: &&mut Write| !given(write) && !write.undone && !write.cut_off;
         for write in writes.iter_mut().filter(unseen) {
             if write.ended.is_some_and(|ended| ended < began) {
@@ -466,6 +480,19 @@ mod tests {
         assert!(case.takes(Some("a")), "nobody checks it");
         assert!(case.takes(None), "until a block of it is missed");
         assert!(!case.takes(Some("a")), "and that is for good");
+    }
+
+    #[test]
+    fn a_copy_comes_back_after_a_delete_without_a_tombstone() {
+        for (key, comes_back) in [("checked", false), ("immutable", true)] {
+            let mut case = Case::of_key(key);
+            case.write(Some("a"), Ending::Done, 1);
+            case.write(None, Ending::Unknown, 2);
+            assert!(case.takes(None));
+            assert_eq!(case.takes(Some("a")), comes_back, "{key}");
+            case.write(None, Ending::Done, 3);
+            assert!(case.takes(None) && !case.takes(Some("a")), "{key}");
+        }
     }
 
     #[test]

@@ -289,12 +289,16 @@ pub async fn open_shard(
     back: Option<(Marks, bool)>,
 ) -> (SimShard, RecoveryReport) {
     let mut entries = disk.list().await.expect("a simulated folder can be listed");
+    // Another shard may be serving already, and making a segment.
+    let is_own =
+        |name: &str| parse_segment_name(name).is_some_and(|(shard, _)| shard == layout.shard);
+    entries.retain(|entry| is_own(&entry.name));
     let discarded = discard_unmade(disk, &mut entries).await;
     discarded.expect("simulated files can be removed");
     let numbers: Vec<u32> = entries
         .iter()
         .filter_map(|entry| parse_segment_name(&entry.name))
-        .filter_map(|(shard, segment)| (shard == layout.shard).then_some(segment))
+        .map(|(_, segment)| segment)
         .collect();
     // A scan reads a mebibyte at once, more than the tight pools of some tests have in all.
     let scans = Pool::new(SCAN_POOL_BYTES);
