@@ -12,10 +12,12 @@ use super::limits::{
     HEAD_READ_BYTES, HEAD_TIME_MAX, IDLE_TIME_MAX, LINGER_TIME_MAX, SEND_BYTES_MAX,
 };
 use super::reply::{ErrorReply, ReplyHead};
+use forebay_io::local::Permit;
 use forebay_io::net::Stream;
 use forebay_io::runtime::{MonoTime, Runtime, timeout};
 use std::io;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 /// Why a connection ends without another answer.
@@ -66,6 +68,9 @@ pub struct Connection {
     request_id: String,
     request_started: MonoTime,
     method: &'static str,
+    /// Whether the body is read in turn with those of other connections.
+    in_turn: bool,
+    turn: Option<Permit>,
 }
 
 /// A method as metrics know it.
@@ -95,6 +100,8 @@ impl Connection {
             request_id: String::new(),
             request_started: now,
             method: "other",
+            in_turn: false,
+            turn: None,
         }
     }
 
@@ -299,13 +306,47 @@ impl Connection {
         Ok(())
     }
 
+    /// Reads bodies in turn from now on, or no longer.
+    ///
+    /// Connections that have bytes waiting are served one after the other, each until it has none or
+    /// its block is complete. If they shared the core they would all be complete at the same time: then
+    /// all wait for the disk, the core idles, and so it goes on in step. Nothing that another
+    /// turn could be needed for may be waited for meanwhile.
+    pub fn set_in_turn(&mut self, in_turn: bool) {
+        self.in_turn = in_turn;
+        self.turn = None;
+    }
+
+    async fn take_turn(&mut self) {
+        if self.in_turn && self.turn.is_none() {
+            let began = self.context.runtime.now();
+            self.turn = Some(self.context.receiving.acquire().await);
+            // Our time, not the client's.
+            let waited = self.context.runtime.now().since(began);
+            self.body_started = self.body_started.plus(waited);
+        }
+    }
+
     /// Reads at least one byte of a body from the stream, at the least rate that is allowed.
     async fn read_stream(&mut self, target: &mut [u8]) -> Result<usize, Ended> {
+        self.take_turn().await;
         let allowed = BODY_GRACE
             + Duration::from_millis(self.body_received.saturating_mul(1000) / BODY_RATE_MIN);
         let passed = self.context.runtime.now().since(self.body_started);
         let limit = allowed.saturating_sub(passed);
-        match timeout(&self.context.runtime, limit, self.stream.read(target)).await {
+        let (stream, turn) = (&mut self.stream, &mut self.turn);
+        let reading = async {
+            let mut reading = std::pin::pin!(stream.read(target));
+            match futures::poll!(reading.as_mut()) {
+                Poll::Ready(result) => result,
+                Poll::Pending => {
+                    // Whoever has bytes goes first.
+                    *turn = None;
+                    reading.await
+                }
+            }
+        };
+        match timeout(&self.context.runtime, limit, reading).await {
             Some(Ok(0)) => Err(Ended::Io(io::ErrorKind::UnexpectedEof.into())),
             Some(result) => Ok(result?),
             None => Err(Ended::TooSlow),

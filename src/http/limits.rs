@@ -48,6 +48,9 @@ pub const OBJECT_BYTES_MAX: u64 = 5 << 30;
 /// cached then. Objects beyond it are written around the cache and fetched when read.
 pub const PUT_BLOCKS_KEPT_MAX: usize = 8;
 
+/// Connections of a core that receive a body at a time while others have bytes waiting, too.
+pub const RECEIVING_MAX: usize = 1;
+
 /// Bytes asked of the stream while looking for a head.
 pub const HEAD_READ_BYTES: usize = 8 << 10;
 

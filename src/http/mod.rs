@@ -26,7 +26,7 @@ use crate::server::volumes::{ServedVolume, VolumeTable};
 use auth::{Access, Credential, Identity};
 use connection::{Connection, Ended, Refused};
 use forebay_io::disk::ring::RingDisk;
-use forebay_io::local::Event;
+use forebay_io::local::{Event, Permits};
 use forebay_io::rt::GlommioRuntime;
 use forebay_io::runtime::Runtime;
 use forebay_shards::key::{BlockId, Volume};
@@ -55,6 +55,8 @@ pub struct CoreContext {
     pub volume_table: RefCell<Arc<VolumeTable>>,
     /// Makes request ids unique.
     pub requests: Cell<u64>,
+    /// Turns of connections that receive bodies; see [`Connection::set_in_turn`].
+    pub receiving: Permits,
 }
 
 impl CoreContext {

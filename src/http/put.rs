@@ -373,7 +373,19 @@ async fn read_block(
     body: &mut Body,
     bytes: u64,
 ) -> Result<(BufferWriter, PayloadChecksums), BodyError> {
-    let mut buffer = take_buffer(connection, bytes).await?;
+    let buffer = take_buffer(connection, bytes).await?;
+    connection.set_in_turn(true);
+    let filled = fill_block(connection, body, bytes, buffer).await;
+    connection.set_in_turn(false);
+    filled
+}
+
+async fn fill_block(
+    connection: &mut Connection,
+    body: &mut Body,
+    bytes: u64,
+    mut buffer: BufferWriter,
+) -> Result<(BufferWriter, PayloadChecksums), BodyError> {
     let mut checksums = PayloadChecksums::default();
     while (buffer.filled() as u64) < bytes {
         let room = (bytes as usize - buffer.filled()).min(READ_BYTES);

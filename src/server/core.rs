@@ -4,7 +4,7 @@ use super::ServerState;
 use super::volumes::VolumeTable;
 use super::watchdog;
 use crate::http::connection::Connection;
-use crate::http::limits::{ACCEPT_PAUSE, HANDSHAKE_TIME_MAX};
+use crate::http::limits::{ACCEPT_PAUSE, HANDSHAKE_TIME_MAX, RECEIVING_MAX};
 use crate::http::{self, CoreContext};
 use forebay_io::buffer::Pool;
 use forebay_io::disk::ring::RingDisk;
@@ -163,6 +163,7 @@ pub async fn run(
         stopping: Event::default(),
         volume_table: RefCell::new(plan.table),
         requests: Cell::new(0),
+        receiving: Permits::new(RECEIVING_MAX),
     });
     let connections = Permits::new(connections_max);
     runtime.spawn(tick(context.clone()));

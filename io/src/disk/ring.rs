@@ -15,6 +15,7 @@ use super::{Disk, DiskFile, FileEntry, REQUEST_BYTES_MAX};
 use crate::buffer::{BufferWriter, Frozen, PAGE};
 use crate::rt;
 use futures::AsyncRead;
+use futures::future::join_all;
 use glommio::net::TcpStream;
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, opcode, types};
@@ -476,10 +477,28 @@ impl DiskFile for RingFile {
 
     async fn write(&self, offset: u64, data: Frozen, range: Range<usize>) -> io::Result<()> {
         assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
+        // All at once: a record that waits for one piece after the other is written at a queue depth
+        // of one. And to the end of each, whatever becomes of the others: nothing of this write may
+        // reach the disk after its error did its caller.
+        let pieces = range.clone().step_by(REQUEST_BYTES_MAX).map(|start| {
+            let piece = start..range.end.min(start + REQUEST_BYTES_MAX);
+            self.write_piece(offset + (start - range.start) as u64, &data, piece)
+        });
+        let written = join_all(pieces).await;
+        written.into_iter().collect()
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        RingDisk::sync_fd(&self.ring, self.fd.as_raw_fd(), types::FsyncFlags::DATASYNC).await
+    }
+}
+
+impl RingFile {
+    /// Writes what one request may carry, again for what it leaves.
+    async fn write_piece(&self, offset: u64, data: &Frozen, range: Range<usize>) -> io::Result<()> {
         let (mut total, mut retries) = (0, Retries::default());
         while total < range.len() {
-            let end = range.end.min(range.start + total + REQUEST_BYTES_MAX);
-            let source = &data.record()[range.start + total..end];
+            let source = &data.record()[range.start + total..range.end];
             let entry = opcode::Write::new(
                 types::Fd(self.fd.as_raw_fd()),
                 source.as_ptr(),
@@ -502,12 +521,6 @@ impl DiskFile for RingFile {
         Ok(())
     }
 
-    async fn sync(&self) -> io::Result<()> {
-        RingDisk::sync_fd(&self.ring, self.fd.as_raw_fd(), types::FsyncFlags::DATASYNC).await
-    }
-}
-
-impl RingFile {
     /// The open file's status flags (`F_GETFL`), for tests of direct I/O.
     pub fn status_flags(&self) -> i32 {
         // SAFETY: a query on a descriptor that we own.
