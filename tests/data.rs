@@ -513,6 +513,37 @@ fn expect_continue_is_answered_once_the_body_is_wanted() {
 }
 
 #[test]
+fn clients_that_pause_in_their_bodies_hold_nobody_up() {
+    let proxy = Setup::default().start();
+    let body = pattern(15, MIB);
+    let length = body.len().to_string();
+    let headers = [("Content-Length", length.as_str())];
+    // More than may receive at a time, each stopped at another place of its body.
+    let mut paused: Vec<_> = (0..6)
+        .map(|index| {
+            let mut client = proxy.client();
+            let target = format!("/{VOLUME}/paused/{index}");
+            client.send_request("PUT", &target, &headers, b"");
+            let sent = index * MIB / 6;
+            client.send(&body[..sent]);
+            (client, target, sent)
+        })
+        .collect();
+    for index in 0..8 {
+        let answer = put(&proxy, &format!("swift/{index}"), &[], &body);
+        assert_eq!(answer.status, 200, "beside paused bodies");
+    }
+    // One that has gone gives its turn back.
+    drop(paused.pop());
+    for (client, target, sent) in &mut paused {
+        client.send(&body[*sent..]);
+        assert_eq!(client.read_answer("PUT").status, 200, "{target}");
+        let answer = client.request("GET", target, &[], b"");
+        assert_same_bytes(&answer.body, &body, target);
+    }
+}
+
+#[test]
 fn deleted_means_gone() {
     let mut proxy = Setup {
         shards: 2,
