@@ -1,12 +1,13 @@
 //! The server's certificate and key: made on first start, loaded and checked on every one.
 //!
-//! This file owns what TLS is offered: TLS 1.2 and 1.3 by rustls with aws-lc-rs, HTTP/1.1 only, no
+//! This file owns what TLS is offered: TLS 1.2 and 1.3 by rustls, HTTP/1.1 only, no
 //! early data, rotating tickets. It never replaces a certificate or key that is there, because
 //! clients pin what they once saw; half a pair is an error for people to resolve.
 
 use crate::settings::TlsFiles;
 use crate::settings::private_file::{self, Existing, PrivateFileError};
 use aws_lc_rs::digest;
+use forebay_io::net::crypto_provider;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 use rustls::crypto::aws_lc_rs as provider;
 use rustls_pki_types::pem::PemObject;
@@ -159,7 +160,7 @@ fn server_config(
         problem,
     };
     let mut config =
-        rustls::ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        rustls::ServerConfig::builder_with_provider(Arc::new(crypto_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(|error| refuse_key(error.to_string()))?
             .with_no_client_auth()

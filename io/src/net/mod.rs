@@ -3,8 +3,10 @@
 //! This file owns accepting. It never reads a byte of a connection and never waits for a
 //! handshake: an accepted socket is handed on at once.
 
+mod ciphers;
 mod stream;
 
+pub use ciphers::crypto_provider;
 pub use stream::{SOCKET_BYTES_MAX, Socket, Stream, TLS_BYTES_MAX, TLS_CORE_BYTES_MAX};
 
 use glommio::net::TcpListener;

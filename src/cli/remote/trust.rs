@@ -92,7 +92,7 @@ impl Trust {
 
     /// The same as rustls takes it.
     pub fn into_config(self) -> Result<ClientConfig, SettingsError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(forebay_io::net::crypto_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| wrong("--url", error.to_string()))?;

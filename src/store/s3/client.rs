@@ -121,7 +121,7 @@ fn authorities(ca_pem: Option<&[u8]>) -> Result<rustls::RootCertStore, BuildErro
 }
 
 fn config(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(forebay_io::net::crypto_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
