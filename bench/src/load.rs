@@ -27,7 +27,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use machine::{Machine, Usage};
+use machine::{CpuTime, Machine, Usage};
 use plan::{Method, Plan};
 use report::Report;
 use samples::{Samples, Window};
@@ -194,6 +194,7 @@ fn summarise(
         server_cpu_s_per_gib: server_cpu_s
             .filter(|_| bytes > 0)
             .map(|cpu_s| cpu_s / report::gib(bytes)),
+        server_core_busy: usage.server_cpu.as_ref().map(CpuTime::busy_share),
         server_rss_bytes: after.usage.server.as_ref().map(|server| server.rss_bytes),
         device_bytes_read: machine.has_device().then_some(usage.device_bytes_read),
         wrong_content: samples.wrong_content,

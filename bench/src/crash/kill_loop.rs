@@ -15,15 +15,15 @@ use crate::crash::ledger::{Account, Ledger, Version};
 use crate::crash::server::{BUCKET, IMMUTABLE, REVALIDATE, Server, Settings, TOKEN};
 use crate::stub::{Action, Fault, Stub, StubHandle, StubOptions};
 
-/// Smallest block size that the server takes: many blocks, quick rounds.
-const BLOCK_BYTES: u64 = 256 << 10;
+/// Large enough that blocks are also written while they are received, and small enough for quick rounds.
+const BLOCK_BYTES: u64 = 1 << 20;
 
-/// Clients at the same time, and keys of each: about ten MiB, so that reading everything back takes a moment only.
+/// Clients at the same time, and keys of each: some forty MiB, so that reading everything back takes a moment only.
 const CLIENTS: usize = 4;
 const KEYS: usize = 24;
 
 /// Room for what is there and for the versions that overwriting leaves behind.
-const QUOTA: &str = "512M";
+const QUOTA: &str = "2G";
 
 /// Load lasts for up to so long; a start is killed within the second.
 const LOAD_MS_MAX: u64 = 500;

@@ -15,6 +15,8 @@ const PAGE_BYTES: u64 = 4096;
 #[derive(Debug)]
 pub(super) struct Machine {
     server_pids: Vec<u32>,
+    /// The one CPU that the servers may run on, if that is so.
+    server_cpu: Option<usize>,
     device: Option<String>,
 }
 
@@ -26,11 +28,27 @@ pub(super) struct ProcessUsage {
     pub(super) rss_bytes: u64,
 }
 
+/// What one CPU did since the machine started, interrupts and other processes included.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct CpuTime {
+    busy_s: f64,
+    idle_s: f64,
+}
+
+impl CpuTime {
+    /// The share of the time in which it was busy.
+    pub(super) fn busy_share(&self) -> f64 {
+        self.busy_s / (self.busy_s + self.idle_s)
+    }
+}
+
 /// All counters at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Usage {
     pub(super) own_cpu_s: f64,
     pub(super) server: Option<ProcessUsage>,
+    /// Of the one CPU that the servers may run on.
+    pub(super) server_cpu: Option<CpuTime>,
     pub(super) device_bytes_read: u64,
 }
 
@@ -48,6 +66,13 @@ impl Usage {
         Self {
             own_cpu_s: self.own_cpu_s - earlier.own_cpu_s,
             server,
+            server_cpu: self
+                .server_cpu
+                .zip(earlier.server_cpu)
+                .map(|(now, then)| CpuTime {
+                    busy_s: now.busy_s - then.busy_s,
+                    idle_s: now.idle_s - then.idle_s,
+                }),
             device_bytes_read: self
                 .device_bytes_read
                 .saturating_sub(earlier.device_bytes_read),
@@ -60,6 +85,7 @@ impl Machine {
     pub(super) fn new(server_pids: &[u32], device: Option<&str>) -> Result<Self, String> {
         let machine = Self {
             server_pids: server_pids.to_vec(),
+            server_cpu: only_cpu(server_pids)?,
             device: device.map(str::to_owned),
         };
         machine.usage()?;
@@ -83,6 +109,7 @@ impl Machine {
         Ok(Usage {
             own_cpu_s: own.user_s + own.system_s,
             server: (!self.server_pids.is_empty()).then_some(server),
+            server_cpu: self.server_cpu.map(cpu_time).transpose()?,
             device_bytes_read,
         })
     }
@@ -116,6 +143,47 @@ fn parse_cpu_s(stat: &str) -> Option<(f64, f64)> {
     Some((next()?, next()?))
 }
 
+/// The CPU that all of the processes are pinned to, if it is one and the same.
+fn only_cpu(pids: &[u32]) -> Result<Option<usize>, String> {
+    let mut cpus = Vec::new();
+    for pid in pids {
+        let status = read(&format!("/proc/{pid}/status"))?;
+        cpus.push(parse_only_cpu(&status));
+    }
+    cpus.dedup();
+    Ok(match cpus[..] {
+        [only] => only,
+        _ => None,
+    })
+}
+
+fn parse_only_cpu(status: &str) -> Option<usize> {
+    let mut lines = status.lines();
+    let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    list.trim().parse().ok()
+}
+
+fn cpu_time(cpu: usize) -> Result<CpuTime, String> {
+    let path = "/proc/stat";
+    parse_cpu_time(&read(path)?, cpu).ok_or_else(|| format!("{path}: nothing of CPU {cpu}"))
+}
+
+/// Of the columns user, nice, system, idle, iowait, irq, softirq and steal, the fourth and the fifth
+/// are idle.
+fn parse_cpu_time(stat: &str, cpu: usize) -> Option<CpuTime> {
+    let name = format!("cpu{cpu} ");
+    let line = stat.lines().find_map(|line| line.strip_prefix(&name))?;
+    let mut time = CpuTime::default();
+    for (column, ticks) in line.split_whitespace().take(8).enumerate() {
+        let seconds = ticks.parse::<f64>().ok()? / TICKS_PER_S;
+        match column {
+            3 | 4 => time.idle_s += seconds,
+            _ => time.busy_s += seconds,
+        }
+    }
+    Some(time)
+}
+
 fn device_bytes_read(device: &str) -> Result<u64, String> {
     let path = "/proc/diskstats";
     let text = read(path)?;
@@ -141,6 +209,16 @@ mod tests {
         let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194304 5 0 0 0 250 50 0 0 20 0 1 0 99 1000 10";
         assert_eq!(parse_cpu_s(stat), Some((2.5, 0.5)));
         assert_eq!(parse_cpu_s("7 (a"), None);
+        let cpus =
+            "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 50 300 100 20 30 0 7 7\ncpu1 1 1 1 1 1 1 1 1\n";
+        let time = parse_cpu_time(cpus, 0).unwrap();
+        assert_eq!((time.busy_s, time.idle_s), (2.0, 4.0));
+        assert_eq!(parse_cpu_time(cpus, 7), None);
+        assert_eq!(
+            parse_only_cpu("Cpus_allowed:\t1\nCpus_allowed_list:\t0\n"),
+            Some(0)
+        );
+        assert_eq!(parse_only_cpu("Cpus_allowed_list:\t0-1\n"), None);
         let disks = " 254 1 vda1 9 9 1 9\n 254 0 vda 100 2 4096 33 5 6 7 8\n";
         assert_eq!(parse_sectors_read(disks, "vda"), Some(4096));
         assert_eq!(parse_sectors_read(disks, "sda"), None);

@@ -61,6 +61,9 @@ pub struct Report {
     pub server_cpu_system_s: Option<f64>,
     /// User and system time of the server for each GiB moved.
     pub server_cpu_s_per_gib: Option<f64>,
+    /// Busy share of the CPU that the server is pinned to, if it is to one: with interrupts and all
+    /// else that runs there, which the server's own times leave out.
+    pub server_core_busy: Option<f64>,
     /// Memory of the server at the end.
     pub server_rss_bytes: Option<u64>,
     /// Bytes read from the watched device, by anybody.
@@ -130,6 +133,9 @@ impl fmt::Display for Report {
                 f,
                 "  server      {per_gib} CPU s/GiB (user {user_s:.2} s + system {system_s:.2} s), RSS {rss_mib} MiB"
             )?;
+        }
+        if let Some(busy) = self.server_core_busy {
+            writeln!(f, "  its CPU     {:.0} % busy", busy * 100.0)?;
         }
         if let Some(bytes) = self.device_bytes_read {
             writeln!(f, "  device      {:.3} GiB read", gib(bytes))?;
