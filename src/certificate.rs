@@ -159,19 +159,18 @@ fn server_config(
         path: files.key.clone(),
         problem,
     };
-    let mut config =
-        rustls::ServerConfig::builder_with_provider(Arc::new(crypto_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|error| refuse_key(error.to_string()))?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(|error| match error {
-                rustls::Error::InconsistentKeys(_) => refuse_key(format!(
-                    "it does not belong to the certificate in {}",
-                    files.cert.display()
-                )),
-                other => refuse_key(format!("it cannot be used: {other}")),
-            })?;
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(crypto_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|error| refuse_key(error.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => refuse_key(format!(
+                "it does not belong to the certificate in {}",
+                files.cert.display()
+            )),
+            other => refuse_key(format!("it cannot be used: {other}")),
+        })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Early data can be replayed by anybody who sees it, and a PUT must not be.
     config.max_early_data_size = 0;

@@ -127,7 +127,7 @@ const SHARDS_FULL: Metric = Metric(
     "Virtual shards that a full file system keeps from growing to their quota.",
 );
 /// What the engine's shards count, by the name that they have there.
-const SHARD: [(&str, Metric); 10] = [
+const SHARD: [(&str, Metric); 11] = [
     (
         "admitted_bytes",
         Metric(
@@ -206,6 +206,14 @@ const SHARD: [(&str, Metric); 10] = [
             "forebay_dirty_blocks_moved_total",
             Kind::Counter,
             "Dirty blocks that were moved so that a segment came free.",
+        ),
+    ),
+    (
+        "writebacks_early",
+        Metric(
+            "forebay_writebacks_early_total",
+            Kind::Counter,
+            "Acknowledged writes of which the first bytes went to disk while the rest was received.",
         ),
     ),
 ];

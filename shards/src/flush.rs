@@ -6,6 +6,7 @@
 //! that follows a failed one: what the failed one was to cover is read back, verified and written
 //! elsewhere, because a kernel may have dropped it and reported that only once ("fsyncgate").
 
+use crate::format::SegmentPurpose;
 use crate::index::Location;
 use crate::key::BlockHash;
 use crate::segment::Segment;
@@ -14,7 +15,7 @@ use forebay_io::disk::{Disk, DiskFile};
 use forebay_io::runtime::Runtime;
 use futures::channel::oneshot;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -46,8 +47,6 @@ pub(crate) struct Unsynced<F> {
     flushing: Cell<bool>,
     timer: Cell<bool>,
     bytes: Cell<u64>,
-    /// Lives of segments of which a flush failed: no later flush of them proves anything.
-    distrusted: RefCell<HashSet<(u32, u64)>>,
     /// Records that a failed flush was to cover and that are not yet written again.
     suspects: Cell<usize>,
     /// Who waits for the next round of flushes, which covers all that is complete by then.
@@ -61,7 +60,6 @@ impl<F> Default for Unsynced<F> {
             flushing: Cell::new(false),
             timer: Cell::new(false),
             bytes: Cell::new(0),
-            distrusted: RefCell::default(),
             suspects: Cell::new(0),
             round: RefCell::default(),
         }
@@ -186,9 +184,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             records,
             waiting,
         } = group;
-        let life = (segment.number, segment.incarnation());
-        let is_distrusted = self.unsynced.distrusted.borrow().contains(&life);
-        let synced = match is_distrusted {
+        let synced = match segment.is_distrusted() {
             true => Err(io::Error::other("an earlier flush of the segment failed")),
             false => segment.file.sync().await,
         };
@@ -203,7 +199,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
             );
             // Nothing more is trusted to it, and what it has is written elsewhere.
             self.log.retire(&segment);
-            self.unsynced.distrusted.borrow_mut().insert(life);
+            segment.distrust();
         }
         let result = synced.map_err(|error| error.kind());
         for waiting in waiting {
@@ -234,6 +230,8 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         self.stats.suspect_records.add(left.len() as u64);
         let suspects = &self.unsynced.suspects;
         suspects.set(suspects.get() + left.len());
+        // Nobody else may be about to make room.
+        self.make_room(SegmentPurpose::Dirty);
         let (inner, segment) = (self.clone(), segment.clone());
         self.runtime.spawn(async move {
             inner.runtime.sleep(RESCUE_PAUSE).await;

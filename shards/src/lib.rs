@@ -27,6 +27,7 @@
 pub mod backlog;
 pub mod check;
 pub mod core;
+mod early;
 pub mod evict;
 pub mod flight;
 mod flush;

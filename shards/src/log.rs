@@ -31,6 +31,10 @@ use std::time::Duration;
 /// full disk is not asked at every rotation, short enough that space that came free is used.
 const GROWTH_PAUSE: Duration = Duration::from_secs(10);
 
+/// Segments that are made durable one by one; more of them, as after a start, with the whole file
+/// system.
+const SYNCS_MAX: usize = 3;
+
 /// Footers that may be written at the same time by all shards of a core: memory for them.
 const FOOTERS_AT_ONCE: usize = 2;
 
@@ -88,6 +92,8 @@ pub struct SegmentLog<R: Runtime, D: Disk> {
     next_incarnation: Cell<u64>,
     /// Held while the open segment of a purpose changes.
     rotations: [Permits; 3],
+    /// Held while all that was written is made durable.
+    syncing: Permits,
     /// Until when the file system is taken to hold no more segments.
     growth_refused_until: Cell<Option<MonoTime>>,
 }
@@ -156,8 +162,13 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
             next_number: Cell::new(found.next_number),
             next_incarnation: Cell::new(found.next_incarnation),
             rotations: [Permits::new(1), Permits::new(1), Permits::new(1)],
+            syncing: Permits::new(1),
             growth_refused_until: Cell::new(None),
         };
+        for segment in log.all.borrow().values() {
+            // The former process may have been killed before it made its writes durable.
+            segment.set_unsynced(true);
+        }
         for (segment, dirty_records) in found.sealed {
             log.enqueue(segment, dirty_records);
         }
@@ -337,6 +348,24 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         }
     }
 
+    /// Whether the next segment to be opened does not exist yet, and could.
+    pub(crate) fn may_grow_ahead(&self) -> bool {
+        self.free.borrow().is_empty() && self.may_grow()
+    }
+
+    /// Makes a segment before anybody waits for it: its file takes as long to make as a block takes
+    /// to write.
+    pub(crate) async fn grow_ahead(&self) {
+        // Another may have been made since this was asked for.
+        if !self.may_grow_ahead() {
+            return;
+        }
+        // Whoever needs it and cannot have it is told; nobody does yet.
+        if let Ok(Some(segment)) = self.grow().await {
+            self.free.borrow_mut().push_back(segment);
+        }
+    }
+
     async fn grow(&self) -> io::Result<Option<Rc<Segment<D::File>>>> {
         let number = self.next_number.get();
         // Before the wait: the next one who grows must not take the same number or place.
@@ -379,6 +408,15 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
             self.bad.borrow_mut().push_back(segment);
             return Err(e);
         }
+        let is_overtaken = self.open.borrow()[slot(purpose)]
+            .as_ref()
+            .is_some_and(|open| open.incarnation() > segment.incarnation());
+        if is_overtaken {
+            // Of two copies of a record the one in the later life counts at the next start. So
+            // nothing may be written to an earlier life once a later one has begun.
+            self.release(segment);
+            return Ok(());
+        }
         self.retire_open(purpose);
         self.open.borrow_mut()[slot(purpose)] = Some(segment);
         Ok(())
@@ -387,6 +425,8 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
     /// Makes durable what was written so far, in all segments. What outranks the records of a segment
     /// must not go with a power cut after they have gone.
     pub(crate) async fn sync_written(&self) -> io::Result<()> {
+        // One at a time: a segment that somebody else is making durable is not durable yet.
+        let _turn = self.syncing.acquire().await;
         let mut unsynced: Vec<_> = {
             let all = self.all.borrow();
             let unsynced = all.values().filter(|segment| segment.is_unsynced());
@@ -394,15 +434,31 @@ impl<R: Runtime, D: Disk> SegmentLog<R, D> {
         };
         // The same order in every run of a seed.
         unsynced.sort_by_key(|segment| segment.number);
+        if unsynced.len() > SYNCS_MAX {
+            return self.sync_all(&unsynced).await;
+        }
         for segment in unsynced {
             // What is written during the sync is not covered by it.
             segment.set_unsynced(false);
             if let Err(e) = segment.file.sync().await {
                 segment.set_unsynced(true);
+                segment.distrust();
                 return Err(e);
             }
         }
         Ok(())
+    }
+
+    async fn sync_all(&self, segments: &[Rc<Segment<D::File>>]) -> io::Result<()> {
+        segments.iter().for_each(|one| one.set_unsynced(false));
+        let synced = self.disk.sync().await;
+        if synced.is_err() {
+            for segment in segments {
+                segment.set_unsynced(true);
+                segment.distrust();
+            }
+        }
+        synced
     }
 
     /// Ends a segment's life on disk and buries blocks with it. Until this has succeeded its
@@ -574,6 +630,7 @@ async fn seal<F: DiskFile>(segment: &Segment<F>, pages: &Pool, place: Place, seg
     if segment.purpose() == SegmentPurpose::Dirty
         && let Err(e) = segment.file.sync().await
     {
+        segment.distrust();
         let (shard, number) = (place.shard, segment.number);
         return log::warn!("shard {shard} segment {number}: no footer: {e}");
     }

@@ -131,6 +131,9 @@ pub enum WriteError {
     /// The disk does not answer, so that what it holds of the object is not known to be gone.
     #[error("the disk does not answer")]
     Stalled,
+    /// The body never became complete.
+    #[error("the body is incomplete")]
+    Incomplete,
     /// The part of the cache that the object belongs to is still being loaded after a start.
     #[error("the cache is still loading; try again in a moment")]
     Loading,
@@ -157,8 +160,9 @@ pub struct Written {
 
 /// An object on its way to the store.
 pub enum PutSource {
-    /// An object of at most one block, in memory.
-    Whole(BlockPayload),
+    /// One of at most a block, while it is received: its buffer, and in the end the verified whole.
+    /// If that never comes, nothing was written.
+    Arriving(Watch, oneshot::Receiver<BlockPayload>),
     /// A larger one, as it arrives.
     Stream(Receiver<StoreResult<Bytes>>),
 }
@@ -171,8 +175,6 @@ pub struct PutObject {
     pub headers: Vec<(String, String)>,
     /// Its size, bytes.
     pub length: u64,
-    /// Its CRC64-NVME where known before it is sent.
-    pub crc64nvme: Option<u64>,
     /// Its MD5 in hexadecimal, where the client told it and it was verified.
     pub md5: Option<String>,
     /// Only if the key is free.

@@ -330,7 +330,18 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         Err(no_room("segments that came free were taken by others"))
     }
 
+    /// Has a segment made free for `purpose`, at the price of what others have open.
+    pub(crate) fn make_room(self: &Rc<Self>, purpose: SegmentPurpose) {
+        self.retire_others(purpose);
+        self.start_reclaim();
+    }
+
     fn provide_spares(self: &Rc<Self>) {
+        if self.log.may_grow_ahead() {
+            let inner = self.clone();
+            self.runtime
+                .spawn(async move { inner.log.grow_ahead().await });
+        }
         if self.has_two_queues() && self.log.spares() < SPARES_WANTED {
             self.start_reclaim();
         }

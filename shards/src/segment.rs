@@ -49,6 +49,8 @@ pub struct Segment<F> {
     waiting: RefCell<Vec<Waker>>,
     /// Whether a record was written since the file was last made durable.
     unsynced: Cell<bool>,
+    /// Whether a flush of this life has failed: no later one proves anything.
+    distrusted: Cell<bool>,
 }
 
 /// A sealed segment of which the store has every record: the only kind that can be reclaimed.
@@ -149,6 +151,7 @@ impl<F> Segment<F> {
             writers: Cell::new(0),
             waiting: RefCell::default(),
             unsynced: Cell::new(false),
+            distrusted: Cell::new(false),
         }
     }
 
@@ -162,6 +165,7 @@ impl<F> Segment<F> {
         self.purpose.set(purpose);
         self.cursor.set(PAGE as u64);
         self.entries.borrow_mut().clear();
+        self.distrusted.set(false);
     }
 
     /// Keeps the segment from being reclaimed.
@@ -200,6 +204,16 @@ impl<F> Segment<F> {
     /// Says whether a power cut may take records of it.
     pub(crate) fn set_unsynced(&self, unsynced: bool) {
         self.unsynced.set(unsynced);
+    }
+
+    /// Whether a flush of this life has failed.
+    pub(crate) fn is_distrusted(&self) -> bool {
+        self.distrusted.get()
+    }
+
+    /// A flush has failed: a kernel may have dropped what it was to cover, and report that only once.
+    pub(crate) fn distrust(&self) {
+        self.distrusted.set(true);
     }
 
     /// Takes the list of its records, which the footer is about to hold.

@@ -5,6 +5,7 @@
 //! is reused. It verifies every byte that it reads and never hands out one that failed. Making
 //! room is in [`crate::reclaim`].
 
+use crate::early::{EarlyBytes, EarlyWrite};
 use crate::evict::{EvictionSettings, Evictor};
 use crate::flush::Unsynced;
 use crate::format::{
@@ -18,7 +19,7 @@ use crate::marks::{Mark, MarkPlace, Marks};
 use crate::reclaim::ReclaimState;
 use crate::segment::SegmentUse;
 use crate::stats::ShardStats;
-use forebay_io::buffer::{BODY_BYTES_MAX, BufferWriter, PAGE, Pool, View, page_align};
+use forebay_io::buffer::{BODY_BYTES_MAX, BufferWriter, Frozen, PAGE, Pool, View, page_align};
 use forebay_io::disk::{Disk, DiskFile};
 use forebay_io::runtime::Runtime;
 use std::cell::{Cell, RefCell};
@@ -252,8 +253,25 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
     pub(crate) async fn write_record(
         self: &Rc<Self>,
         header: &RecordHeader,
+        body: BufferWriter,
+        reservation: Reservation<D::File>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<(), AppendFailure> {
+        let nothing = EarlyBytes {
+            count: 0,
+            written: std::future::ready(Ok(())),
+        };
+        self.write_rest(header, body, reservation, nothing, wanted)
+            .await
+    }
+
+    /// The same for a record of which the first bytes are on their way to the disk.
+    async fn write_rest(
+        self: &Rc<Self>,
+        header: &RecordHeader,
         mut body: BufferWriter,
         reservation: Reservation<D::File>,
+        early: EarlyBytes<impl Future<Output = io::Result<()>>>,
         wanted: impl Fn() -> bool,
     ) -> Result<(), AppendFailure> {
         let Reservation { used, place } = reservation;
@@ -262,8 +280,7 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         header.encode(body.headroom_mut(), &place)?;
         let append = Append::begin(self, header.hash, header.sequence);
         let record = body.freeze();
-        let written = segment.file.write(place.offset, record, 0..bytes as usize);
-        if let Err(e) = written.await {
+        if let Err(e) = write_all(&segment.file, place.offset, record, early).await {
             // Nothing after a failed write is trusted to this segment. All of it may be there.
             self.log.retire(segment);
             self.note_useless(header, segment.number, true);
@@ -329,6 +346,26 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
 /// and not as far as another start from the same state. 2^29 starts use up half of a counter.
 fn counter_leap<R: Runtime>(runtime: &R) -> u64 {
     (1 << 32) + (runtime.random() & u64::from(u32::MAX))
+}
+
+/// Writes what of a record is not on its way yet, and waits for all of it. `early` begins at the
+/// payload.
+async fn write_all<F: DiskFile>(
+    file: &F,
+    offset: u64,
+    record: Frozen,
+    early: EarlyBytes<impl Future<Output = io::Result<()>>>,
+) -> io::Result<()> {
+    let length = record.record().len();
+    if early.count == 0 {
+        return file.write(offset, record, 0..length).await;
+    }
+    let rest = PAGE + early.count;
+    let header = file.write(offset, record.clone(), 0..PAGE);
+    let payload = file.write(offset + rest as u64, record, rest..length);
+    // To the end of each, whatever becomes of the others.
+    let (header, payload, early) = futures::join!(header, payload, early.written);
+    header.and(payload).and(early)
 }
 
 /// A record as its segment's footer lists it.
@@ -655,12 +692,32 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
     /// See [`AppendFailure`]; after a disk error the record may be there or not.
     pub async fn append(
         &self,
+        header: RecordHeader,
+        body: BufferWriter,
+        wanted: impl Fn() -> bool,
+    ) -> Result<u64, AppendFailure> {
+        self.append_rest(header, body, None, wanted).await
+    }
+
+    /// As [`Shard::append`], for a dirty record of which the first bytes may have been written early.
+    pub(crate) async fn append_rest(
+        &self,
         mut header: RecordHeader,
         body: BufferWriter,
+        early: Option<EarlyWrite<D::File>>,
         wanted: impl Fn() -> bool,
     ) -> Result<u64, AppendFailure> {
         let inner = &self.inner;
         let bytes = record_bytes(header.payload_length);
+        if let Some((reservation, early)) = early.and_then(EarlyWrite::into_parts) {
+            inner.stats.writebacks_early.add(u64::from(early.count > 0));
+            header.sequence = inner.take_sequence();
+            inner
+                .write_rest(&header, body, reservation, early, wanted)
+                .await?;
+            inner.stats.admitted_bytes.add(bytes);
+            return Ok(header.sequence);
+        }
         let purpose = match (header.state, header.kind) {
             // One that must survive a power cut is flushed wherever it is.
             (_, RecordKind::Tombstone) => SegmentPurpose::Probation,

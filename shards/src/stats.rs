@@ -46,11 +46,13 @@ pub struct ShardStats {
     pub suspect_records: Counter,
     /// Dirty records that were moved so that their segment came free.
     pub dirty_moved: Counter,
+    /// Acknowledged records of which the first bytes were written while the rest was received.
+    pub writebacks_early: Counter,
 }
 
 impl ShardStats {
     /// The values by field name.
-    pub fn values(&self) -> [(&'static str, u64); 10] {
+    pub fn values(&self) -> [(&'static str, u64); 11] {
         [
             ("admitted_bytes", self.admitted_bytes.get()),
             ("reappended_bytes", self.reappended_bytes.get()),
@@ -62,6 +64,7 @@ impl ShardStats {
             ("flush_failures", self.flush_failures.get()),
             ("suspect_records", self.suspect_records.get()),
             ("dirty_moved", self.dirty_moved.get()),
+            ("writebacks_early", self.writebacks_early.get()),
         ]
     }
 }

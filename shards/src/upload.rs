@@ -15,7 +15,7 @@ use crate::schedule::{Age, Ended, FailureCause, Held, Next, Schedule, ScheduleSe
 use crate::shard::{AppendFailure, ReadFailure};
 use crate::verdict::Verdict;
 use forebay_io::buffer::View;
-use forebay_io::disk::Disk;
+use forebay_io::disk::{Disk, REQUEST_BYTES_MAX};
 use forebay_io::local::{Event, Signal};
 use forebay_io::runtime::{Runtime, timeout};
 use forebay_io::store::{Attempts, StoreError, StoreErrorKind, StoreResult};
@@ -42,6 +42,9 @@ pub struct WritebackSettings {
     pub active_max: usize,
     /// What each upload sleeps before it sends.
     pub delay: Duration,
+    /// How much of a body goes to disk at once while the rest of it is received, bytes: a multiple
+    /// of a page.
+    pub piece_bytes: usize,
 }
 
 impl WritebackSettings {
@@ -52,6 +55,7 @@ impl WritebackSettings {
             sync: false,
             active_max: 1,
             delay: Duration::ZERO,
+            piece_bytes: REQUEST_BYTES_MAX,
         }
     }
 }
@@ -581,7 +585,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Makes sure that what is in conflict is held after a restart too, whatever becomes of the
-    /// ledger: a key that is about to be deleted must not come back by an upload.
+    /// ledger: what is about to be deleted or replaced in the store must not come back by an upload.
     ///
     /// # Errors
     /// [`WriteError::Stalled`] if the disk does not say in time that it has that.

@@ -135,11 +135,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if let Some(crc64nvme) = self.uploads.in_doubt.borrow().get(&hash) {
             names.push(content_name(*crc64nvme, ""));
         }
-        if let Some(former) = self.tried_before(hash).await {
+        if let Some((former, is_tried)) = self.former_dirty(hash).await {
             let name = content_name(former.payload_crc64, "");
-            if !names.iter().any(|known| known[..16] == name[..16]) {
+            if is_tried && !names.iter().any(|known| known[..16] == name[..16]) {
                 names.push(name);
             }
+            // Also of one that was not tried: what was on its way before it is so after it.
             let older = former.on_its_way.split(';').filter(|name| !name.is_empty());
             names.extend(older.map(str::to_owned));
         }
@@ -157,16 +158,16 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         in_doubt.insert(hash, crc64nvme);
     }
 
-    /// The dirty record of a block whose upload has been tried, or may have been by a former run.
-    async fn tried_before(&self, hash: BlockHash) -> Option<RecordHeader> {
+    /// The dirty record of a block, and whether its upload has been tried, or may have been by a
+    /// former run.
+    async fn former_dirty(&self, hash: BlockHash) -> Option<(RecordHeader, bool)> {
         let shard = self.shard(hash)?;
         let location = shard.find(hash).filter(|_| shard.is_dirty(hash))?;
         let age = self.uploads.schedule.borrow().age(hash);
         let tried = self.uploads.schedule.borrow().attempts(hash) > 0;
-        if !tried && age.is_some_and(|age| !shard.is_inherited(age.sequence)) {
-            return None;
-        }
-        self.header_at(&shard, hash, location).await?.ok()
+        let is_tried = tried || age.is_none_or(|age| shard.is_inherited(age.sequence));
+        let header = self.header_at(&shard, hash, location).await?.ok()?;
+        Some((header, is_tried))
     }
 }
 

@@ -44,18 +44,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             id,
             headers,
             length,
-            crc64nvme,
             md5,
             if_none_match,
             source,
         } = object;
         let hash = id.hash();
         self.shard_to_write(hash).await?;
-        let turn = self.turn(hash).await?;
-        if if_none_match && self.is_dirty(hash) && !self.uploads.is_conflict(hash) {
-            return Err(WriteError::Exists);
-        }
-        let through = |body, payload| ThroughWrite {
+        let through = |crc64nvme, body, payload| ThroughWrite {
             id: id.clone(),
             headers: headers.clone(),
             length,
@@ -64,20 +59,34 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             body,
             payload,
         };
-        let payload = match source {
+        // Before the turn: a body that is slow, or never complete, is in nobody's way.
+        let (payload, early) = match source {
+            PutSource::Arriving(body, complete) => {
+                let early = async {
+                    match if_none_match {
+                        true => None,
+                        false => self.write_early(&id, hash, body, length).await,
+                    }
+                };
+                let (early, payload) = futures::join!(early, complete);
+                (payload.map_err(|_| WriteError::Incomplete)?, early)
+            }
             PutSource::Stream(pieces) => {
-                let write = through(UploadBody::Stream(pieces), None);
+                let turn = self.turn_to_write(hash, if_none_match).await?;
+                let write = through(None, UploadBody::Stream(pieces), None);
                 return self.put_through(hash, write, turn).await;
             }
-            PutSource::Whole(payload) => payload,
         };
+        let crc64nvme = Some(payload.crc64nvme);
+        let turn = self.turn_to_write(hash, if_none_match).await?;
         if let Some(meta) = self.same_content(&id, hash, &payload).await? {
             let is_dirty = self.is_dirty(hash);
             return Ok(Written { meta, is_dirty });
         }
         if if_none_match || !self.may_write_back(&id, hash) {
+            drop(early);
             let view = payload.buffer.watch().view_all();
-            let write = through(UploadBody::Whole(vec![view]), Some(payload));
+            let write = through(crc64nvme, UploadBody::Whole(vec![view]), Some(payload));
             return self.put_through(hash, write, turn).await;
         }
         let write = DirtyWrite {
@@ -85,6 +94,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             headers: headers.clone(),
             md5,
             payload,
+            early,
         };
         match self.write_back(hash, write, turn).await? {
             Taken::Written(meta) => Ok(Written {
@@ -92,9 +102,21 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 is_dirty: true,
             }),
             Taken::Refused(view, turn) => {
-                let write = through(UploadBody::Whole(vec![view]), None);
+                let write = through(crc64nvme, UploadBody::Whole(vec![view]), None);
                 self.put_through(hash, write, turn).await
             }
+        }
+    }
+
+    async fn turn_to_write(
+        &self,
+        hash: BlockHash,
+        if_none_match: bool,
+    ) -> Result<Turn<BlockHash>, WriteError> {
+        let turn = self.turn(hash).await?;
+        match if_none_match && self.is_dirty(hash) && !self.uploads.is_conflict(hash) {
+            true => Err(WriteError::Exists),
+            false => Ok(turn),
         }
     }
 
@@ -127,6 +149,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             true => turn,
             false => self.bury_unchecked(hash, &id, turn).await?,
         };
+        if self.uploads.is_conflict(hash) {
+            self.settle_conflict(hash).await?;
+        }
         let held = self.hold_upload(hash).await;
         let reply = match self.parts.uplink.put(id.volume.store_number, upload).await {
             Ok(reply) => reply,
@@ -161,7 +186,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             false => turn,
         };
         self.cache_written(hash, id, meta.clone(), payload, turn)
-            .await;
+            .await?;
         Ok(Written {
             meta,
             is_dirty: false,
@@ -169,6 +194,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Makes the cache agree with the store after a write through.
+    ///
+    /// # Errors
+    /// [`WriteError::Stalled`] if an older copy may come back, that a restart without the ledger would
+    /// serve and upload over what was written now.
     async fn cache_written(
         self: &Rc<Self>,
         hash: BlockHash,
@@ -176,10 +205,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         meta: Arc<ObjectMeta>,
         payload: Option<BlockPayload>,
         turn: Turn<BlockHash>,
-    ) {
+    ) -> Result<(), WriteError> {
         let in_flight = self.supersede(hash);
         if self.uploads.is_conflict(hash) {
-            return;
+            return Ok(());
         }
         // A record replaces the old one in the index, and inherits how hot it was.
         let cached = match payload {
@@ -187,6 +216,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             None => self.forget(hash),
         };
         self.learn(&id, hash, meta.clone());
+        let is_gone = !in_flight && !cached;
+        let must_be_gone = must_be_buried(&id);
         let core = self.clone();
         let caching = async move {
             let _turn = turn;
@@ -195,15 +226,20 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 // No record of the new version outranks the old one, and nobody promises an insert.
                 None => false,
             };
-            if !outranked && (in_flight || cached) {
-                if let Some(shard) = core.shard(hash) {
-                    shard.forget(hash);
-                }
-                core.bury(hash, &id, || true).await;
+            if outranked || is_gone {
+                return true;
             }
+            if let Some(shard) = core.shard(hash) {
+                shard.forget(hash);
+            }
+            core.bury(hash, &id, || true).await
         };
-        // The store has it: a disk that does not answer takes nothing from that.
-        self.patience.write(self.shard_number(hash), caching).await;
+        // The store has it: a disk that does not answer takes nothing from that, where it has nothing.
+        let agrees = self.patience.write(self.shard_number(hash), caching).await;
+        match agrees.unwrap_or(is_gone) || !must_be_gone {
+            true => Ok(()),
+            false => Err(WriteError::Stalled),
+        }
     }
 
     /// Forgets what is dirty of a key, for good: also after a restart and a power cut.
@@ -263,9 +299,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         turn: Turn<BlockHash>,
     ) -> Result<Turn<BlockHash>, WriteError> {
         let (core, id) = (self.clone(), id.clone());
-        // Nothing but the tombstone keeps a copy from coming back that is never checked, or one from
-        // being uploaded again of which the ledger has lost that it was.
-        let must_be_buried = id.volume.freshness == Freshness::Immutable || id.volume.writeback;
+        let must_be_buried = must_be_buried(&id);
         let burying = async move { (core.bury(hash, &id, || true).await, turn) };
         match self.patience.write(self.shard_number(hash), burying).await {
             Some((buried, turn)) if buried || !must_be_buried => Ok(turn),
@@ -452,4 +486,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         WriteError::Store(Arc::new(error))
     }
+}
+
+/// Whether nothing but a tombstone, or a newer record, keeps a copy of a key from coming back that
+/// is never checked, or one from being uploaded again of which the ledger has lost that it was.
+fn must_be_buried(id: &BlockId) -> bool {
+    id.volume.freshness == Freshness::Immutable || id.volume.writeback
 }

@@ -5,13 +5,14 @@
 //! that cannot be taken so goes through ([`crate::write`]).
 
 use crate::core::Core;
+use crate::early::{EarlyWrite, begins_quickly};
 use crate::format::{RecordHeader, RecordKind, RecordState};
 use crate::key::{BlockHash, BlockId, Freshness};
 use crate::messages::{BlockPayload, WriteError};
 use crate::ram::RamBlock;
 use crate::schedule::Age;
 use crate::shard::{AppendFailure, Shard};
-use forebay_io::buffer::View;
+use forebay_io::buffer::{View, Watch};
 use forebay_io::disk::Disk;
 use forebay_io::local::Turn;
 use forebay_io::runtime::Runtime;
@@ -25,12 +26,14 @@ use std::time::Duration;
 const SLOW_WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// A write that may be acknowledged before the store has it.
-pub(crate) struct DirtyWrite {
+pub(crate) struct DirtyWrite<F> {
     pub(crate) id: BlockId,
     pub(crate) headers: Vec<(String, String)>,
     /// The object's MD5 where it is known.
     pub(crate) md5: Option<String>,
     pub(crate) payload: BlockPayload,
+    /// What of it is on its way to the disk already.
+    pub(crate) early: Option<EarlyWrite<F>>,
 }
 
 /// What became of a write that was to be acknowledged early.
@@ -52,6 +55,32 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             && self
                 .shard(hash)
                 .is_some_and(|shard| shard.marks().is_some())
+    }
+
+    /// Writes the bytes of a body to this core's disk while they come, if the object may be
+    /// acknowledged from there. See [`Shard::write_early`].
+    pub(crate) async fn write_early(
+        self: &Rc<Self>,
+        id: &BlockId,
+        hash: BlockHash,
+        body: Watch,
+        length: u64,
+    ) -> Option<EarlyWrite<D::File>> {
+        let shard = self.shard(hash)?;
+        if !self.may_write_back(id, hash) || shard.dirty_crowding() > 0.0 {
+            return None;
+        }
+        let piece_bytes = self.parts.writeback.piece_bytes;
+        if length <= piece_bytes as u64
+            || !begins_quickly(&self.parts.runtime, &body, piece_bytes).await
+        {
+            return None;
+        }
+        let writing = async move { shard.write_early(body, length as usize, piece_bytes).await };
+        self.patience
+            .write(self.shard_number(hash), writing)
+            .await
+            .flatten()
     }
 
     /// Keys of an immutable volume hold one content for ever: what is dirty already and comes again
@@ -108,7 +137,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub(crate) async fn write_back(
         self: &Rc<Self>,
         hash: BlockHash,
-        write: DirtyWrite,
+        write: DirtyWrite<D::File>,
         turn: Turn<BlockHash>,
     ) -> Result<Taken, WriteError> {
         self.slow_down(hash).await;
@@ -133,7 +162,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     async fn append_dirty(
         self: &Rc<Self>,
         hash: BlockHash,
-        write: DirtyWrite,
+        write: DirtyWrite<D::File>,
         turn: Turn<BlockHash>,
     ) -> Taken {
         let DirtyWrite {
@@ -141,6 +170,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             headers,
             md5,
             payload,
+            early,
         } = write;
         let view = payload.buffer.watch().view_all();
         let Some(shard) = self.shard(hash) else {
@@ -173,7 +203,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let bytes = header.record_bytes();
         self.supersede(hash);
-        let appended = shard.append(header, payload.buffer, || true).await;
+        let appended = shard
+            .append_rest(header, payload.buffer, early, || true)
+            .await;
         self.uploads.set_appending(hash, false);
         // Readers who came during the write must not be given what it replaced.
         self.supersede(hash);

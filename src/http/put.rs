@@ -15,12 +15,17 @@ use super::{ObjectRequest, finish_with};
 use bytes::Bytes;
 use forebay_io::buffer::BufferWriter;
 use forebay_io::queue::{self, Sender};
+use forebay_io::runtime::Runtime;
 use forebay_io::store::{StoreError, StoreErrorKind, StoreResult};
 use forebay_shards::format::PayloadChecksums;
 use forebay_shards::messages::{BlockPayload, PutObject, PutSource, WriteError, Written};
+use futures::channel::oneshot;
 
 /// Bytes read from the client at once.
 const READ_BYTES: usize = 256 << 10;
+
+/// Bytes received at a stretch before others on the core have their turn: half a millisecond.
+const PAUSE_BYTES: usize = 512 << 10;
 
 /// Pieces of a streamed body on their way to the store. Each pins its block's buffer, so this
 /// bounds a large PUT to a few blocks whatever its size.
@@ -285,7 +290,6 @@ async fn put(
         id: object.block(0),
         headers: object_headers(head)?,
         length: 0,
-        crc64nvme: None,
         md5: None,
         if_none_match: if_none_match(head)?,
         source: PutSource::Stream(queue::bounded(1).1),
@@ -372,8 +376,8 @@ async fn read_block(
     connection: &mut Connection,
     body: &mut Body,
     bytes: u64,
+    buffer: BufferWriter,
 ) -> Result<(BufferWriter, PayloadChecksums), BodyError> {
-    let buffer = take_buffer(connection, bytes).await?;
     connection.set_in_turn(true);
     let filled = fill_block(connection, body, bytes, buffer).await;
     connection.set_in_turn(false);
@@ -387,6 +391,8 @@ async fn fill_block(
     mut buffer: BufferWriter,
 ) -> Result<(BufferWriter, PayloadChecksums), BodyError> {
     let mut checksums = PayloadChecksums::default();
+    let runtime = connection.context().runtime.clone();
+    let mut next_pause = PAUSE_BYTES;
     while (buffer.filled() as u64) < bytes {
         let room = (bytes as usize - buffer.filled()).min(READ_BYTES);
         let count = body
@@ -394,6 +400,11 @@ async fn fill_block(
             .await?;
         checksums.update(&buffer.spare_mut()[..count]);
         buffer.advance(count);
+        if buffer.filled() >= next_pause {
+            // Whoever writes it to disk, or serves others, need not wait for the whole block.
+            next_pause += PAUSE_BYTES;
+            runtime.yield_now().await;
+        }
     }
     Ok((buffer, checksums))
 }
@@ -408,7 +419,8 @@ fn payload(mut buffer: BufferWriter, checksums: PayloadChecksums) -> BlockPayloa
     }
 }
 
-/// Takes an object of at most one block: all of it is verified before the store hears of it.
+/// Takes an object of at most one block: all of it is verified before the store hears of it, and
+/// before a record of it begins. The home may write its bytes to disk while they come.
 async fn put_whole(
     connection: &mut Connection,
     mut body: Body,
@@ -416,18 +428,28 @@ async fn put_whole(
 ) -> Result<Written, BodyError> {
     let length = body.length;
     let md5 = body.checks.md5();
-    let (buffer, checksums) = read_block(connection, &mut body, length).await?;
-    body.finish(connection).await?;
-    let payload = payload(buffer, checksums);
+    let buffer = take_buffer(connection, length).await?;
+    let (sender, complete) = oneshot::channel();
     let request = PutObject {
         length,
-        crc64nvme: Some(payload.crc64nvme),
         md5,
-        source: PutSource::Whole(payload),
+        source: PutSource::Arriving(buffer.watch(), complete),
         ..request
     };
-    let written = connection.context().router.put(request).await;
-    written.map_err(|error| BodyError::Refused(error.into()))
+    let context = connection.context().clone();
+    let write = context.router.put(request);
+    let read = async move {
+        let (buffer, checksums) = read_block(connection, &mut body, length, buffer).await?;
+        body.finish(connection).await?;
+        // Whoever waited for it has an error to tell.
+        let _ = sender.send(payload(buffer, checksums));
+        Ok(())
+    };
+    match futures::join!(write, read) {
+        // A client that broke off, or sent a bad body, matters more than what became of the write.
+        (_, Err(error)) => Err(error),
+        (written, Ok(())) => written.map_err(|error| BodyError::Refused(error.into())),
+    }
 }
 
 /// Takes a larger object: block by block to the store, the first few kept for the cache.
@@ -475,7 +497,8 @@ async fn stream_blocks(
     let mut store_gone = false;
     while body.left > 0 {
         let bytes = body.left.min(block_bytes);
-        let (buffer, checksums) = read_block(connection, &mut body, bytes).await?;
+        let buffer = take_buffer(connection, bytes).await?;
+        let (buffer, checksums) = read_block(connection, &mut body, bytes, buffer).await?;
         let piece = buffer.watch().view_all().into_bytes();
         if body.left == 0 {
             // The last piece completes the object: not before its checksums hold.

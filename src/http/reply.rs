@@ -286,6 +286,9 @@ impl From<WriteError> for ErrorReply {
             WriteError::Stalled => {
                 ErrorReply::slow_down("the disk of this part of the cache does not answer")
             }
+            WriteError::Incomplete => {
+                ErrorReply::new(400, "IncompleteBody", error.to_string()).closing()
+            }
             WriteError::Loading => {
                 ErrorReply::slow_down("this part of the cache is still loading after a start")
             }

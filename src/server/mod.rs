@@ -356,6 +356,10 @@ fn stop_ledger(ledger: JoinHandle<()>) {
     }
 }
 
+/// Bytes of a body that go to disk at once while the rest is received. What comes last is written
+/// when all others wait: half a mebibyte takes half as long as one, and smaller ones cost requests.
+const PIECE_BYTES: usize = 512 << 10;
+
 /// How each core writes back.
 fn writeback(settings: &StartSettings, cores: usize) -> WritebackSettings {
     let operations = operations_per_core(settings, cores);
@@ -369,6 +373,7 @@ fn writeback(settings: &StartSettings, cores: usize) -> WritebackSettings {
         // Some of the lane is left to those who wait for the store: writes through and deletes.
         active_max: active_max.min(operations - operations / UPLOADS_KEPT_DIVISOR),
         delay: settings.writeback_delay,
+        piece_bytes: PIECE_BYTES,
     }
 }
 

@@ -6,7 +6,7 @@
 
 pub mod ring;
 
-use crate::buffer::{BufferWriter, Frozen};
+use crate::buffer::{BufferWriter, Frozen, View};
 use std::future::Future;
 use std::io;
 use std::ops::Range;
@@ -48,6 +48,10 @@ pub trait DiskFile: Clone + 'static {
         range: Range<usize>,
     ) -> impl Future<Output = io::Result<()>>;
 
+    /// Writes a part of a buffer that may still be filling, as [`DiskFile::write`] does. It begins and
+    /// ends at a page of the body.
+    fn write_part(&self, offset: u64, part: View) -> impl Future<Output = io::Result<()>>;
+
     /// Makes all writes that completed before the call durable (`fdatasync`). After an error,
     /// none of them can be trusted to be (FAULTS row 24).
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
@@ -65,6 +69,9 @@ pub trait Disk: Clone + 'static {
     /// Makes a file of exactly `size` bytes, its space allocated, and its directory entry durable.
     /// Fails if the name exists; leaves nothing behind when it fails.
     fn create(&self, name: &str, size: u64) -> impl Future<Output = io::Result<Self::File>>;
+    /// Makes all writes to all files of the folder durable that completed before the call, also those
+    /// of a former process. After an error none of them can be trusted to be.
+    fn sync(&self) -> impl Future<Output = io::Result<()>>;
     /// Removes a file; removing what is not there is an error.
     fn remove(&self, name: &str) -> impl Future<Output = io::Result<()>>;
 }

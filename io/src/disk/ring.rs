@@ -12,7 +12,7 @@
 //! This file never blocks the executor and never lets a completion touch freed memory.
 
 use super::{Disk, DiskFile, FileEntry, REQUEST_BYTES_MAX};
-use crate::buffer::{BufferWriter, Frozen, PAGE};
+use crate::buffer::{BufferWriter, Frozen, PAGE, View};
 use crate::rt;
 use futures::AsyncRead;
 use futures::future::join_all;
@@ -51,6 +51,7 @@ const TRANSIENT_WAIT: Duration = Duration::from_millis(2);
 enum Held {
     Buffer(BufferWriter),
     Data(Frozen),
+    Part(View),
     Path(CString),
     Nothing,
 }
@@ -412,6 +413,19 @@ impl Disk for RingDisk {
         }
     }
 
+    async fn sync(&self) -> io::Result<()> {
+        // The ring has no operation for a whole file system.
+        let folder = self.folder.try_clone()?;
+        rt::blocking(move || {
+            // SAFETY: the descriptor is open for the call; nothing else is passed.
+            match unsafe { libc::syncfs(folder.as_raw_fd()) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
+        .await
+    }
+
     async fn remove(&self, name: &str) -> io::Result<()> {
         let path = CString::new(name)?;
         let entry =
@@ -482,8 +496,24 @@ impl DiskFile for RingFile {
         // reach the disk after its error did its caller.
         let pieces = range.clone().step_by(REQUEST_BYTES_MAX).map(|start| {
             let piece = start..range.end.min(start + REQUEST_BYTES_MAX);
-            self.write_piece(offset + (start - range.start) as u64, &data, piece)
+            let source = &data.record()[piece];
+            let held = || Held::Data(data.clone());
+            self.write_piece(offset + (start - range.start) as u64, source, held)
         });
+        let written = join_all(pieces).await;
+        written.into_iter().collect()
+    }
+
+    async fn write_part(&self, offset: u64, part: View) -> io::Result<()> {
+        assert!(offset.is_multiple_of(PAGE as u64) && part.len().is_multiple_of(PAGE));
+        assert!(part.as_ptr().addr().is_multiple_of(PAGE));
+        let pieces = part
+            .chunks(REQUEST_BYTES_MAX)
+            .enumerate()
+            .map(|(n, piece)| {
+                let offset = offset + (n * REQUEST_BYTES_MAX) as u64;
+                self.write_piece(offset, piece, || Held::Part(part.clone()))
+            });
         let written = join_all(pieces).await;
         written.into_iter().collect()
     }
@@ -494,11 +524,16 @@ impl DiskFile for RingFile {
 }
 
 impl RingFile {
-    /// Writes what one request may carry, again for what it leaves.
-    async fn write_piece(&self, offset: u64, data: &Frozen, range: Range<usize>) -> io::Result<()> {
+    /// Writes what one request may carry, again for what it leaves. `held` keeps it in memory.
+    async fn write_piece(
+        &self,
+        offset: u64,
+        piece: &[u8],
+        held: impl Fn() -> Held,
+    ) -> io::Result<()> {
         let (mut total, mut retries) = (0, Retries::default());
-        while total < range.len() {
-            let source = &data.record()[range.start + total..range.end];
+        while total < piece.len() {
+            let source = &piece[total..];
             let entry = opcode::Write::new(
                 types::Fd(self.fd.as_raw_fd()),
                 source.as_ptr(),
@@ -506,7 +541,7 @@ impl RingFile {
             )
             .offset(offset + total as u64)
             .build();
-            match self.ring.run(entry, Held::Data(data.clone())).await.0 {
+            match self.ring.run(entry, held()).await.0 {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 // A short count inside a page cannot be continued directly: the caller retires
                 // the segment, so nothing is lost by giving up.

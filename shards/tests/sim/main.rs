@@ -4,6 +4,7 @@
 //! one thread runs everything, so a seed is a complete report of a failure.
 
 mod crashes;
+mod early;
 mod fills;
 mod freshness;
 mod random;

@@ -5,12 +5,13 @@ use crate::support::ops::content;
 use crate::support::world::{Geometry, Machine, Node, SETTLE, World, home};
 use bytes::Bytes;
 use forebay_io::runtime::Runtime;
-use forebay_io::sim::DiskOperation;
 use forebay_io::sim::store::{Fault, Verb};
+use forebay_io::sim::{Crash, DiskOperation};
 use forebay_io::store::StoreErrorKind;
 use forebay_shards::key::Volume;
 use forebay_shards::messages::{Outcome, ReadError, WriteError};
 use forebay_shards::range::RangeSpec;
+use forebay_shards::upload::WritebackSettings;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,7 +134,6 @@ fn an_overwrite_that_is_not_cached_still_buries_the_old_version() {
                 id: home(&inside, "k"),
                 headers: Vec::new(),
                 length: 20_000,
-                crc64nvme: None,
                 md5: None,
                 if_none_match: false,
                 source: forebay_shards::messages::PutSource::Stream(receiver),
@@ -329,4 +329,98 @@ fn a_crash_after_the_store_took_a_second_version_leaves_no_first_one() {
             "seed {seed}: the first version outlived the second"
         );
     }
+}
+
+/// A machine of one shard that acknowledges from disk.
+fn writing_back(segments_max: u32) -> Machine {
+    let machine = Machine::new(Geometry {
+        shards: 1,
+        segments_max,
+        ..Geometry::SMALL
+    });
+    machine.writeback.set(WritebackSettings {
+        enabled: true,
+        ..WritebackSettings::off()
+    });
+    machine
+}
+
+#[test]
+fn a_write_through_is_not_acknowledged_while_an_uploaded_copy_may_come_back() {
+    // Found by seed 2010: the ledger was lost, and the copy was uploaded over what replaced it.
+    let mut refused = 0;
+    for failed_writes in 1..24 {
+        let machine = writing_back(4);
+        let volume = machine.checked();
+        let mut world = machine.start(1, 1);
+        put(&mut world, &volume, "k", &content(1, 5000));
+        world.rest(SETTLE);
+        assert_eq!(world.backlog().blocks, 0, "uploaded");
+        machine
+            .disk
+            .fail_next(DiskOperation::Write, EIO, failed_writes);
+        let larger = content(2, 40_000);
+        let (node, inside, bytes) = (world.nodes[0].clone(), volume.clone(), larger.clone());
+        let written =
+            world.run(async move { client::put(&node, &inside, "k", &bytes, false).await });
+        if written.is_err() {
+            refused += 1;
+            continue;
+        }
+        world.crash(Crash::Kill);
+        machine.ledger.clear();
+        let mut world = machine.start(2, 1);
+        assert!(bytes_of(&mut world, &volume, "k").as_deref() == Some(&larger[..]));
+        world.rest(SETTLE);
+        assert_eq!(machine.store.object("k").as_deref(), Some(&larger[..]));
+    }
+    assert!((1..23).contains(&refused), "{refused} refused");
+}
+
+#[test]
+fn what_a_failed_flush_was_to_cover_makes_room_for_itself() {
+    // Found by seed 11012682: nobody else made any, and the record stayed where a power cut takes it.
+    let machine = writing_back(3);
+    machine.writeback.set(WritebackSettings {
+        delay: Duration::from_secs(3600),
+        ..machine.writeback.get()
+    });
+    let volume = machine.checked();
+    let mut world = machine.start(1, 1);
+    // Two segments hold clean blocks only.
+    for (key, version) in [
+        ("a", 1),
+        ("b", 2),
+        ("c", 3),
+        ("d", 4),
+        ("e", 5),
+        ("f", 6),
+        ("g", 7),
+    ] {
+        for n in 0..4 {
+            let key: &'static str = Box::leak(format!("{key}{n}").into_boxed_str());
+            machine.store.insert(key, content(version, 16_000));
+            get(&mut world, &volume, key);
+        }
+    }
+    world.rest(Duration::from_secs(5));
+    let (node, inside) = (world.nodes[0].clone(), volume.clone());
+    let disk = machine.disk.clone();
+    let bytes = content(9, 5000);
+    let written = bytes.clone();
+    world
+        .run(async move {
+            let written = client::put(&node, &inside, "k", &written, false).await;
+            disk.fail_next(DiskOperation::Sync, EIO, 1);
+            written
+        })
+        .expect("a put without faults");
+    world.rest(SETTLE);
+    let shard = world.nodes[0].shards.values().next().expect("one shard");
+    let stats = shard.stats();
+    let counts = (stats.flush_failures.get(), stats.dirty_moved.get());
+    assert_eq!(counts, (1, 1), "flushes that failed, records moved");
+    world.crash(Crash::PowerCut);
+    let mut world = machine.start(2, 1);
+    assert!(bytes_of(&mut world, &volume, "k").as_deref() == Some(&bytes[..]));
 }

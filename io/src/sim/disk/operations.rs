@@ -6,7 +6,7 @@
 use super::faults::DiskFault;
 use super::pages::{Content, Page, SECTORS};
 use super::{DiskOperation, InFlight, Moment, SimDisk, SimFile};
-use crate::buffer::{BufferWriter, Frozen, PAGE};
+use crate::buffer::{BufferWriter, Frozen, PAGE, View};
 use crate::disk::{Disk, DiskFile, FileEntry};
 use crate::runtime::Runtime;
 use std::io;
@@ -152,6 +152,10 @@ impl Disk for SimDisk {
             folder: self.clone(),
             number,
         })
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        self.sync_files(|_| true, &[6]).await
     }
 
     async fn remove(&self, name: &str) -> io::Result<()> {
@@ -338,29 +342,12 @@ enum Source {
     Elsewhere(u32),
 }
 
-impl DiskFile for SimFile {
-    async fn read(
-        &self,
-        offset: u64,
-        mut buffer: BufferWriter,
-        range: Range<usize>,
-    ) -> (io::Result<usize>, BufferWriter) {
-        assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
-        let operation = DiskOperation::Read;
-        let begun = self.folder.begin(operation).await;
-        let length = range.len() as u64;
-        let result = begun.and_then(|()| self.read_now(offset, &mut buffer, range));
-        let outcome = result.as_ref().map_or(u64::MAX, |count| *count as u64);
-        self.folder.note(&[3, self.number, offset, length, outcome]);
-        self.folder.tell(operation, Moment::Done);
-        (result, buffer)
-    }
-
-    async fn write(&self, offset: u64, data: Frozen, range: Range<usize>) -> io::Result<()> {
-        assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
+impl SimFile {
+    async fn write_bytes(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        assert!(offset.is_multiple_of(PAGE as u64) && bytes.len().is_multiple_of(PAGE));
         let operation = DiskOperation::Write;
-        let length = range.len() as u64;
-        let waiting = self.enter(offset, &data.record()[range]);
+        let length = bytes.len() as u64;
+        let waiting = self.enter(offset, bytes);
         let write = waiting.write;
         let end = |result: io::Result<()>| {
             let outcome = u64::from(result.is_ok());
@@ -395,31 +382,68 @@ impl DiskFile for SimFile {
         self.folder.note_used_bytes();
         end(Ok(()))
     }
+}
 
-    async fn sync(&self) -> io::Result<()> {
+impl SimDisk {
+    /// Makes durable what was complete in those files; `trace` says what was asked for.
+    async fn sync_files(&self, which: impl Fn(u64) -> bool, trace: &[u64]) -> io::Result<()> {
         let operation = DiskOperation::Sync;
         // Only what was complete when the sync was asked for is covered by it.
-        let order = self.folder.0.state.borrow().order;
-        let begun = self.folder.begin(operation).await;
-        self.folder.tell(operation, Moment::Halfway);
-        let fault = self
-            .folder
-            .draw(&[DiskFault::SyncError, DiskFault::SyncLie]);
+        let order = self.0.state.borrow().order;
+        let begun = self.begin(operation).await;
+        self.tell(operation, Moment::Halfway);
+        let fault = self.draw(&[DiskFault::SyncError, DiskFault::SyncLie]);
         let result = match (begun, fault) {
             (Err(e), _) => Err(e),
             (Ok(()), Some(_)) => Err(eio()),
             (Ok(()), None) => Ok(()),
         };
-        if let Some(file) = self.folder.0.state.borrow_mut().files.get_mut(&self.number) {
+        let mut state = self.0.state.borrow_mut();
+        for (_, file) in state.files.iter_mut().filter(|(number, _)| which(**number)) {
             match fault {
                 Some(DiskFault::SyncLie) => file.forget(order),
                 _ if result.is_ok() => file.sync(order),
                 _ => {}
             }
         }
+        drop(state);
         let outcome = u64::from(result.is_ok());
-        self.folder.note(&[5, self.number, outcome]);
-        self.folder.tell(operation, Moment::Done);
+        self.note(&[trace, &[outcome]].concat());
+        self.tell(operation, Moment::Done);
         result
+    }
+}
+
+impl DiskFile for SimFile {
+    async fn read(
+        &self,
+        offset: u64,
+        mut buffer: BufferWriter,
+        range: Range<usize>,
+    ) -> (io::Result<usize>, BufferWriter) {
+        assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
+        let operation = DiskOperation::Read;
+        let begun = self.folder.begin(operation).await;
+        let length = range.len() as u64;
+        let result = begun.and_then(|()| self.read_now(offset, &mut buffer, range));
+        let outcome = result.as_ref().map_or(u64::MAX, |count| *count as u64);
+        self.folder.note(&[3, self.number, offset, length, outcome]);
+        self.folder.tell(operation, Moment::Done);
+        (result, buffer)
+    }
+
+    async fn write(&self, offset: u64, data: Frozen, range: Range<usize>) -> io::Result<()> {
+        self.write_bytes(offset, &data.record()[range]).await
+    }
+
+    async fn write_part(&self, offset: u64, part: View) -> io::Result<()> {
+        self.write_bytes(offset, &part).await
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let number = self.number;
+        self.folder
+            .sync_files(|file| file == number, &[5, number])
+            .await
     }
 }

@@ -3,7 +3,10 @@
 
 use super::world::{Node, home};
 use bytes::Bytes;
+use forebay_io::buffer::{BufferWriter, PAGE};
 use forebay_io::queue;
+use forebay_io::runtime::Runtime;
+use forebay_io::sim::random::Dice;
 use forebay_io::sim::store::content_tag;
 use forebay_io::store::{ByteSpan, ObjectMeta};
 use forebay_shards::format::PayloadChecksums;
@@ -13,7 +16,9 @@ use forebay_shards::messages::{
     WriteError, Written,
 };
 use forebay_shards::range::{RangeSpec, part_of_block};
+use futures::channel::oneshot;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How often a read starts over because the object changed, as over HTTP.
 const CHANGED_RETRIES_MAX: usize = 3;
@@ -157,6 +162,80 @@ pub async fn payload(node: &Node, bytes: &[u8]) -> BlockPayload {
     let mut checksums = PayloadChecksums::default();
     checksums.update(bytes);
     buffer.append(bytes);
+    finished(buffer, checksums)
+}
+
+/// A write of `bytes`.
+fn object(volume: &Arc<Volume>, key: &str, bytes: &Bytes, source: PutSource) -> PutObject {
+    PutObject {
+        id: home(volume, key),
+        headers: Vec::new(),
+        length: bytes.len() as u64,
+        // The store's tag of these bytes, so that a version has one name everywhere.
+        md5: Some(content_tag(bytes)),
+        if_none_match: false,
+        source,
+    }
+}
+
+/// How the body of a write comes.
+#[derive(Clone, Copy)]
+pub struct Arrival {
+    /// Where it breaks off, if that is before its end.
+    pub end: usize,
+    /// Between two pieces of it.
+    pub pause: Duration,
+}
+
+impl Arrival {
+    /// To its end, quickly or slowly, as the bytes have it.
+    fn whole(bytes: &Bytes) -> Arrival {
+        let first = bytes.first().map_or(0, |byte| u64::from(*byte));
+        let pauses = [0, 500, 20_000, 400_000].map(Duration::from_micros);
+        Arrival {
+            end: bytes.len(),
+            pause: pauses[(first + bytes.len() as u64) as usize % pauses.len()],
+        }
+    }
+}
+
+/// Writes an object of at most a block as it arrives.
+pub async fn put_block(
+    node: &Node,
+    volume: &Arc<Volume>,
+    key: &str,
+    bytes: &Bytes,
+    if_none_match: bool,
+    arrival: Arrival,
+) -> Result<Written, WriteError> {
+    let mut buffer = node.pool.take(bytes.len()).await;
+    let (sender, complete) = oneshot::channel();
+    let source = PutSource::Arriving(buffer.watch(), complete);
+    let write = node.router.put(PutObject {
+        if_none_match,
+        ..object(volume, key, bytes, source)
+    });
+    let send = async {
+        let mut dice = Dice::new(bytes.len() as u64);
+        let mut checksums = PayloadChecksums::default();
+        while buffer.filled() < arrival.end {
+            let left = arrival.end - buffer.filled();
+            let count = (1 + dice.below(3 * PAGE as u64) as usize).min(left);
+            let piece = &bytes[buffer.filled()..][..count];
+            checksums.update(piece);
+            buffer.append(piece);
+            if !arrival.pause.is_zero() {
+                node.runtime.sleep(arrival.pause).await;
+            }
+        }
+        if arrival.end == bytes.len() {
+            let _ = sender.send(finished(buffer, checksums));
+        }
+    };
+    futures::join!(write, send).0
+}
+
+fn finished(mut buffer: BufferWriter, checksums: PayloadChecksums) -> BlockPayload {
     buffer.finish();
     let (crc64nvme, chunk_crcs) = checksums.finish();
     BlockPayload {
@@ -175,20 +254,10 @@ pub async fn put(
     if_none_match: bool,
 ) -> Result<Written, WriteError> {
     let id = home(volume, key);
-    let object = |source| PutObject {
-        id: id.clone(),
-        headers: Vec::new(),
-        length: bytes.len() as u64,
-        crc64nvme: None,
-        // The store's tag of these bytes, so that a version has one name everywhere.
-        md5: Some(content_tag(bytes)),
-        if_none_match,
-        source,
-    };
     let block_bytes = volume.block_bytes as usize;
     if bytes.len() <= block_bytes {
-        let payload = payload(node, bytes).await;
-        return node.router.put(object(PutSource::Whole(payload))).await;
+        let arrival = Arrival::whole(bytes);
+        return put_block(node, volume, key, bytes, if_none_match, arrival).await;
     }
     let (sender, receiver) = queue::bounded(2);
     let send = async {
@@ -201,7 +270,10 @@ pub async fn put(
         }
         drop(sender);
     };
-    let write = node.router.put(object(PutSource::Stream(receiver)));
+    let write = node.router.put(PutObject {
+        if_none_match,
+        ..object(volume, key, bytes, PutSource::Stream(receiver))
+    });
     let (written, ()) = futures::join!(write, send);
     let written = written?;
     for (number, block) in bytes.chunks(block_bytes).enumerate() {

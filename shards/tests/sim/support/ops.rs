@@ -2,7 +2,7 @@
 //!
 //! This file asks and checks; what is asked when is chosen in [`super::workload`].
 
-use super::client::{self, Answer, Refusal};
+use super::client::{self, Answer, Arrival, Refusal};
 use super::journal::Journal;
 use super::model::{Ending, Model, WriteTicket};
 use super::world::{Machine, Node, home};
@@ -16,6 +16,7 @@ use forebay_shards::range::RangeSpec;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// `length` bytes that no other `version` shares.
 pub fn content(version: u64, length: u64) -> Bytes {
@@ -36,6 +37,13 @@ pub enum Op {
         key: String,
         version: u64,
         length: u64,
+    },
+    /// A write that breaks off after `end` bytes.
+    BrokenPut {
+        key: String,
+        version: u64,
+        length: u64,
+        end: u64,
     },
     Delete {
         key: String,
@@ -64,6 +72,7 @@ impl Op {
     pub fn key(&self) -> &str {
         match self {
             Op::Put { key, .. }
+            | Op::BrokenPut { key, .. }
             | Op::Delete { key }
             | Op::Get { key, .. }
             | Op::Head { key }
@@ -130,6 +139,24 @@ impl Clients {
                 let result = result.map(|written| written.is_dirty);
                 self.end_write(&write, &result)
             }
+            // The model is not told: nobody may ever see a byte of it.
+            Op::BrokenPut {
+                version,
+                length,
+                end,
+                ..
+            } => {
+                let bytes = content(version, length);
+                let arrival = Arrival {
+                    end: end as usize,
+                    pause: Duration::from_millis(end % 8),
+                };
+                let broken = client::put_block(node, volume, &key, &bytes, false, arrival).await;
+                if broken.is_ok() {
+                    self.journal.accuse(&key, "half a body was acknowledged");
+                }
+                format!("{:?}", broken.map(drop))
+            }
             Op::Delete { .. } => {
                 let write = self.model.borrow_mut().begin_write(&key, None);
                 let result = client::delete(node, volume, &key).await;
@@ -161,9 +188,12 @@ impl Clients {
         let ending = match result {
             Ok(false) => Ending::Done,
             Ok(true) => Ending::Dirty,
-            Err(WriteError::Exists | WriteError::Loading | WriteError::Immutable) => {
-                Ending::NotDone
-            }
+            Err(
+                WriteError::Exists
+                | WriteError::Loading
+                | WriteError::Immutable
+                | WriteError::Incomplete,
+            ) => Ending::NotDone,
             Err(WriteError::Store(_) | WriteError::Stalled) => Ending::Unknown,
         };
         let completions = self.machine.disk.completions();

@@ -14,6 +14,7 @@ use super::heal;
 use super::journal::Journal;
 use super::ops::{Clients, Op, is_immutable};
 use super::world::{Geometry, Machine, SETTLE, World, home};
+use forebay_io::buffer::PAGE;
 use forebay_io::local::Event;
 use forebay_io::runtime::Runtime;
 use forebay_io::sim::Crash;
@@ -144,6 +145,7 @@ impl Life {
                 sync,
                 active_max: 1 + dice.below(3) as usize,
                 delay: Duration::from_millis(dice.below(3) * 20),
+                piece_bytes: PAGE,
             });
         }
         let clients = Clients::new(machine, journal);
@@ -418,8 +420,9 @@ impl Life {
     fn choose_op(&mut self) -> Op {
         let immutable = self.dice.one_in(2);
         let key = key_name(immutable, self.dice.below(KEYS));
-        match self.dice.below(20) {
+        match self.dice.below(21) {
             0..5 => self.new_put(key),
+            20 => self.broken_put(key),
             5..7 => Op::Delete { key },
             7..15 => Op::Get {
                 key,
@@ -455,6 +458,18 @@ impl Life {
             key,
             version,
             length,
+        }
+    }
+
+    /// A put that breaks off.
+    fn broken_put(&mut self, key: String) -> Op {
+        self.versions += 1;
+        let length = 1 + self.dice.below(self.clients.machine.geometry.block_bytes);
+        Op::BrokenPut {
+            key,
+            version: self.seed.wrapping_mul(1000) + 900 + self.versions,
+            length,
+            end: self.dice.below(length),
         }
     }
 

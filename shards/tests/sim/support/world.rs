@@ -116,6 +116,7 @@ pub struct Machine {
 
 /// One core of a run.
 pub struct Node {
+    pub runtime: SimRuntime,
     pub core: Rc<SimCore>,
     pub router: Rc<SimRouter>,
     pub pool: Pool,
@@ -358,6 +359,7 @@ async fn connect(
     }
     let router = Rc::new(router::join(core.clone(), port));
     Rc::new(Node {
+        runtime: runtime.clone(),
         core,
         router,
         pool,
