@@ -396,6 +396,7 @@ impl Report<'_> {
             Some(SegmentPurpose::Main) => "main",
             Some(SegmentPurpose::Dirty) => "dirty",
             Some(SegmentPurpose::Free) => "free",
+            None if found.state == SegmentState::Empty => "not used yet",
             None => "of unknown purpose",
         };
         let name = segment_name(shard, segment);
