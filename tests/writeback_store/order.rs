@@ -85,31 +85,3 @@ fn a_delete_leaves_nothing_in_the_store_also_when_an_upload_is_on_its_way() {
     }
     assert_eq!(rig.stub.keys(BUCKET), Vec::<String>::new());
 }
-
-#[test]
-fn an_upload_of_a_former_life_that_arrives_after_two_newer_writes_is_known_for_ours() {
-    let mut rig = Rig::start(REVALIDATE);
-    let hangs = Fault::on("PUT", &stored_key("k"));
-    rig.stub
-        .add_fault(hangs.then(Action::DelayApply { ms: 1500 }).then(refused()));
-    let first = rig.put("k");
-    wait_until("its upload is on its way", || rig.number("uploading") > 0);
-    rig.proxy.kill();
-    std::thread::sleep(Duration::from_secs(2));
-    rig.proxy.start();
-    rig.put("k");
-    wait_until("the second is on its way", || rig.number("uploading") > 0);
-    // What it replaces is neither of a former life nor has an attempt of it ended.
-    rig.put("k");
-    rig.store_directly("k", &first, 2);
-    rig.stub.clear_faults();
-    rig.finish();
-}
-
-fn refused() -> Action {
-    Action::Status {
-        status: 503,
-        code: None,
-        retry_after_s: None,
-    }
-}
