@@ -265,11 +265,20 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Waits until no upload of a block is on its way, and lets none begin. `None` if nothing of it
-    /// is dirty then.
-    pub(crate) async fn hold_upload(&self, hash: BlockHash) -> Option<HeldUpload> {
+    /// is dirty then, or what is so is in conflict.
+    ///
+    /// # Errors
+    /// [`WriteError::Stalled`] if it is in conflict and the disk does not say in time that it has that.
+    pub(crate) async fn hold_upload(
+        self: &Rc<Self>,
+        hash: BlockHash,
+    ) -> Result<Option<HeldUpload>, WriteError> {
+        if self.uploads.is_conflict(hash) {
+            self.settle_conflict(hash).await?;
+        }
         // What is in conflict is neither uploaded nor touched by what clients do with the key.
         if !self.is_dirty(hash) || self.uploads.is_conflict(hash) {
-            return None;
+            return Ok(None);
         }
         let held = HeldUpload::new(hash, &self.uploads.held);
         self.uploads.schedule.borrow_mut().remove(hash);
@@ -280,7 +289,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 None => break,
             }
         }
-        self.is_dirty(hash).then_some(held)
+        Ok(self.is_dirty(hash).then_some(held))
     }
 
     /// What was held is to be uploaded after all, unless the store has something newer.
@@ -589,10 +598,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ///
     /// # Errors
     /// [`WriteError::Stalled`] if the disk does not say in time that it has that.
-    pub(crate) async fn settle_conflict(
-        self: &Rc<Self>,
-        hash: BlockHash,
-    ) -> Result<(), WriteError> {
+    async fn settle_conflict(self: &Rc<Self>, hash: BlockHash) -> Result<(), WriteError> {
         loop {
             let Some(shard) = self.shard(hash) else {
                 return Ok(());

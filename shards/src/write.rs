@@ -149,10 +149,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             true => turn,
             false => self.bury_unchecked(hash, &id, turn).await?,
         };
-        if self.uploads.is_conflict(hash) {
-            self.settle_conflict(hash).await?;
-        }
-        let held = self.hold_upload(hash).await;
+        let held = self.hold_upload(hash).await?;
         let reply = match self.parts.uplink.put(id.volume.store_number, upload).await {
             Ok(reply) => reply,
             Err(error) => {
@@ -339,10 +336,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let hash = id.hash();
         self.shard_to_write(hash).await?;
         let turn = self.turn(hash).await?;
-        if self.uploads.is_conflict(hash) {
-            self.settle_conflict(hash).await?;
-        }
-        let held = self.hold_upload(hash).await;
+        let held = self.hold_upload(hash).await?;
         match self
             .parts
             .uplink

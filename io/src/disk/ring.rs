@@ -491,31 +491,15 @@ impl DiskFile for RingFile {
 
     async fn write(&self, offset: u64, data: Frozen, range: Range<usize>) -> io::Result<()> {
         assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
-        // All at once: a record that waits for one piece after the other is written at a queue depth
-        // of one. And to the end of each, whatever becomes of the others: nothing of this write may
-        // reach the disk after its error did its caller.
-        let pieces = range.clone().step_by(REQUEST_BYTES_MAX).map(|start| {
-            let piece = start..range.end.min(start + REQUEST_BYTES_MAX);
-            let source = &data.record()[piece];
-            let held = || Held::Data(data.clone());
-            self.write_piece(offset + (start - range.start) as u64, source, held)
-        });
-        let written = join_all(pieces).await;
-        written.into_iter().collect()
+        let held = || Held::Data(data.clone());
+        self.write_pieces(offset, &data.record()[range], held).await
     }
 
     async fn write_part(&self, offset: u64, part: View) -> io::Result<()> {
         assert!(offset.is_multiple_of(PAGE as u64) && part.len().is_multiple_of(PAGE));
         assert!(part.as_ptr().addr().is_multiple_of(PAGE));
-        let pieces = part
-            .chunks(REQUEST_BYTES_MAX)
-            .enumerate()
-            .map(|(n, piece)| {
-                let offset = offset + (n * REQUEST_BYTES_MAX) as u64;
-                self.write_piece(offset, piece, || Held::Part(part.clone()))
-            });
-        let written = join_all(pieces).await;
-        written.into_iter().collect()
+        let held = || Held::Part(part.clone());
+        self.write_pieces(offset, &part, held).await
     }
 
     async fn sync(&self) -> io::Result<()> {
@@ -524,6 +508,24 @@ impl DiskFile for RingFile {
 }
 
 impl RingFile {
+    /// Writes all of `bytes`, which `held` keeps in memory.
+    async fn write_pieces(
+        &self,
+        offset: u64,
+        bytes: &[u8],
+        held: impl Fn() -> Held,
+    ) -> io::Result<()> {
+        // All at once: a record that waits for one piece after the other is written at a queue depth
+        // of one. And to the end of each, whatever becomes of the others: nothing of this write may
+        // reach the disk after its error did its caller.
+        let pieces = bytes.chunks(REQUEST_BYTES_MAX).enumerate();
+        let written = join_all(pieces.map(|(n, piece)| {
+            let offset = offset + (n * REQUEST_BYTES_MAX) as u64;
+            self.write_piece(offset, piece, &held)
+        }));
+        written.await.into_iter().collect()
+    }
+
     /// Writes what one request may carry, again for what it leaves. `held` keeps it in memory.
     async fn write_piece(
         &self,

@@ -63,13 +63,8 @@ fn a_body_that_arrives_quickly_is_written_early_and_survives_a_kill() {
     let volume = machine.checked();
     let mut world = machine.start(1, 2);
     let bytes = content(1, BODY_BYTES as u64);
-    let written = put(
-        &mut world,
-        &volume,
-        &bytes,
-        BODY_BYTES,
-        Duration::from_micros(300),
-    );
+    let pause = Duration::from_micros(300);
+    let written = put(&mut world, &volume, &bytes, BODY_BYTES, pause);
     assert!(written.expect("acknowledged").is_dirty);
     assert_eq!(early(&world), 1);
     drop(world);
@@ -87,13 +82,8 @@ fn a_slow_body_is_written_when_it_is_complete() {
         let volume = machine.checked();
         let mut world = machine.start(1, 2);
         let bytes = content(1, BODY_BYTES as u64);
-        let written = put(
-            &mut world,
-            &volume,
-            &bytes,
-            BODY_BYTES,
-            Duration::from_millis(pause_ms),
-        );
+        let pause = Duration::from_millis(pause_ms);
+        let written = put(&mut world, &volume, &bytes, BODY_BYTES, pause);
         assert!(written.expect("acknowledged").is_dirty);
         assert_eq!(early(&world), 0);
         let (found, outcome) = read(&mut world, &volume).expect("acknowledged");
