@@ -11,6 +11,7 @@
 //! | [`runtime`] | the trait for spawning, time and randomness |
 //! | [`rt`] | the only door to glommio: executors, pinning, timers |
 //! | [`buffer`] | pooled, 4 KiB-aligned memory with a fill watermark |
+//! | [`checksum`] | both checksums of what enters the cache, in one pass |
 //! | [`disk`] | direct files on the core's own ring |
 //! | [`memory`] | how much of it there is |
 //! | [`probe`] | what the machine must permit, asked before glommio is |
@@ -22,6 +23,7 @@
 //! | [`sim`] | the simulated twins |
 
 pub mod buffer;
+pub mod checksum;
 pub mod disk;
 pub mod histogram;
 pub mod ledger;

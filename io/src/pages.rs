@@ -12,6 +12,11 @@ use std::ptr::NonNull;
 /// 65,000 mappings, and a cache of tiny objects would need more.
 const MAPPED_BYTES_MIN: usize = 64 << 10;
 
+/// A huge page of x86-64 and of arm64 with 4 KiB pages. A region whose second page begins one, and
+/// that holds one at least, asks for huge pages: one fault in place of 512 on first use, and the
+/// kernel pins a disk write's pages by the folio.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// An owned, page-aligned region whose every byte is initialised.
 pub(crate) struct Pages {
     start: NonNull<u8>,
@@ -75,8 +80,40 @@ impl Drop for Pages {
     }
 }
 
-/// Maps fresh memory; null if the kernel refuses.
+/// Maps fresh memory; null if the kernel refuses. What follows a large region's first page, which
+/// is a buffer's body, lies on huge pages where the system grants them to who asks.
 fn map(bytes: usize) -> *mut u8 {
+    if bytes < PAGE + HUGE_PAGE_BYTES {
+        return map_anywhere(bytes);
+    }
+    let whole = map_anywhere(bytes + HUGE_PAGE_BYTES);
+    if whole.is_null() {
+        return whole;
+    }
+    let body = (whole as usize + PAGE).next_multiple_of(HUGE_PAGE_BYTES);
+    let before = body - PAGE - whole as usize;
+    let after = HUGE_PAGE_BYTES - before;
+    let start = whole.wrapping_add(before);
+    // SAFETY: both ends and the region between lie in the mapping that was just made, in whole
+    // pages, and nothing refers to them yet. An empty end is not unmapped: `munmap` refuses that.
+    // The advice changes no byte; where it is not taken, the pages are small.
+    unsafe {
+        if before > 0 {
+            libc::munmap(whole.cast(), before);
+        }
+        if after > 0 {
+            libc::munmap(start.wrapping_add(bytes).cast(), after);
+        }
+        libc::madvise(
+            start.wrapping_add(PAGE).cast(),
+            (bytes - PAGE) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES,
+            libc::MADV_HUGEPAGE,
+        );
+    }
+    start
+}
+
+fn map_anywhere(bytes: usize) -> *mut u8 {
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a new mapping at an address that the kernel chooses touches no memory of ours.
@@ -94,7 +131,7 @@ mod tests {
 
     #[test]
     fn regions_of_both_kinds_are_zero_aligned_and_writable() {
-        for bytes in [PAGE, MAPPED_BYTES_MIN, (1 << 20) + PAGE] {
+        for bytes in [PAGE, MAPPED_BYTES_MIN, (1 << 20) + PAGE, (4 << 20) + PAGE] {
             let mut pages = Pages::new(bytes);
             assert!((pages.start() as usize).is_multiple_of(PAGE));
             // SAFETY: the region is ours and initialised, and lives to the end of the loop.
@@ -108,6 +145,21 @@ mod tests {
             } else {
                 assert_eq!(bytes, PAGE);
             }
+        }
+    }
+
+    #[test]
+    fn a_large_body_begins_on_a_huge_page_and_nothing_more_stays_mapped() {
+        for _ in 0..16 {
+            let pages = Pages::new(PAGE + HUGE_PAGE_BYTES);
+            let body = pages.start() as usize + PAGE;
+            assert!(body.is_multiple_of(HUGE_PAGE_BYTES));
+            let maps = std::fs::read_to_string("/proc/self/smaps").expect("procfs");
+            let range = format!("{body:x}-{:x} ", body + HUGE_PAGE_BYTES);
+            let (_, mine) = maps.split_once(&range).expect("a mapping of its own");
+            let flags = mine.split("VmFlags:").nth(1).expect("flags");
+            let flags = flags.lines().next().expect("a line");
+            assert!(flags.split_whitespace().any(|flag| flag == "hg"), "{flags}");
         }
     }
 }

@@ -42,6 +42,7 @@
 use crate::key::{BlockHash, BlockId};
 use crc_fast::CrcAlgorithm::{Crc32Iscsi, Crc64Nvme};
 use forebay_io::buffer::PAGE;
+use forebay_io::checksum::PairedCrc;
 use forebay_io::store::ObjectMeta;
 
 /// Version of everything in this file.
@@ -234,22 +235,11 @@ pub struct HeaderTooLarge {
 }
 
 /// Checksums of a payload that arrives in pieces: one pass for both, while the bytes are in cache.
+#[derive(Default)]
 pub struct PayloadChecksums {
-    whole: crc_fast::Digest,
-    chunk: crc_fast::Digest,
+    sums: PairedCrc,
     chunk_filled: usize,
     chunks: Vec<u32>,
-}
-
-impl Default for PayloadChecksums {
-    fn default() -> Self {
-        PayloadChecksums {
-            whole: crc_fast::Digest::new(Crc64Nvme),
-            chunk: crc_fast::Digest::new(Crc32Iscsi),
-            chunk_filled: 0,
-            chunks: Vec::new(),
-        }
-    }
 }
 
 impl PayloadChecksums {
@@ -257,8 +247,7 @@ impl PayloadChecksums {
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let count = bytes.len().min(CHUNK_BYTES - self.chunk_filled);
-            self.whole.update(&bytes[..count]);
-            self.chunk.update(&bytes[..count]);
+            self.sums.update(&bytes[..count]);
             self.chunk_filled += count;
             if self.chunk_filled == CHUNK_BYTES {
                 self.end_chunk();
@@ -268,8 +257,7 @@ impl PayloadChecksums {
     }
 
     fn end_chunk(&mut self) {
-        self.chunks.push(self.chunk.finalize() as u32);
-        self.chunk.reset();
+        self.chunks.push(self.sums.take_crc32c());
         self.chunk_filled = 0;
     }
 
@@ -278,7 +266,7 @@ impl PayloadChecksums {
         if self.chunk_filled > 0 {
             self.end_chunk();
         }
-        (self.whole.finalize(), self.chunks)
+        (self.sums.crc64nvme(), self.chunks)
     }
 }
 
