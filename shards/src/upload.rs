@@ -16,7 +16,7 @@ use crate::shard::{AppendFailure, ReadFailure};
 use crate::verdict::Verdict;
 use forebay_io::buffer::View;
 use forebay_io::disk::{Disk, REQUEST_BYTES_MAX};
-use forebay_io::local::{Event, Signal};
+use forebay_io::local::{Event, Permits, Signal};
 use forebay_io::runtime::{Runtime, timeout};
 use forebay_io::store::{Attempts, StoreError, StoreErrorKind, StoreResult};
 use forebay_io::uplink::{Upload, UploadBody};
@@ -83,6 +83,9 @@ pub(crate) struct Uploads {
     /// acknowledged.
     pub(crate) own_etags: RefCell<HashSet<String>>,
     volumes: RefCell<HashMap<String, Arc<Volume>>>,
+    /// Records are read for upload one at a time: a disk that is asked for dozens of whole blocks
+    /// at once keeps readers of hits waiting behind all of them, and one fills any uplink.
+    reading: Permits,
     /// Store identities; a store's place here is its name in the schedule.
     stores: RefCell<Vec<u64>>,
     draining: Cell<bool>,
@@ -107,6 +110,7 @@ impl Uploads {
             in_doubt: RefCell::default(),
             own_etags: RefCell::default(),
             volumes: RefCell::default(),
+            reading: Permits::new(1),
             stores: RefCell::default(),
             draining: Cell::new(false),
             unread_blocks: Cell::new(0),
@@ -387,6 +391,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Reads and verifies what is dirty of a block. As an error, how the upload ends instead.
     async fn outgoing(&self, hash: BlockHash) -> Result<Outgoing, (Age, Ended)> {
+        let _turn = self.uploads.reading.acquire().await;
         let age = self.uploads.schedule.borrow().age(hash).unwrap_or_default();
         let superseded = || Err((age, Ended::Superseded));
         let Some(shard) = self.shard(hash) else {
