@@ -194,6 +194,8 @@ impl Uploads {
 pub(crate) struct InFlight {
     /// Set when it ends.
     ended: Event,
+    /// Set when a writer waits for that: what has not been sent then need not be.
+    unwanted: Event,
     /// What is sent, once it is.
     pub(crate) sent: Rc<RefCell<Option<(u64, View)>>>,
 }
@@ -312,7 +314,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         loop {
             let in_flight = self.uploads.in_flight.borrow().get(&hash).cloned();
             match in_flight {
-                Some(upload) => upload.ended.wait().await,
+                Some(upload) => {
+                    upload.unwanted.set();
+                    upload.ended.wait().await;
+                }
                 None => break,
             }
         }
@@ -403,7 +408,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             };
         };
         if !self.parts.writeback.delay.is_zero() {
-            self.parts.runtime.sleep(self.parts.writeback.delay).await;
+            self.delay(hash).await;
+            if self.uploads.is_held(hash) {
+                return Attempt::ended(age, Ended::Superseded);
+            }
         }
         let end = match self.send(hash, &volume, &outgoing).await {
             Ok(store_etag) => self.uploaded(hash, &outgoing, &store_etag).await,
@@ -411,6 +419,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         self.note_held(hash, &outgoing, &end).await;
         Attempt::ended(age, end)
+    }
+
+    /// Sleeps before an upload, unless a writer or a DELETE of the block waits for its end.
+    async fn delay(&self, hash: BlockHash) {
+        let in_flight = self.uploads.in_flight.borrow().get(&hash).cloned();
+        let unwanted = in_flight.unwrap_or_default().unwanted;
+        let delay = self.parts.writeback.delay;
+        timeout(&self.parts.runtime, delay, unwanted.wait()).await;
     }
 
     /// Reads and verifies what is dirty of a block. As an error, how the upload ends instead.
