@@ -183,7 +183,11 @@ impl ListParameters {
         }
         // No key holds a NUL, and none is longer than this: nothing lies between.
         let after = self.after.split('\0').next().unwrap_or_default();
-        let after = &after[..after.floor_char_boundary(KEY_BYTES_MAX)];
+        let mut end = after.len().min(KEY_BYTES_MAX);
+        while !after.is_char_boundary(end) {
+            end -= 1;
+        }
+        let after = &after[..end];
         let delimiter = Some(&self.delimiter).filter(|d| !d.is_empty() && !d.contains('\0'));
         Some(ListRequest {
             prefix: self.prefix.clone(),
