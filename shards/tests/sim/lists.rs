@@ -33,11 +33,20 @@ struct Known {
     size: Option<u64>,
     /// Whether the last operation failed, so that nobody knows.
     is_unknown: bool,
+    /// Deletes that were begun, and whether one is under way.
+    deletes: u64,
+    is_deleting: bool,
 }
 
 impl Known {
     fn is_certain(&self) -> bool {
         self.begun == self.ended && !self.is_unknown
+    }
+
+    /// Whether the object was there all the time until `later`, whatever was written meanwhile.
+    fn was_there_until(&self, later: &Known) -> bool {
+        let is_there = self.size.is_some() && !self.is_unknown && !self.is_deleting;
+        is_there && later.deletes == self.deletes
     }
 }
 
@@ -49,8 +58,15 @@ async fn one_client(node: Rc<Node>, volume: Arc<Volume>, keys: Keys, key: String
     for operation in 0..OPERATIONS {
         let pause = Duration::from_micros(dice.below(40_000));
         node.runtime.sleep(pause).await;
-        keys.borrow_mut().entry(key.clone()).or_default().begun += 1;
-        let outcome = match dice.below(3) {
+        let what = dice.below(3);
+        {
+            let mut keys = keys.borrow_mut();
+            let known = keys.entry(key.clone()).or_default();
+            known.begun += 1;
+            known.is_deleting = what == 0;
+            known.deletes += u64::from(what == 0);
+        }
+        let outcome = match what {
             0 => client::delete(&node, &volume, &key).await.map(|()| None),
             // Some are larger than a block, and go through.
             large => {
@@ -67,6 +83,7 @@ async fn one_client(node: Rc<Node>, volume: Arc<Volume>, keys: Keys, key: String
         let mut keys = keys.borrow_mut();
         let known = keys.entry(key.clone()).or_default();
         known.ended += 1;
+        known.is_deleting = false;
         known.is_unknown = outcome.is_err();
         known.size = outcome.unwrap_or_default();
     }
@@ -103,12 +120,18 @@ async fn list_and_check(node: &Node, volume: &Arc<Volume>, keys: &Keys, limit: u
                 Entry::CommonPrefix(prefix) => panic!("{prefix:?} without a delimiter"),
             })
             .collect();
-        for (key, known) in before.iter().filter(|(_, known)| known.is_certain()) {
-            let is_inside =
-                *key > request.after && page.complete_to.as_ref().is_none_or(|end| key <= end);
-            if is_inside && after.get(key) == Some(known) {
-                let size = listed.get(key.as_str()).copied();
+        for (key, known) in &before {
+            let end = page.complete_to.as_ref();
+            if *key <= request.after || end.is_some_and(|end| key > end) {
+                continue;
+            }
+            let size = listed.get(key.as_str()).copied();
+            let later = &after[key];
+            if known.is_certain() && later == known {
                 assert_eq!(size, known.size, "{key}: {known:?} in {page:?}");
+                checked += 1;
+            } else if known.was_there_until(later) {
+                assert!(size.is_some(), "{key}: {known:?}, {later:?} in {page:?}");
                 checked += 1;
             }
         }
