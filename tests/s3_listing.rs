@@ -298,6 +298,38 @@ fn a_store_that_is_away_makes_no_half_list() {
 }
 
 #[test]
+fn what_is_held_shows_as_it_is_served() {
+    let (mut proxy, stub) = in_front_of_stub(never_uploading());
+    proxy.put("conflict", b"dirty");
+    proxy.put("refused", b"refused");
+    // Somebody else's, and later than ours.
+    stub.set_clock_offset_s(600);
+    let key = format!("p/{VOLUME}/conflict");
+    stub.put_object("bucket", &key, "newer, in the store");
+    stub.set_clock_offset_s(0);
+    stub.add_fault(Fault::on("PUT", "*/refused").then(Action::status(400)));
+    proxy.restart_killed(|setup| setup.flags.clear());
+    wait_until("one is in conflict, and one in quarantine", || {
+        let text = proxy.operator("GET", "/-/dirty?limit=10").text();
+        text.contains("\"conflict\"") && text.contains("\"quarantined\"")
+    });
+    let text = list(&proxy, "").text();
+    let (conflict, refused) = text.split_once("<Key>refused").expect("both are listed");
+    assert_eq!(
+        element(conflict, "Size"),
+        "19",
+        "the store's object is served"
+    );
+    assert_eq!(
+        element(refused, "Size"),
+        "7",
+        "what nobody else has is served"
+    );
+    assert_eq!(proxy.get("conflict").body, b"newer, in the store");
+    assert_eq!(proxy.get("refused").body, b"refused");
+}
+
+#[test]
 fn hits_are_served_while_lists_wait_for_a_slow_store() {
     let (proxy, stub) = in_front_of_stub(never_uploading());
     proxy.put("dirty", b"x");

@@ -270,21 +270,25 @@ fn list(shared: &Shared, request: &Request) -> Result<Reply, S3Error> {
             ));
             continue;
         }
-        let object = &objects[key];
-        let modified: time::OffsetDateTime = object.modified().into();
-        let format =
-            time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].000Z");
-        document.push_str(&format!(
-            "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size>\
-             <StorageClass>STANDARD</StorageClass></Contents>",
-            escape(key),
-            modified.format(&format).unwrap_or_default(),
-            escape(object.etag()),
-            object.size()
-        ));
+        document.push_str(&contents(key, &objects[key]));
     }
     document.push_str("</ListBucketResult>");
     Ok(Reply::new(200)
         .header("Content-Type", "application/xml")
         .body(document))
+}
+
+/// An object in a list.
+fn contents(key: &str, object: &Object) -> String {
+    let modified: time::OffsetDateTime = object.modified().into();
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].000Z");
+    format!(
+        "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size>\
+         <StorageClass>STANDARD</StorageClass></Contents>",
+        escape(key),
+        modified.format(&format).unwrap_or_default(),
+        escape(object.etag()),
+        object.size()
+    )
 }
