@@ -617,7 +617,7 @@ async fn lists_are_in_order_and_complete(store: &dyn Store) {
     sorted.sort_unstable();
     for prefix in ["l/", "l/a", "l/a/", "l/ü", "l/none", "l/a b+"] {
         for delimiter in [None, Some("/"), Some("b"), Some("a/"), Some("é")] {
-            for after in ["", "l/a/", "l/a/b", "l/a/b/zz", "l/é", "l/a-/", "zz"] {
+            for after in ["", "l/a/", "l/a/b/zz", "l/a-/", "zz"] {
                 let mut request = ListRequest {
                     prefix: prefix.into(),
                     delimiter: delimiter.map(str::to_owned),
@@ -629,7 +629,7 @@ async fn lists_are_in_order_and_complete(store: &dyn Store) {
                     .filter_map(|key| request.name_of(key))
                     .collect();
                 expected.dedup();
-                for limit in [1000, 2] {
+                for limit in [1000, 3] {
                     request.limit = limit;
                     let entries = list(store, &request).await;
                     let names: Vec<&str> = entries.iter().map(Entry::name).collect();
