@@ -11,3 +11,4 @@ pub mod settings;
 pub mod size;
 pub mod store;
 pub mod systemd;
+pub mod xml;

@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use forebay::store::{S3Spec, StoreSpec, build};
+use forebay_io::listing::{Entry, ListRequest};
 use forebay_io::sim::store::MemoryStore;
 use forebay_io::store::{
     Attempts, ByteSpan, GetRequest, ObjectMeta, PutBody, PutReply, PutRequest, Store,
@@ -172,6 +173,8 @@ async fn all_cases(subject: Subject) {
     a_big_object_streams_both_ways(store).await;
     reads_run_side_by_side(store).await;
     a_body_may_be_left_unread(store).await;
+    lists_are_in_order_and_complete(store).await;
+    lists_know_sizes_and_tags(store).await;
 }
 
 fn whole(key: &str, body: impl Into<Bytes>) -> PutRequest {
@@ -565,6 +568,111 @@ async fn a_body_may_be_left_unread(store: &dyn Store) {
     remove(store, "left").await;
 }
 
+/// All names of a list, page by page.
+async fn list(store: &dyn Store, request: &ListRequest) -> Vec<Entry> {
+    let mut request = request.clone();
+    let mut entries = Vec::new();
+    loop {
+        let page = store.list(request.clone()).await;
+        let page = page.unwrap_or_else(|error| panic!("{request:?}: {error}"));
+        assert!(page.entries.len() <= request.limit, "{request:?}");
+        let after = Some(request.after.as_str());
+        let names = after
+            .into_iter()
+            .chain(page.entries.iter().map(Entry::name));
+        let names: Vec<&str> = names.collect();
+        assert!(names.is_sorted_by(|one, other| one < other), "{names:?}");
+        entries.extend(page.entries);
+        let Some(end) = page.complete_to else {
+            return entries;
+        };
+        assert_eq!(entries.last().map(Entry::name), Some(end.as_str()));
+        request.after = end;
+    }
+}
+
+async fn lists_are_in_order_and_complete(store: &dyn Store) {
+    let keys = [
+        "l/a",
+        "l/a b+c%20",
+        "l/a-",
+        "l/a-/x",
+        "l/a.b",
+        "l/a/",
+        "l/a/b",
+        "l/a/b/c",
+        "l/a/c",
+        "l/a0",
+        "l/b//d",
+        "l/é",
+        "l/ü/x",
+        "l/z&<>\"'?#",
+        "l/\u{1}\t\n\r",
+        "l/\u{10fff0}",
+    ];
+    for key in keys {
+        put(store, key, &b"x"[..]).await;
+    }
+    let mut sorted = keys;
+    sorted.sort_unstable();
+    for prefix in ["l/", "l/a", "l/a/", "l/ü", "l/none", "l/a b+"] {
+        for delimiter in [None, Some("/"), Some("b"), Some("a/"), Some("é")] {
+            for after in ["", "l/a/", "l/a/b/zz", "l/a-/", "zz"] {
+                let mut request = ListRequest {
+                    prefix: prefix.into(),
+                    delimiter: delimiter.map(str::to_owned),
+                    after: after.into(),
+                    limit: 1000,
+                };
+                let mut expected: Vec<&str> = sorted
+                    .iter()
+                    .filter_map(|key| request.name_of(key))
+                    .collect();
+                expected.dedup();
+                for limit in [1000, 3] {
+                    request.limit = limit;
+                    let entries = list(store, &request).await;
+                    let names: Vec<&str> = entries.iter().map(Entry::name).collect();
+                    assert_eq!(names, expected, "{request:?}");
+                    for entry in &entries {
+                        let is_prefix = matches!(entry, Entry::CommonPrefix(_));
+                        let is_one = request.common_prefix(entry.name()).is_some();
+                        assert_eq!(is_prefix, is_one, "{request:?}: {entry:?}");
+                    }
+                }
+            }
+        }
+    }
+    for key in keys {
+        remove(store, key).await;
+    }
+    let request = ListRequest {
+        prefix: "l/".into(),
+        limit: 1000,
+        ..ListRequest::default()
+    };
+    assert_eq!(list(store, &request).await, []);
+}
+
+async fn lists_know_sizes_and_tags(store: &dyn Store) {
+    let written = put(store, "described", pattern(12_345)).await;
+    let head = store.head("described".into()).await.expect("there");
+    let request = ListRequest {
+        prefix: "described".into(),
+        limit: 2,
+        ..ListRequest::default()
+    };
+    let entries = list(store, &request).await;
+    let [Entry::Object(object)] = entries.as_slice() else {
+        panic!("{entries:?}");
+    };
+    assert_eq!((object.size, &object.etag), (12_345, &written.etag));
+    // Swift rounds one of them up and the other one down.
+    let seconds = object.last_modified_ms / 1000;
+    assert!(seconds.abs_diff(head.meta.last_modified) <= 1);
+    remove(store, "described").await;
+}
+
 async fn prefixes_are_apart(spec: &S3Spec) {
     let inner = S3Spec {
         prefix: format!("{}/deep", spec.prefix),
@@ -604,6 +712,15 @@ async fn a_missing_bucket_is_not_a_missing_key(spec: &S3Spec) {
         .await
         .expect_err("no bucket");
     assert_eq!(error.kind, Kind::NoSuchBucket, "{error}");
+    let error = store.list(a_few()).await.expect_err("no bucket");
+    assert_eq!(error.kind, Kind::NoSuchBucket, "{error}");
+}
+
+fn a_few() -> ListRequest {
+    ListRequest {
+        limit: 3,
+        ..ListRequest::default()
+    }
 }
 
 async fn wrong_credentials_are_denied(spec: &S3Spec) {
@@ -616,4 +733,6 @@ async fn wrong_credentials_are_denied(spec: &S3Spec) {
     let error = store.get(wanted("k", None)).await.err().expect("refused");
     assert_eq!(error.kind, Kind::Denied, "{error}");
     assert!(!error.to_string().contains("X-Amz-Signature"), "{error}");
+    let error = store.list(a_few()).await.expect_err("refused");
+    assert_eq!(error.kind, Kind::Denied, "{error}");
 }

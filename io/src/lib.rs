@@ -19,6 +19,7 @@
 //! | [`uplink`] | a core's queue to its companion thread, where stores run |
 //! | [`ledger`] | a core's queue to the thread that owns sled |
 //! | [`store`] | what a store can be asked and may answer |
+//! | [`listing`] | names of objects in order: pages, and many pages as one |
 //! | [`net`] | listeners, sockets with vectored writes, TLS |
 //! | [`sim`] | the simulated twins |
 
@@ -27,6 +28,7 @@ pub mod checksum;
 pub mod disk;
 pub mod histogram;
 pub mod ledger;
+pub mod listing;
 pub mod local;
 pub mod memory;
 pub mod net;

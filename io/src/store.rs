@@ -5,6 +5,7 @@
 //! It never talks to a network, never retries and knows nothing of blocks: a request names an
 //! object and at most one byte range of it.
 
+use crate::listing::{ListPage, ListRequest};
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::LocalBoxStream;
@@ -283,6 +284,9 @@ pub trait Store {
     fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>>;
     /// Removes an object; removing what is not there succeeds.
     fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>>;
+    /// Lists objects in the order of their UTF-8 bytes. A page may have fewer names than asked for
+    /// although more follow, but never none then.
+    fn list(&self, request: ListRequest) -> LocalBoxFuture<'_, StoreResult<ListPage>>;
 }
 
 #[cfg(test)]

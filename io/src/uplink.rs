@@ -7,6 +7,7 @@
 
 use crate::buffer::View;
 use crate::histogram::Histogram;
+use crate::listing::{ListPage, ListRequest};
 use crate::queue::{self, Receiver, Sender};
 use crate::runtime::Runtime;
 use crate::store::{
@@ -49,7 +50,7 @@ pub type StoreFactory = Box<dyn FnOnce() -> StoreTable + Send>;
 /// How much a companion does at once.
 #[derive(Clone, Copy, Debug)]
 pub struct UplinkLimits {
-    /// GET and HEAD requests in flight.
+    /// GET, HEAD and list requests in flight.
     pub fetches_max: usize,
     /// PUT and DELETE requests in flight.
     pub uploads_max: usize,
@@ -97,6 +98,7 @@ enum Order {
     Head(u32, String, oneshot::Sender<StoreResult<ObjectHead>>),
     Put(u32, Upload, oneshot::Sender<StoreResult<PutReply>>),
     Delete(u32, String, oneshot::Sender<StoreResult<()>>),
+    List(u32, ListRequest, oneshot::Sender<StoreResult<ListPage>>),
 }
 
 /// Store requests counted by verb and outcome (an HTTP status or an error kind), and their times
@@ -221,6 +223,14 @@ impl<R: Runtime> Uplink<R> {
     pub async fn delete(&self, volume: u32, key: String) -> StoreResult<()> {
         self.ask("DELETE", 204, &self.uploads, |reply| {
             Order::Delete(volume, key, reply)
+        })
+        .await
+    }
+
+    /// Lists objects.
+    pub async fn list(&self, volume: u32, request: ListRequest) -> StoreResult<ListPage> {
+        self.ask("LIST", 200, &self.fetches, |reply| {
+            Order::List(volume, request, reply)
         })
         .await
     }
@@ -350,6 +360,13 @@ async fn carry_out(order: Order, stores: Rc<StoreTable>) {
         Order::Delete(volume, key, reply) => {
             let answer = match store(&stores, volume) {
                 Ok(store) => store.delete(key).await,
+                Err(e) => Err(e),
+            };
+            drop(reply.send(answer));
+        }
+        Order::List(volume, request, reply) => {
+            let answer = match store(&stores, volume) {
+                Ok(store) => store.list(request).await,
                 Err(e) => Err(e),
             };
             drop(reply.send(answer));

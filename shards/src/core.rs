@@ -14,6 +14,7 @@ use crate::heads::{HEADS_BYTES_MAX, Head, Heads};
 use crate::index::BlockMap;
 use crate::key::{BlockHash, BlockId, Topology, Volume};
 use crate::messages::{ReadError, WriteError};
+use crate::names::Names;
 use crate::patience::Patience;
 use crate::ram::RamTier;
 use crate::recover::RecoveryReport;
@@ -80,6 +81,8 @@ pub struct Core<R: Runtime, D: Disk> {
     pub(crate) stats: CoreStats,
     pub(crate) patience: Patience<R>,
     pub(crate) uploads: Uploads,
+    /// Names of dirty blocks, as far as they were asked for.
+    pub(crate) names: RefCell<Names>,
     recovery: Cell<RecoveryReport>,
     began: MonoTime,
     /// From `began` until the last shard was here.
@@ -110,6 +113,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             stats: CoreStats::default(),
             patience,
             uploads,
+            names: RefCell::default(),
             recovery: Cell::default(),
             load_ms: Cell::default(),
             scrubs: RefCell::default(),

@@ -100,8 +100,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Err(ReadFailure::Gone) => return self.requeue(hash).await,
             Err(ReadFailure::Disk(_)) => {
                 // The others must not wait for what the disk may give later.
-                let core = self.clone();
-                let task = async move { core.requeue(hash).await };
+                let (core, returning) = (self.clone(), self.uploads.note_returning(hash));
+                let task = async move {
+                    core.requeue(hash).await;
+                    drop(returning);
+                };
                 return self.parts.runtime.spawn(task);
             }
             Err(failure) => return self.hold_damaged(hash, location, &failure),

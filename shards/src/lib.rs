@@ -40,6 +40,7 @@ pub mod key;
 pub mod log;
 pub mod marks;
 pub mod messages;
+pub mod names;
 pub mod operator;
 pub mod patience;
 pub mod ram;

@@ -4,11 +4,13 @@
 //! no behaviour.
 
 use crate::backlog::{AbandonError, Backlog, DirtyBlock, Exported, ObjectName};
-use crate::key::BlockId;
+use crate::key::{BlockId, Volume};
+use crate::names::NamesError;
 use crate::range::RangeSpec;
 use crate::stats::CoreSnapshot;
 use bytes::Bytes;
 use forebay_io::buffer::{BufferWriter, View, Watch};
+use forebay_io::listing::{ListPage, ListRequest};
 use forebay_io::queue::Receiver;
 use forebay_io::store::{ByteSpan, ObjectMeta, StoreError, StoreResult};
 use futures::channel::oneshot;
@@ -211,6 +213,12 @@ pub enum Message {
     Backlog(Option<u64>, oneshot::Sender<Backlog>),
     /// List the oldest dirty blocks, so many at most.
     DirtyBlocks(usize, oneshot::Sender<Vec<DirtyBlock>>),
+    /// List a volume's dirty objects.
+    ListDirty(
+        Arc<Volume>,
+        Box<ListRequest>,
+        oneshot::Sender<Result<ListPage, NamesError>>,
+    ),
     /// Try a quarantined block, or one in conflict, again; without a name all that are quarantined.
     Retry(Option<ObjectName>, oneshot::Sender<u64>),
     /// Give a block up that is quarantined or in conflict.

@@ -5,14 +5,16 @@
 
 use crate::backlog::{AbandonError, Backlog, DirtyBlock, Exported, ObjectName};
 use crate::core::Core;
-use crate::key::{BlockHash, BlockId, Topology};
+use crate::key::{BlockHash, BlockId, Topology, Volume};
 use crate::messages::{
     BlockBody, BlockPayload, BlockRequest, Message, Opened, Outcome, PutObject, ReadError,
     WriteError, Written,
 };
+use crate::names::NamesError;
 use crate::range::RangeSpec;
 use crate::stats::CoreSnapshot;
 use forebay_io::disk::Disk;
+use forebay_io::listing::{self, ListPage, ListRequest};
 use forebay_io::queue::{Inbox, MeshPort, Sender};
 use forebay_io::runtime::Runtime;
 use forebay_io::store::{ObjectMeta, StoreError, StoreErrorKind};
@@ -65,6 +67,9 @@ async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
         Message::Snapshot(reply) => drop(reply.send(core.snapshot())),
         Message::Backlog(up_to, reply) => drop(reply.send(core.backlog(up_to))),
         Message::DirtyBlocks(limit, reply) => drop(reply.send(core.dirty_blocks(limit).await)),
+        Message::ListDirty(volume, request, reply) => {
+            drop(reply.send(core.list_dirty(&volume, &request).await));
+        }
         Message::Retry(name, reply) => drop(reply.send(core.retry(name).await)),
         Message::Abandon(name, reply) => drop(reply.send(core.abandon(name).await)),
         Message::Export(name, reply) => drop(reply.send(core.export(name).await)),
@@ -209,6 +214,43 @@ impl<R: Runtime, D: Disk> Router<R, D> {
         blocks.sort_by_key(|block| block.acked_unix_ms);
         blocks.truncate(limit);
         blocks
+    }
+
+    /// A page of the list of a volume's dirty objects on all cores; see [`Core::list_dirty`]. It takes
+    /// the memory of one page for each core.
+    ///
+    /// # Errors
+    /// That of the first core that cannot tell.
+    pub async fn list_dirty(
+        &self,
+        volume: &Arc<Volume>,
+        request: &ListRequest,
+    ) -> Result<ListPage, NamesError> {
+        let ask = |core| {
+            let (volume, request) = (volume.clone(), Box::new(request.clone()));
+            let message = |reply| Message::ListDirty(volume, request, reply);
+            self.ask(core, message)
+        };
+        let asked = (0..self.topology().cores()).map(ask);
+        let answers = futures::future::join_all(asked).await;
+        let pages = answers
+            .into_iter()
+            .map(|answer| answer.unwrap_or(Err(NamesError::CoreGone)));
+        let pages: Result<Vec<ListPage>, NamesError> = pages.collect();
+        Ok(listing::merge(request.limit, pages?))
+    }
+
+    /// A page of the list of what the store behind a volume has.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list_store(
+        &self,
+        volume: &Volume,
+        request: ListRequest,
+    ) -> Result<ListPage, StoreError> {
+        let uplink = &self.core.parts.uplink;
+        uplink.list(volume.store_number, request).await
     }
 
     /// Lets a held block be tried again, or all quarantined ones; returns how many there were.

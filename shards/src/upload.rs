@@ -70,6 +70,8 @@ pub(crate) struct Uploads {
     pub(crate) in_flight: RefCell<BlockMap<InFlight>>,
     /// Blocks whose uploads writers hold back, with how many do.
     held: Rc<RefCell<BlockMap<usize>>>,
+    /// Blocks that are read to be entered into the schedule again, with how often.
+    returning: Rc<RefCell<BlockMap<usize>>>,
     /// Blocks of which the store has something newer: the cache passes them by.
     pub(crate) conflicts: RefCell<HashSet<BlockHash>>,
     /// Blocks that an operator wants to be uploaded over what the store has.
@@ -104,6 +106,7 @@ impl Uploads {
             appending: RefCell::default(),
             in_flight: RefCell::default(),
             held: Rc::default(),
+            returning: Rc::default(),
             conflicts: RefCell::default(),
             forced: RefCell::default(),
             doubted: RefCell::default(),
@@ -149,6 +152,29 @@ impl Uploads {
         self.held.borrow().contains_key(&hash)
     }
 
+    /// Says of a block that it is dirty though the schedule does not know it yet.
+    pub(crate) fn note_returning(&self, hash: BlockHash) -> HeldUpload {
+        HeldUpload::new(hash, &self.returning)
+    }
+
+    /// How many blocks [`Uploads::dirty_blocks_of`] looks at.
+    pub(crate) fn dirty_blocks_max(&self) -> u64 {
+        let others = self.held.borrow().len() + self.returning.borrow().len();
+        (self.schedule.borrow().len() + others) as u64
+    }
+
+    /// The blocks that may be dirty, of one of so many parts that hashes fall into: those in the
+    /// schedule, and those that were taken out of it and are not clean yet.
+    pub(crate) fn dirty_blocks_of(&self, part: u64, parts: u64) -> Vec<BlockHash> {
+        let schedule = self.schedule.borrow();
+        let (held, returning) = (self.held.borrow(), self.returning.borrow());
+        let others = held.keys().chain(returning.keys()).copied();
+        let all = schedule.hashes().chain(others);
+        // Not the bits that chose the shard and the core.
+        all.filter(|hash| (hash.0 >> 64) as u64 % parts == part)
+            .collect()
+    }
+
     /// A store's name in the schedule.
     pub(crate) fn store(&self, identity: u64) -> u32 {
         let mut stores = self.stores.borrow_mut();
@@ -172,11 +198,14 @@ impl Uploads {
 pub(crate) struct InFlight {
     /// Set when it ends.
     ended: Event,
+    /// Set when a writer waits for that: what has not been sent then need not be.
+    unwanted: Event,
     /// What is sent, once it is.
     pub(crate) sent: Rc<RefCell<Option<(u64, View)>>>,
 }
 
-/// Keeps a block from being uploaded while a writer decides what becomes of it, until it is dropped.
+/// Notes something of a block until it is dropped: that it is kept from being uploaded while a writer
+/// decides what becomes of it, or that it is on its way back into the schedule.
 pub(crate) struct HeldUpload {
     hash: BlockHash,
     held: Rc<RefCell<BlockMap<usize>>>,
@@ -289,7 +318,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         loop {
             let in_flight = self.uploads.in_flight.borrow().get(&hash).cloned();
             match in_flight {
-                Some(upload) => upload.ended.wait().await,
+                Some(upload) => {
+                    upload.unwanted.set();
+                    upload.ended.wait().await;
+                }
                 None => break,
             }
         }
@@ -309,9 +341,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let Some(hash) = held.map(|held| held.hash) else {
             return;
         };
-        let core = self.clone();
+        let (core, returning) = (self.clone(), self.uploads.note_returning(hash));
         self.parts.runtime.spawn(async move {
             core.requeue(hash).await;
+            drop(returning);
         });
     }
 
@@ -379,7 +412,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             };
         };
         if !self.parts.writeback.delay.is_zero() {
-            self.parts.runtime.sleep(self.parts.writeback.delay).await;
+            self.delay(hash).await;
+            if self.uploads.is_held(hash) {
+                return Attempt::ended(age, Ended::Superseded);
+            }
         }
         let end = match self.send(hash, &volume, &outgoing).await {
             Ok(store_etag) => self.uploaded(hash, &outgoing, &store_etag).await,
@@ -387,6 +423,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         self.note_held(hash, &outgoing, &end).await;
         Attempt::ended(age, end)
+    }
+
+    /// Sleeps before an upload, unless a writer or a DELETE of the block waits for its end.
+    async fn delay(&self, hash: BlockHash) {
+        let in_flight = self.uploads.in_flight.borrow().get(&hash).cloned();
+        let unwanted = in_flight.unwrap_or_default().unwanted;
+        let delay = self.parts.writeback.delay;
+        timeout(&self.parts.runtime, delay, unwanted.wait()).await;
     }
 
     /// Reads and verifies what is dirty of a block. As an error, how the upload ends instead.

@@ -86,3 +86,40 @@ pub const SIGNATURE_SKEW_SECONDS_MAX: i64 = 15 * 60;
 
 /// Longest life of a presigned URL, seconds: a week, as in S3.
 pub const PRESIGNED_SECONDS_MAX: i64 = 7 * 24 * 60 * 60;
+
+/// Lists that a core makes at a time: a store answers one in some tens of milliseconds, and each may
+/// take [`LIST_BYTES_MAX`]. Others wait for their turn.
+pub const LISTS_MAX: usize = 3;
+
+/// The most memory of a list while it is made, bytes: the store's answer, its names, those of what is
+/// dirty, and our answer, all of a thousand keys of 1,024 bytes that are percent-encoded.
+pub const LIST_BYTES_MAX: usize = 12 << 20;
+
+/// How long a list, or a DeleteObjects, waits for its turn.
+pub const LIST_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Pages that a store is asked for to fill one of ours. A store that gives less than a fifth of what
+/// it is asked for makes ours shorter, which S3 allows.
+pub const LIST_STORE_PAGES_MAX: usize = 5;
+
+/// Names that are written into an answer before others on the core have their turn.
+pub const LIST_PAUSE_NAMES: usize = 128;
+
+/// Keys of one DeleteObjects: S3's own limit.
+pub const DELETE_KEYS_MAX: usize = 1000;
+
+/// Body of one DeleteObjects, bytes: S3's own limit.
+pub const DELETE_BODY_BYTES_MAX: u64 = 2 << 20;
+
+/// DeleteObjects of a core at a time, each with its document in memory. Others wait for their turn.
+pub const DELETES_MAX: usize = 3;
+
+/// The most memory of one, bytes: its document, the keys in it, and the answer.
+pub const DELETE_BYTES_MAX: usize = 5 << 20;
+
+/// Keys of one DeleteObjects that are deleted at a time. Each is a request to the store.
+pub const DELETES_AT_ONCE_MAX: usize = 16;
+
+/// Keys of one DeleteObjects that may fail in a row because the store is away, before the rest is not
+/// tried: each costs seconds, and a client waits for all.
+pub const DELETE_FAILURES_MAX: usize = DELETES_AT_ONCE_MAX;

@@ -7,13 +7,16 @@
 pub mod auth;
 pub mod aws_chunked;
 pub mod backlog;
+pub mod bucket;
 pub mod conditional;
 pub mod connection;
 pub mod control;
+pub mod delete_objects;
 pub mod digest;
 pub mod get;
 pub mod head;
 pub mod limits;
+pub mod list;
 pub mod put;
 pub mod range;
 pub mod reply;
@@ -57,6 +60,10 @@ pub struct CoreContext {
     pub requests: Cell<u64>,
     /// Turns of connections that receive bodies; see [`Connection::set_in_turn`].
     pub receiving: Permits,
+    /// Lists that may be made at a time.
+    pub listing: Permits,
+    /// DeleteObjects that may be in memory at a time.
+    pub deleting: Permits,
 }
 
 impl CoreContext {
@@ -171,9 +178,18 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
         let volumes = table.list().map(|volume| &volume.settings);
         auth::identify(&credential, head, &parsed.query, volumes, now)
     };
+    if key.is_empty() {
+        let planned = identified.and_then(|identity| {
+            bucket::plan(&table, volume.as_deref(), identity, head, &parsed.query)
+        });
+        return match planned {
+            Ok(plan) => bucket::serve(connection, head, &plan, &resource).await,
+            Err(error) => connection.respond_error(&error, &resource).await,
+        };
+    }
     let admitted = identified.and_then(|identity| {
         let served = admit(&table, volume.as_deref(), identity, head)?;
-        object_operation(head, &key, &parsed.query, identity)?;
+        object_operation(head, &parsed.query, identity)?;
         Ok(served)
     });
     let served = match admitted {
@@ -209,9 +225,6 @@ fn admit<'a>(
             auth::check(identity, &served.settings, access)?;
             Ok(served)
         }
-        None if name.is_none() && known => {
-            Err(ErrorReply::not_implemented("this operation on the service"))
-        }
         // Who has no key learns nothing about which volumes there are.
         None if known => Err(ErrorReply::new(
             404,
@@ -225,29 +238,20 @@ fn admit<'a>(
 /// Whether the request is one of the four operations on an object that are served.
 fn object_operation(
     head: &Head,
-    key: &str,
     query: &[(String, String)],
     identity: Identity<'_>,
 ) -> Result<(), ErrorReply> {
     let signed = matches!(identity, Identity::Pair(_));
     let refused = match head.method.as_str() {
         "GET" | "HEAD" | "PUT" | "DELETE" => {
-            if key.is_empty() {
-                Some(ErrorReply::new(
-                    400,
-                    "InvalidURI",
-                    "the key is empty; volumes are not listed yet",
-                ))
-            } else {
-                let other = query
-                    .iter()
-                    .find(|(name, value)| !changes_nothing(name, value, signed));
-                other.map(|(name, _)| {
-                    ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
-                })
-            }
+            let other = query
+                .iter()
+                .find(|(name, value)| !changes_nothing(name, value, signed));
+            other.map(|(name, _)| {
+                ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
+            })
         }
-        "POST" => Some(ErrorReply::not_implemented("POST on a volume")),
+        "POST" => Some(ErrorReply::not_implemented("POST on an object")),
         _ => Some(
             ErrorReply::new(
                 405,

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use super::head::HeadError;
 use super::limits::RETRY_AFTER_SECONDS;
 use super::target::TargetError;
+use crate::xml;
 
 /// A response's status line and headers, as they go out.
 pub struct ReplyHead {
@@ -140,7 +141,7 @@ impl ErrorReply {
 
     /// The error document.
     pub fn document(&self, resource: &str, request_id: &str) -> String {
-        let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error>");
+        let mut document = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error>");
         let fields = [
             ("Code", self.code),
             ("Message", &self.message),
@@ -148,29 +149,11 @@ impl ErrorReply {
             ("RequestId", request_id),
         ];
         for (name, value) in fields {
-            let _ = write!(xml, "<{name}>{}</{name}>", escape_xml(value));
+            let _ = write!(document, "<{name}>{}</{name}>", xml::escape(value));
         }
-        xml.push_str("</Error>");
-        xml
+        document.push_str("</Error>");
+        document
     }
-}
-
-/// Text as XML character data. Characters that XML 1.0 cannot hold become U+FFFD.
-pub fn escape_xml(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '&' => escaped.push_str("&amp;"),
-            '"' => escaped.push_str("&quot;"),
-            '\t' | '\n' => escaped.push(character),
-            '\r' => escaped.push_str("&#13;"),
-            '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
-            _ => escaped.push(character),
-        }
-    }
-    escaped
 }
 
 impl From<HeadError> for ErrorReply {

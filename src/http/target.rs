@@ -94,7 +94,8 @@ fn decode(text: &str) -> Result<String, TargetError> {
     Ok(decoded.into_owned())
 }
 
-fn check_key(key: String) -> Result<String, TargetError> {
+/// Refuses a key that another system could take for another one.
+pub fn check_key(key: String) -> Result<String, TargetError> {
     if key.len() > KEY_BYTES_MAX {
         return Err(TargetError::KeyTooLong);
     }

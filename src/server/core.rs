@@ -4,7 +4,9 @@ use super::ServerState;
 use super::volumes::VolumeTable;
 use super::watchdog;
 use crate::http::connection::Connection;
-use crate::http::limits::{ACCEPT_PAUSE, HANDSHAKE_TIME_MAX, RECEIVING_MAX};
+use crate::http::limits::{
+    ACCEPT_PAUSE, DELETES_MAX, HANDSHAKE_TIME_MAX, LISTS_MAX, RECEIVING_MAX,
+};
 use crate::http::{self, CoreContext};
 use forebay_io::buffer::Pool;
 use forebay_io::disk::ring::RingDisk;
@@ -164,6 +166,8 @@ pub async fn run(
         volume_table: RefCell::new(plan.table),
         requests: Cell::new(0),
         receiving: Permits::new(RECEIVING_MAX),
+        listing: Permits::new(LISTS_MAX),
+        deleting: Permits::new(DELETES_MAX),
     });
     let connections = Permits::new(connections_max);
     runtime.spawn(tick(context.clone()));

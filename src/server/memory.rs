@@ -5,7 +5,9 @@
 //! is asked before anything starts, refuses in one line that names a flag, and enforces nothing:
 //! pools, tiers and permits are made from its figures by those who own them.
 
-use crate::http::limits::{CONNECTIONS_MAX, connection_bytes_max};
+use crate::http::limits::{
+    CONNECTIONS_MAX, DELETE_BYTES_MAX, DELETES_MAX, LIST_BYTES_MAX, LISTS_MAX, connection_bytes_max,
+};
 use crate::size::Amount;
 use forebay_io::memory::MemoryLimit;
 use forebay_io::net::TLS_CORE_BYTES_MAX;
@@ -13,6 +15,7 @@ use forebay_io::rt::IO_MEMORY_BYTES;
 use forebay_io::uplink::FETCH_BYTES_MAX;
 use forebay_shards::heads::HEADS_BYTES_MAX;
 use forebay_shards::messages::Message;
+use forebay_shards::names::NAMES_BYTES_MAX;
 use forebay_shards::ram::hot::{WINDOW_BLOCK_BYTES, WINDOW_BLOCKS_MAX};
 use forebay_shards::router::MESH_CAPACITY;
 use std::fmt;
@@ -150,6 +153,7 @@ pub fn plan(needs: &MemoryNeeds) -> Result<MemoryPlan, MemoryShort> {
         ),
         ("store_transfers", store_transfers(needs), Some("--maxBops")),
         ("heads", heads(needs), Some("--shards")),
+        ("lists", lists(needs), Some("--shards")),
         ("messages", messages(needs), Some("--shards")),
         ("fixed", fixed(needs), Some("--shards")),
     ]
@@ -279,6 +283,12 @@ fn store_transfers(needs: &MemoryNeeds) -> u64 {
 /// What each core remembers of objects.
 fn heads(needs: &MemoryNeeds) -> u64 {
     (needs.cores * HEADS_BYTES_MAX) as u64
+}
+
+/// The names that each core keeps of what is dirty, and the documents that it makes and takes.
+fn lists(needs: &MemoryNeeds) -> u64 {
+    let documents = LISTS_MAX * LIST_BYTES_MAX + DELETES_MAX * DELETE_BYTES_MAX;
+    (needs.cores * (NAMES_BYTES_MAX + documents)) as u64
 }
 
 /// The queues between each two cores, which are allocated whole.

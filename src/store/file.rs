@@ -10,6 +10,7 @@
 //! one that is changed while it is read ends the read with `Corrupt`.
 
 mod folder;
+mod list;
 pub mod name;
 mod trailer;
 
@@ -17,6 +18,7 @@ use super::BuildError;
 use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use folder::{Folder, Temporary};
+use forebay_io::listing::{ListPage, ListRequest};
 use forebay_io::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
@@ -184,6 +186,14 @@ impl Store for FileStore {
             })
             .await
         })
+    }
+
+    fn list(&self, request: ListRequest) -> LocalBoxFuture<'_, StoreResult<ListPage>> {
+        let folder = Arc::clone(&self.folder);
+        Box::pin(blocking(move || match folder.is_gone() {
+            true => Err(Trouble::Gone),
+            false => list::page(&folder, &request),
+        }))
     }
 }
 

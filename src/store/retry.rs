@@ -6,6 +6,7 @@
 //! and never passes a body off as whole that is not.
 
 use bytes::Bytes;
+use forebay_io::listing::{ListPage, ListRequest};
 use forebay_io::store::{
     Attempts, ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply,
     PutRequest, Store, StoreError, StoreErrorKind, StoreResult,
@@ -179,7 +180,7 @@ impl Pace for CompanionPace {
 
 /// A store whose failures are retried as [`RetrySettings`] say.
 ///
-/// Repeated are GET and HEAD, DELETE, and PUT of a body in memory unless it asks to be sent
+/// Repeated are GET, HEAD and lists, DELETE, and PUT of a body in memory unless it asks to be sent
 /// [`Attempts::Once`]. A PUT with `if_none_match`
 /// that is repeated after a lost answer may meet its own first write: its `PreconditionFailed`
 /// then carries more than one attempt, and the caller compares the contents.
@@ -255,6 +256,14 @@ impl<S: Store + 'static, P: Pace + 'static> Store for Retrying<S, P> {
         Box::pin(async move {
             let mut backoff = Backoff::new(self.inner.settings);
             let send = || self.inner.store.delete(key.clone());
+            self.inner.repeat(&mut backoff, send).await
+        })
+    }
+
+    fn list(&self, request: ListRequest) -> LocalBoxFuture<'_, StoreResult<ListPage>> {
+        Box::pin(async move {
+            let mut backoff = Backoff::new(self.inner.settings);
+            let send = || self.inner.store.list(request.clone());
             self.inner.repeat(&mut backoff, send).await
         })
     }

@@ -8,6 +8,7 @@
 mod answer;
 mod body;
 mod client;
+mod list;
 mod sign;
 
 use super::{BuildError, S3Spec, UploadCheck};
@@ -15,6 +16,7 @@ use answer::{ErrorDocument, META_PREFIX, OBJECT_HEADERS};
 use base64::Engine;
 use bytes::Bytes;
 use client::Client;
+use forebay_io::listing::{ListPage, ListRequest};
 use forebay_io::store::{
     GetReply, GetRequest, ObjectHead, PutBody, PutReply, PutRequest, Store, StoreError,
     StoreErrorKind, StoreResult,
@@ -327,9 +329,19 @@ impl S3Store {
 
     /// Sends a request without a body, once more if what was wrong could be put right.
     async fn ask(&self, verb: Verb, key: &str, headers: &RequestHeaders) -> StoreResult<Response> {
-        match self.ask_once(verb, key, headers).await {
+        self.ask_signed(verb, || self.sign(verb, key, headers))
+            .await
+    }
+
+    /// The same for a request that is signed anew each time.
+    async fn ask_signed(
+        &self,
+        verb: Verb,
+        sign: impl Fn() -> StoreResult<reqwest::RequestBuilder>,
+    ) -> StoreResult<Response> {
+        match self.ask_once(verb, sign()?).await {
             Err(refusal) if refusal.is_put_right => self
-                .ask_once(verb, key, headers)
+                .ask_once(verb, sign()?)
                 .await
                 .map_err(|refusal| refusal.error),
             other => other.map_err(|refusal| refusal.error),
@@ -339,15 +351,14 @@ impl S3Store {
     async fn ask_once(
         &self,
         verb: Verb,
-        key: &str,
-        headers: &RequestHeaders,
+        request: reqwest::RequestBuilder,
     ) -> Result<Response, Refusal> {
         let asked = Asked {
             verb,
             signed_ahead: self.clock_ahead_seconds.get(),
             had_checksum: false,
         };
-        let sending = self.sign(verb, key, headers)?.send();
+        let sending = request.send();
         let deadline = self.deadlines.connect + self.deadlines.first_byte;
         let response = tokio::time::timeout(deadline, sending)
             .await
@@ -500,6 +511,10 @@ impl Store for S3Store {
 
     fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
         Box::pin(async move { self.delete_inner(&key).await })
+    }
+
+    fn list(&self, request: ListRequest) -> LocalBoxFuture<'_, StoreResult<ListPage>> {
+        Box::pin(self.list_inner(request))
     }
 }
 

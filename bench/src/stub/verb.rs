@@ -216,14 +216,10 @@ fn check_digests(request: &Request, body: &[u8]) -> Result<(), S3Error> {
 
 /// ListObjectsV2 with prefix, start-after and continuation; no delimiter.
 fn list(shared: &Shared, request: &Request) -> Result<Reply, S3Error> {
-    if request.parameter("list-type") != Some("2")
-        || request
-            .parameter("delimiter")
-            .is_some_and(|d| !d.is_empty())
-    {
-        return Err(S3Error::new("NotImplemented")
-            .because("the stub lists with list-type=2 and without a delimiter"));
+    if request.parameter("list-type") != Some("2") {
+        return Err(S3Error::new("NotImplemented").because("the stub lists with list-type=2"));
     }
+    let delimiter = request.parameter("delimiter").filter(|d| !d.is_empty());
     let prefix = request.parameter("prefix").unwrap_or_default();
     let after = request
         .parameter("continuation-token")
@@ -240,11 +236,16 @@ fn list(shared: &Shared, request: &Request) -> Result<Reply, S3Error> {
     let objects = buckets
         .get(&request.bucket)
         .ok_or_else(|| S3Error::new("NoSuchBucket"))?;
-    let mut keys: Vec<&String> = objects
-        .keys()
-        .filter(|key| key.starts_with(prefix) && key.as_str() > after)
-        .collect();
-    keys.sort();
+    // Keys, and beginnings up to a delimiter that stand for keys.
+    let names = objects.keys().filter_map(|key| {
+        let rest = key.strip_prefix(prefix)?;
+        let end = delimiter.and_then(|d| Some(rest.find(d)? + d.len()));
+        let name = end.map_or(key.as_str(), |end| &key[..prefix.len() + end]);
+        (name > after).then_some((name, end.is_some()))
+    });
+    let mut keys: Vec<(&str, bool)> = names.collect();
+    keys.sort_unstable();
+    keys.dedup();
     let truncated = keys.len() > keys_max;
     keys.truncate(keys_max);
     let mut document = format!(
@@ -255,28 +256,39 @@ fn list(shared: &Shared, request: &Request) -> Result<Reply, S3Error> {
         escape(prefix),
         keys.len()
     );
-    if truncated && let Some(last) = keys.last() {
+    if truncated && let Some((last, _)) = keys.last() {
         document.push_str(&format!(
             "<NextContinuationToken>{}</NextContinuationToken>",
             escape(last)
         ));
     }
-    for key in keys {
-        let object = &objects[key];
-        let modified: time::OffsetDateTime = object.modified().into();
-        let format =
-            time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].000Z");
-        document.push_str(&format!(
-            "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size>\
-             <StorageClass>STANDARD</StorageClass></Contents>",
-            escape(key),
-            modified.format(&format).unwrap_or_default(),
-            escape(object.etag()),
-            object.size()
-        ));
+    for (key, is_prefix) in keys {
+        if is_prefix {
+            let prefix = escape(key);
+            document.push_str(&format!(
+                "<CommonPrefixes><Prefix>{prefix}</Prefix></CommonPrefixes>"
+            ));
+            continue;
+        }
+        document.push_str(&contents(key, &objects[key]));
     }
     document.push_str("</ListBucketResult>");
     Ok(Reply::new(200)
         .header("Content-Type", "application/xml")
         .body(document))
+}
+
+/// An object in a list.
+fn contents(key: &str, object: &Object) -> String {
+    let modified: time::OffsetDateTime = object.modified().into();
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].000Z");
+    format!(
+        "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size>\
+         <StorageClass>STANDARD</StorageClass></Contents>",
+        escape(key),
+        modified.format(&format).unwrap_or_default(),
+        escape(object.etag()),
+        object.size()
+    )
 }

@@ -6,6 +6,7 @@
 //! passes through the sleep it is given, and equal seeds give equal runs.
 
 use super::random::Dice;
+use crate::listing::{ListPage, ListRequest, ListedObject, PageBuilder, Wanted};
 use crate::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
@@ -28,7 +29,7 @@ const FIRST_WRITE_UNIX_SECONDS: u64 = 1_700_000_000;
 /// How this store lets time pass.
 pub type Sleep = Rc<dyn Fn(Duration) -> LocalBoxFuture<'static, ()>>;
 
-/// The four things a store can be asked.
+/// The things a store can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verb {
     /// [`Store::get`].
@@ -39,6 +40,8 @@ pub enum Verb {
     Put,
     /// [`Store::delete`].
     Delete,
+    /// [`Store::list`]; its prefix stands for the key.
+    List,
 }
 
 /// One thing that goes wrong with one request.
@@ -221,7 +224,9 @@ impl MemoryStore {
 
     /// Counts the request, chooses its fault and lets it strike as far as it strikes up front.
     async fn begin(&self, verb: Verb, key: &str) -> StoreResult<Option<Fault>> {
-        check_key(key)?;
+        if verb != Verb::List {
+            check_key(key)?;
+        }
         let fault = self.inside.borrow_mut().next_fault(verb, key);
         match fault {
             Some(Fault::Fail(kind)) => Err(StoreError::new(kind, "a fault on request")),
@@ -326,6 +331,29 @@ impl MemoryStore {
         self.inside.borrow_mut().objects.remove(&key);
         lose_reply(fault.as_ref())
     }
+
+    async fn list_inner(&self, request: ListRequest) -> StoreResult<ListPage> {
+        self.begin(Verb::List, &request.prefix).await?;
+        let inside = self.inside.borrow();
+        let mut page = PageBuilder::new(&request);
+        for (key, object) in inside.objects.range(request.first_key().to_owned()..) {
+            if !key.starts_with(&request.prefix) {
+                break;
+            }
+            match page.wants(key) {
+                Wanted::Nothing => {}
+                Wanted::Presence => page.add_presence(key),
+                Wanted::Object => page.add_object(ListedObject {
+                    key: key.clone(),
+                    size: object.meta.size,
+                    etag: object.meta.etag.clone(),
+                    last_modified_ms: object.meta.last_modified * 1000,
+                }),
+                Wanted::Full => return Ok(page.finish(true)),
+            }
+        }
+        Ok(page.finish(false))
+    }
 }
 
 impl Store for MemoryStore {
@@ -351,6 +379,10 @@ impl Store for MemoryStore {
 
     fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
         Box::pin(self.delete_inner(key))
+    }
+
+    fn list(&self, request: ListRequest) -> LocalBoxFuture<'_, StoreResult<ListPage>> {
+        Box::pin(self.list_inner(request))
     }
 }
 

@@ -101,6 +101,11 @@ impl Name {
         let part = |shift: u32| (block.0 >> shift) as u32;
         Name([part(0), part(32), part(64), part(96)])
     }
+
+    fn block(&self) -> BlockHash {
+        let part = |at: usize| u128::from(self.0[at]) << (32 * at);
+        BlockHash(part(0) | part(1) | part(2) | part(3))
+    }
 }
 
 impl Hash for Name {
@@ -123,6 +128,15 @@ pub(super) struct Blocks {
 impl Blocks {
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// All blocks, in no order.
+    pub fn hashes(&self) -> impl Iterator<Item = BlockHash> {
+        self.slots.keys().map(|name| name.block())
     }
 
     pub fn find(&self, block: BlockHash) -> Option<u32> {
@@ -216,6 +230,23 @@ mod tests {
             blocks.remove(slot);
         }
         assert!(blocks.slabs.is_empty() && blocks.slots.capacity() == 0);
+    }
+
+    #[test]
+    fn all_blocks_are_told() {
+        let mut blocks = Blocks::default();
+        let hashes = [
+            BlockHash(1),
+            BlockHash(u128::MAX),
+            BlockHash(0x1234_5678 << 61),
+        ];
+        for block in hashes {
+            blocks.insert(Entry { block, ..entry(0) });
+        }
+        let mut told: Vec<BlockHash> = blocks.hashes().collect();
+        told.sort();
+        assert_eq!(told, [hashes[0], hashes[2], hashes[1]]);
+        assert_eq!(blocks.len(), 3);
     }
 
     #[test]

@@ -78,6 +78,16 @@ impl Schedule {
         self.blocks.is_empty()
     }
 
+    /// How many blocks are dirty, held ones included.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// All dirty blocks, held ones too, in no order. Costs a look at each.
+    pub fn hashes(&self) -> impl Iterator<Item = BlockHash> {
+        self.blocks.hashes()
+    }
+
     /// How many uploads of a block's present content failed; 0 if it is not dirty.
     pub fn attempts(&self, block: BlockHash) -> u32 {
         let slot = self.blocks.find(block);

@@ -7,6 +7,7 @@ mod crashes;
 mod early;
 mod fills;
 mod freshness;
+mod lists;
 mod random;
 mod recovery;
 mod support;

@@ -152,6 +152,30 @@ impl Folder {
         Ok(is_file.then(|| File::from(file)))
     }
 
+    /// Tells `visit` the names in a directory, ours and others', in no order; nothing if there is no
+    /// such directory.
+    pub(super) fn names_in(
+        &self,
+        directories: &[String],
+        mut visit: impl FnMut(&str),
+    ) -> io::Result<()> {
+        let Some(directory) = self.find_directory(directories)? else {
+            return Ok(());
+        };
+        for entry in fs::Dir::read_from(&directory)? {
+            let entry = match entry {
+                Ok(entry) => entry,
+                // Removed since it was opened: nothing is in it.
+                Err(Errno::NOENT) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            if let Ok(name) = entry.file_name().to_str() {
+                visit(name);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the folder itself was removed beneath us.
     pub(super) fn is_gone(&self) -> bool {
         fs::fstat(&self.root).is_ok_and(|stat| stat.st_nlink == 0)

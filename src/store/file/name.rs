@@ -75,6 +75,37 @@ pub fn key_of<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<String> {
     (names_of(&key) == names).then_some(key)
 }
 
+/// What a name in a directory stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NameKind {
+    /// A key that ends here.
+    File,
+    /// A whole segment; what is below it are keys that go on.
+    Directory,
+    /// The beginning of a long segment.
+    Piece,
+}
+
+/// The kind of a name, by its mark.
+pub(super) fn kind_of(name: &str) -> NameKind {
+    match name.as_bytes().last() {
+        Some(&DIRECTORY_MARK) => NameKind::Directory,
+        Some(&PIECE_MARK) => NameKind::Piece,
+        _ => NameKind::File,
+    }
+}
+
+/// The beginning of every key whose path leads through these directories, the last of which stands
+/// for a whole segment; `None` if there are none.
+pub(super) fn beginning_of(directories: &[String]) -> Option<String> {
+    if directories.is_empty() {
+        return Some(String::new());
+    }
+    // A file with the name of an empty segment is there for any directory.
+    let names = directories.iter().map(String::as_str);
+    key_of(names.chain([EMPTY_SEGMENT]))
+}
+
 fn escaped(segment: &str) -> String {
     if segment.is_empty() {
         return EMPTY_SEGMENT.to_owned();

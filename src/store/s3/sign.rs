@@ -5,6 +5,7 @@
 //! compared with the path it must have. It reads no clock and sends nothing.
 
 use super::super::{BuildError, S3Spec};
+use forebay_io::listing::ListRequest;
 use forebay_io::store::{StoreError, StoreErrorKind, StoreResult, check_key};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rusty_s3::actions::S3Action;
@@ -32,12 +33,13 @@ pub(super) enum Verb {
     Head,
     Put,
     Delete,
+    List,
 }
 
 impl Verb {
     pub(super) fn method(self) -> reqwest::Method {
         match self {
-            Verb::Get => reqwest::Method::GET,
+            Verb::Get | Verb::List => reqwest::Method::GET,
             Verb::Head => reqwest::Method::HEAD,
             Verb::Put => reqwest::Method::PUT,
             Verb::Delete => reqwest::Method::DELETE,
@@ -110,21 +112,64 @@ impl Signer {
         let name = format!("{}{key}", self.prefix);
         check_key(key)?;
         check_key(&name)?;
-        let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
-        let moment = jiff::Timestamp::from_second(seconds).map_err(|error| {
-            let message = format!("the clock cannot be signed with: {error}");
-            StoreError::new(StoreErrorKind::Rejected, message)
-        })?;
+        let moment = moment_of(now)?;
         let (bucket, credentials) = (&self.bucket, Some(&self.credentials));
         let url = match verb {
             Verb::Get => signed(bucket.get_object(credentials, &name), headers, moment),
             Verb::Head => signed(bucket.head_object(credentials, &name), headers, moment),
             Verb::Put => signed(bucket.put_object(credentials, &name), headers, moment),
             Verb::Delete => signed(bucket.delete_object(credentials, &name), headers, moment),
+            Verb::List => {
+                let message = "a list is of a bucket, not of a key";
+                return Err(StoreError::new(StoreErrorKind::Unsupported, message));
+            }
         };
         self.check_path(&url, &name)?;
         Ok(url)
+    }
+
+    /// The URL that asks for a page of the list of this bucket and prefix at `now`. It goes on with
+    /// the store's own `token` where there is one, else after the request's position.
+    pub(super) fn sign_list(
+        &self,
+        request: &ListRequest,
+        token: Option<&str>,
+        now: SystemTime,
+    ) -> StoreResult<Url> {
+        let moment = moment_of(now)?;
+        // In the order of their names, as the signature wants them.
+        let mut query = vec![("encoding-type", "url".to_owned())];
+        if let Some(token) = token {
+            query.insert(0, ("continuation-token", token.to_owned()));
+        }
+        if let Some(delimiter) = &request.delimiter {
+            query.insert(query.len() - 1, ("delimiter", delimiter.clone()));
+        }
+        query.push(("list-type", "2".to_owned()));
+        query.push(("max-keys", request.limit.to_string()));
+        query.push(("prefix", format!("{}{}", self.prefix, request.prefix)));
+        let start = start_of(request);
+        if token.is_none() && !start.is_empty() {
+            query.push(("start-after", format!("{}{start}", self.prefix)));
+        }
+        let credentials = &self.credentials;
+        Ok(rusty_s3::signing::sign(
+            &moment,
+            rusty_s3::Method::Get,
+            self.bucket.base_url().clone(),
+            credentials.key(),
+            credentials.secret(),
+            credentials.token(),
+            self.bucket.region(),
+            SIGNATURE_LIFETIME.as_secs(),
+            query.iter().map(|(name, value)| (*name, value.as_str())),
+            std::iter::empty(),
+        ))
+    }
+
+    /// A key of the bucket as a key of the volume; `None` if it is not under the prefix.
+    pub(super) fn strip<'k>(&self, name: &'k str) -> Option<&'k str> {
+        name.strip_prefix(self.prefix.as_str())
     }
 
     /// The last look before a request leaves: the URL names this bucket and exactly this object.
@@ -137,6 +182,37 @@ impl Signer {
         }
         Ok(())
     }
+}
+
+/// The key after which a store is asked to go on, empty for the beginning. It may lie before the
+/// position: what comes in between is left out of the answer.
+fn start_of(request: &ListRequest) -> String {
+    let after = request.after.as_str();
+    let Some(delimiter) = request.delimiter.as_deref() else {
+        return after.to_owned();
+    };
+    // Stores differ in what comes after a common prefix: some go on behind all of its keys, others at
+    // the first of them.
+    if let Some(prefix) = request.common_prefix(after) {
+        return format!("{prefix}{}", char::MAX);
+    }
+    // Ceph takes whatever ends with the delimiter for a common prefix and leaves out the keys that
+    // begin with it, though the delimiter may be part of the prefix that was asked for.
+    let mut start = after;
+    while start.ends_with(delimiter) {
+        let last = start.char_indices().next_back();
+        start = last.map_or("", |(at, _)| &start[..at]);
+    }
+    start.to_owned()
+}
+
+fn moment_of(now: SystemTime) -> StoreResult<jiff::Timestamp> {
+    let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).map_err(|error| {
+        let message = format!("the clock cannot be signed with: {error}");
+        StoreError::new(StoreErrorKind::Rejected, message)
+    })
 }
 
 fn signed<'a>(

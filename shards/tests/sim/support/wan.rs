@@ -4,6 +4,7 @@
 //! out, time before its answer arrives, pieces that trickle. It outlives runs of the program.
 
 use bytes::Bytes;
+use forebay_io::listing::{ListPage, ListRequest};
 use forebay_io::runtime::Runtime;
 use forebay_io::sim::SimRuntime;
 use forebay_io::sim::store::MemoryStore;
@@ -171,6 +172,17 @@ impl Store for Wan {
             let name = key.clone();
             let reply = self.memory.delete(key).await;
             self.note("delete", &name, reply.is_ok());
+            self.pause().await;
+            reply
+        })
+    }
+
+    fn list(&self, request: ListRequest) -> LocalBoxFuture<'_, StoreResult<ListPage>> {
+        Box::pin(async move {
+            self.pause().await;
+            let prefix = request.prefix.clone();
+            let reply = self.memory.list(request).await;
+            self.note("list", &prefix, reply.is_ok());
             self.pause().await;
             reply
         })
