@@ -325,12 +325,13 @@ fn presigned_urls_end_and_carry_nothing_else() {
         .query_mut()
         .insert("response-content-type", "text/html");
     let more = READER.presign(action, now(), 60);
-    assert_code(
-        &send_presigned(&proxy, "GET", &more, b""),
-        501,
-        "NotImplemented",
-        "more",
-    );
+    let answer = send_presigned(&proxy, "GET", &more, b"");
+    assert_eq!(answer.header("content-type"), Some("text/html"));
+    let mut action = GetObject::new(&bucket, Some(&reader), "dated");
+    action.query_mut().insert("versionId", "1");
+    let more = READER.presign(action, now(), 60);
+    let answer = send_presigned(&proxy, "GET", &more, b"");
+    assert_code(&answer, 501, "NotImplemented", "more");
     let mut action = GetObject::new(&bucket, Some(&reader), "dated");
     action.query_mut().insert("x-id", "GetObject");
     action.query_mut().insert("x-amz-checksum-mode", "ENABLED");
@@ -436,20 +437,6 @@ fn the_body_must_be_the_one_that_was_signed() {
     headers.push(("x-amz-meta-late".to_owned(), "1".to_owned()));
     let answer = send(&proxy, "PUT", &target, &headers, b"this body");
     assert_code(&answer, 403, "AccessDenied", "an unsigned x-amz- header");
-    for payload in [
-        "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
-        "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER",
-    ] {
-        let headers = WRITER.sign(&Signing {
-            method: "PUT",
-            target: &target,
-            headers: &[("x-amz-decoded-content-length", "5")],
-            payload,
-            at: now(),
-        });
-        let answer = send(&proxy, "PUT", &target, &headers, b"5\r\nhello\r\n0\r\n\r\n");
-        assert_code(&answer, 501, "NotImplemented", payload);
-    }
     assert_eq!(proxy.get("signed").status, 404);
     assert_eq!(proxy.stored_file_count(), 0);
 }
@@ -551,25 +538,25 @@ fn broken_envelopes_store_nothing() {
             "too short",
             outer(&chunked(&body[1..], 400, &line)),
             400,
-            "InvalidRequest",
+            "IncompleteBody",
         ),
         (
             "too long",
             outer(&chunked(&[&body[..], b"x"].concat(), 400, &line)),
             400,
-            "InvalidRequest",
+            "IncompleteBody",
         ),
         (
             "cut off",
             outer(&good[..good.len() - 2]),
             400,
-            "InvalidRequest",
+            "IncompleteBody",
         ),
         (
             "bytes after the envelope",
             outer(&more),
             400,
-            "InvalidRequest",
+            "IncompleteBody",
         ),
         ("an odd chunk size", odd_size, 400, "InvalidRequest"),
     ] {

@@ -17,6 +17,7 @@ use forebay_io::local::Turn;
 use forebay_io::runtime::{Runtime, timeout};
 use forebay_io::store::{Attempts, ObjectMeta, StoreError, StoreErrorKind};
 use forebay_io::uplink::{Upload, UploadBody};
+use futures::channel::oneshot;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -28,6 +29,8 @@ const TOMBSTONE_ATTEMPTS_MAX: u32 = 3;
 struct ThroughWrite {
     id: BlockId,
     headers: Vec<(String, String)>,
+    /// Those that the store was not told, for they came with the last of the bytes.
+    late_headers: Option<oneshot::Receiver<Vec<(String, String)>>>,
     length: u64,
     crc64nvme: Option<u64>,
     if_none_match: bool,
@@ -42,7 +45,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub async fn put(self: &Rc<Self>, object: PutObject) -> Result<Written, WriteError> {
         let PutObject {
             id,
-            headers,
+            mut headers,
+            late_headers,
             length,
             md5,
             if_none_match,
@@ -50,15 +54,6 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         } = object;
         let hash = id.hash();
         self.shard_to_write(hash).await?;
-        let through = |crc64nvme, body, payload| ThroughWrite {
-            id: id.clone(),
-            headers: headers.clone(),
-            length,
-            crc64nvme,
-            if_none_match,
-            body,
-            payload,
-        };
         // Before the turn: a body that is slow, or never complete, is in nobody's way.
         let (payload, early) = match source {
             PutSource::Arriving(body, complete) => {
@@ -73,9 +68,29 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             }
             PutSource::Stream(pieces) => {
                 let turn = self.turn_to_write(hash, if_none_match).await?;
-                let write = through(None, UploadBody::Stream(pieces), None);
+                let write = ThroughWrite {
+                    id,
+                    headers,
+                    late_headers: Some(late_headers),
+                    length,
+                    crc64nvme: None,
+                    if_none_match,
+                    body: UploadBody::Stream(pieces),
+                    payload: None,
+                };
                 return self.put_through(hash, write, turn).await;
             }
+        };
+        headers.extend(late_headers.await.unwrap_or_default());
+        let through = |crc64nvme, body, payload| ThroughWrite {
+            id: id.clone(),
+            headers: headers.clone(),
+            late_headers: None,
+            length,
+            crc64nvme,
+            if_none_match,
+            body,
+            payload,
         };
         let crc64nvme = Some(payload.crc64nvme);
         let turn = self.turn_to_write(hash, if_none_match).await?;
@@ -129,7 +144,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<Written, WriteError> {
         let ThroughWrite {
             id,
-            headers,
+            mut headers,
+            late_headers,
             length,
             crc64nvme,
             if_none_match,
@@ -161,6 +177,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 return Err(failure.await);
             }
         };
+        if let Some(late_headers) = late_headers {
+            headers.extend(late_headers.await.unwrap_or_default());
+        }
         let last_modified = match reply.last_modified {
             0 => self.parts.runtime.unix_seconds(),
             seconds => seconds,

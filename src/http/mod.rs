@@ -7,13 +7,16 @@
 pub mod auth;
 pub mod aws_chunked;
 pub mod backlog;
+pub mod body;
 pub mod conditional;
 pub mod connection;
 pub mod control;
 pub mod digest;
+pub mod envelope;
 pub mod get;
 pub mod head;
 pub mod limits;
+pub mod overrides;
 pub mod put;
 pub mod range;
 pub mod reply;
@@ -31,6 +34,7 @@ use forebay_io::rt::GlommioRuntime;
 use forebay_io::runtime::Runtime;
 use forebay_shards::key::{BlockId, Volume};
 use forebay_shards::router::Router;
+use get::Wishes;
 use head::{Framing, Head};
 use reply::ErrorReply;
 use stats::HttpStats;
@@ -171,13 +175,16 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
         let volumes = table.list().map(|volume| &volume.settings);
         auth::identify(&credential, head, &parsed.query, volumes, now)
     };
-    let admitted = identified.and_then(|identity| {
+    let admitted = identified.and_then(|(identity, chunks)| {
         let served = admit(&table, volume.as_deref(), identity, head)?;
         object_operation(head, &key, &parsed.query, identity)?;
-        Ok(served)
+        let is_anonymous = matches!(identity, Identity::Anonymous);
+        let wishes = Wishes::of(head, &parsed.query, is_anonymous)?;
+        let is_signed = matches!(identity, Identity::Pair(_));
+        Ok((served, wishes, put::Signed { is_signed, chunks }))
     });
-    let served = match admitted {
-        Ok(served) => served,
+    let (served, wishes, signed) = match admitted {
+        Ok(admitted) => admitted,
         Err(error) => return connection.respond_error(&error, &resource).await,
     };
     let object = ObjectRequest {
@@ -185,9 +192,9 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
         key: key.into(),
     };
     match head.method.as_str() {
-        "GET" => get::serve(connection, head, &object, true).await,
-        "HEAD" => get::serve(connection, head, &object, false).await,
-        "PUT" => put::serve(connection, head, &object).await,
+        "GET" => get::serve(connection, head, &object, &wishes).await,
+        "HEAD" => get::serve(connection, head, &object, &wishes).await,
+        "PUT" => put::serve(connection, head, &object, signed).await,
         _ => put::delete(connection, &object).await,
     }
 }
@@ -239,9 +246,11 @@ fn object_operation(
                     "the key is empty; volumes are not listed yet",
                 ))
             } else {
-                let other = query
-                    .iter()
-                    .find(|(name, value)| !changes_nothing(name, value, signed));
+                let reads = matches!(head.method.as_str(), "GET" | "HEAD");
+                let other = query.iter().find(|(name, value)| {
+                    !changes_nothing(name, value, signed)
+                        && !(reads && overrides::is_override(name))
+                });
                 other.map(|(name, _)| {
                     ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
                 })
@@ -269,7 +278,7 @@ fn changes_nothing(name: &str, value: &str, signed: bool) -> bool {
     match name {
         // Names the operation for the server's log.
         "x-id" => true,
-        // Asks for checksums in the answer, which may be left out.
+        // Asks for checksums in the answer to a read.
         "x-amz-checksum-mode" => signed,
         // Some SDKs put into a presigned URL what it means anyway.
         "X-Amz-Content-Sha256" => signed && value == "UNSIGNED-PAYLOAD",

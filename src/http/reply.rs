@@ -5,6 +5,7 @@ use forebay_shards::messages::{ReadError, WriteError};
 use std::fmt::Write;
 use std::time::SystemTime;
 
+use super::aws_chunked::{Malformed, Part};
 use super::head::HeadError;
 use super::limits::RETRY_AFTER_SECONDS;
 use super::target::TargetError;
@@ -171,6 +172,18 @@ pub fn escape_xml(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// A broken envelope; a broken transfer coding of HTTP is told by whoever finds it.
+impl From<Malformed> for ErrorReply {
+    fn from(error: Malformed) -> Self {
+        let code = match error.part {
+            Part::Size => "InvalidChunkSizeError",
+            Part::End => "IncompleteBody",
+            Part::Trailer => "MalformedTrailerError",
+        };
+        ErrorReply::new(400, code, error.to_string())
+    }
 }
 
 impl From<HeadError> for ErrorReply {
