@@ -1,174 +1,17 @@
 //! AWS signatures: requests signed by others than the server are taken, and all others are not.
 //!
-//! The signer below is written from Amazon's description and shares nothing with the server; the
-//! presigned URLs are made by rusty-s3.
+//! The signer is that of `common/signing.rs`; the presigned URLs are made by rusty-s3.
 
 mod common;
 
-use aws_lc_rs::{digest, hmac};
 use common::proxy::OTHER_VOLUME;
-use common::{Answer, OPERATOR, Proxy, READ_WRITE, Setup, VOLUME, assert_same_bytes, pattern};
+use common::signing::{
+    HOST, Pair, READER, STRANGER, Signing, TRAILER, UNSIGNED, WRITER, assert_code, borrowed, now,
+    send, start, verdict,
+};
+use common::{Answer, OPERATOR, Proxy, READ_WRITE, VOLUME, assert_same_bytes, pattern};
 use rusty_s3::S3Action;
 use rusty_s3::actions::{DeleteObject, GetObject, HeadObject, PutObject};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-const HOST: &str = "localhost";
-const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
-const TRAILER: &str = "STREAMING-UNSIGNED-PAYLOAD-TRAILER";
-
-/// A key pair, and what signing with it looks like.
-#[derive(Clone, Copy)]
-struct Pair {
-    access: &'static str,
-    secret: &'static str,
-}
-
-const WRITER: Pair = Pair {
-    access: "FBWRITER",
-    secret: "writer-secret-0123456789abcdef",
-};
-const READER: Pair = Pair {
-    access: "FBREADER",
-    secret: "reader-secret-0123456789abcdef",
-};
-/// Opens [`OTHER_VOLUME`] only.
-const STRANGER: Pair = Pair {
-    access: "FBSTRANGER",
-    secret: "stranger-secret-0123456789abcdef",
-};
-
-/// A proxy whose volumes have those pairs beside their tokens.
-fn start() -> Proxy {
-    let mut proxy = Setup::default().prepare();
-    let key = |pair: Pair, permission: &str| {
-        let Pair { access, secret } = pair;
-        format!(
-            "\n[[volume.key]]\naccess_key = \"{access}\"\nsecret_key = \"{secret}\"\npermission = \"{permission}\"\n"
-        )
-    };
-    let text = std::fs::read_to_string(proxy.config_file()).expect("settings");
-    let border = format!("\n[[volume]]\nname = \"{OTHER_VOLUME}\"\n");
-    let (first, second) = text.split_once(&border).expect("two volumes");
-    let keys = key(WRITER, "rw") + &key(READER, "r");
-    let text = format!("{first}{keys}{border}{second}{}", key(STRANGER, "rw"));
-    std::fs::write(proxy.config_file(), text).expect("settings");
-    proxy.start();
-    proxy
-}
-
-fn now() -> i64 {
-    let passed = SystemTime::now().duration_since(UNIX_EPOCH);
-    i64::try_from(passed.expect("after 1970").as_secs()).expect("fits")
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    hex::encode(digest::digest(&digest::SHA256, bytes))
-}
-
-fn hmac_of(key: &[u8], text: &str) -> Vec<u8> {
-    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
-    hmac::sign(&key, text.as_bytes()).as_ref().to_vec()
-}
-
-/// What is to be signed. The target's query must be in canonical form.
-struct Signing<'a> {
-    method: &'a str,
-    target: &'a str,
-    /// Signed too, names in lower case.
-    headers: &'a [(&'a str, &'a str)],
-    payload: &'a str,
-    at: i64,
-}
-
-impl Pair {
-    /// Request headers with a signature among them.
-    fn sign(self, request: &Signing<'_>) -> Vec<(String, String)> {
-        let time = jiff::Timestamp::from_second(request.at).expect("a time");
-        let time = time.strftime("%Y%m%dT%H%M%SZ").to_string();
-        let day = &time[..8];
-        let mut headers: Vec<(&str, &str)> = request.headers.to_vec();
-        headers.extend([
-            ("host", HOST),
-            ("x-amz-content-sha256", request.payload),
-            ("x-amz-date", &time),
-        ]);
-        headers.sort_unstable();
-        let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
-        let names = names.join(";");
-        let lines: String = headers.iter().map(|(n, v)| format!("{n}:{v}\n")).collect();
-        let (path, query) = request
-            .target
-            .split_once('?')
-            .unwrap_or((request.target, ""));
-        let canonical = format!(
-            "{}\n{path}\n{query}\n{lines}\n{names}\n{}",
-            request.method, request.payload
-        );
-        let scope = format!("{day}/nowhere-1/s3/aws4_request");
-        let text = format!(
-            "AWS4-HMAC-SHA256\n{time}\n{scope}\n{}",
-            sha256(canonical.as_bytes())
-        );
-        let mut key = format!("AWS4{}", self.secret).into_bytes();
-        for part in [day, "nowhere-1", "s3", "aws4_request"] {
-            key = hmac_of(&key, part);
-        }
-        let signature = hex::encode(hmac_of(&key, &text));
-        let authorization = format!(
-            "AWS4-HMAC-SHA256 Credential={}/{scope}, SignedHeaders={names}, Signature={signature}",
-            self.access
-        );
-        let mut all: Vec<(String, String)> = headers
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.to_string()))
-            .collect();
-        all.push(("authorization".to_owned(), authorization));
-        all
-    }
-
-    /// Headers of a request that is signed now, its body by its hash.
-    fn headers(self, method: &str, target: &str, body: &[u8]) -> Vec<(String, String)> {
-        self.sign(&Signing {
-            method,
-            target,
-            headers: &[],
-            payload: &sha256(body),
-            at: now(),
-        })
-    }
-
-    fn send(self, proxy: &Proxy, method: &str, target: &str, body: &[u8]) -> Answer {
-        let headers = self.headers(method, target, body);
-        send(proxy, method, target, &headers, body)
-    }
-
-    fn presign<'a, A: S3Action<'a>>(self, action: A, at: i64, seconds: u64) -> String {
-        let at = jiff::Timestamp::from_second(at).expect("a time");
-        let url = action.sign_with_time(Duration::from_secs(seconds), &at);
-        format!("{}?{}", url.path(), url.query().expect("a query"))
-    }
-
-    fn credentials(self) -> rusty_s3::Credentials {
-        rusty_s3::Credentials::new(self.access, self.secret)
-    }
-}
-
-fn borrowed(headers: &[(String, String)]) -> Vec<(&str, &str)> {
-    headers
-        .iter()
-        .map(|(n, v)| (n.as_str(), v.as_str()))
-        .collect()
-}
-
-fn send(
-    proxy: &Proxy,
-    method: &str,
-    target: &str,
-    headers: &[(String, String)],
-    body: &[u8],
-) -> Answer {
-    proxy.request(method, target, &borrowed(headers), body)
-}
 
 /// A request whose signature is in its query.
 fn send_presigned(proxy: &Proxy, method: &str, target: &str, body: &[u8]) -> Answer {
@@ -179,22 +22,6 @@ fn send_presigned(proxy: &Proxy, method: &str, target: &str, body: &[u8]) -> Ans
 fn bucket(name: &'static str) -> rusty_s3::Bucket {
     let endpoint = format!("http://{HOST}").parse().expect("a URL");
     rusty_s3::Bucket::new(endpoint, rusty_s3::UrlStyle::Path, name, "eu-1").expect("a bucket")
-}
-
-/// Status and error code, which `HEAD` has no body for.
-fn verdict(answer: &Answer, method: &str) -> (u16, String) {
-    let code = (answer.status >= 400 && method != "HEAD").then(|| answer.error_code());
-    (answer.status, code.unwrap_or_default())
-}
-
-fn assert_code(answer: &Answer, status: u16, code: &str, what: &str) {
-    let found = verdict(answer, "GET");
-    assert_eq!(
-        (found.0, found.1.as_str()),
-        (status, code),
-        "{what}: {}",
-        answer.text()
-    );
 }
 
 #[test]

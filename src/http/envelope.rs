@@ -42,8 +42,9 @@ pub struct Envelope {
     seal: Seal,
     /// What the chunk that is being received is signed with.
     signature: Vec<u8>,
-    /// The trailer so far, as it is signed.
-    trailer: String,
+    /// The trailer so far, which means nothing before its signature was verified. The decoder bounds its
+    /// lines, and how many they are.
+    unverified: Vec<(String, String)>,
     is_trailer_signed: bool,
 }
 
@@ -54,7 +55,7 @@ impl Envelope {
             decoder: Decoder::envelope(),
             seal,
             signature: Vec::new(),
-            trailer: String::new(),
+            unverified: Vec::new(),
             is_trailer_signed: false,
         }
     }
@@ -77,7 +78,7 @@ impl Envelope {
                     self.take_content(bytes)?;
                     return Ok(Piece::Content(bytes));
                 }
-                Step::Trailer(name, value) => self.take_trailer(name, &value, checks)?,
+                Step::Trailer(name, value) => self.take_trailer(name, value, checks)?,
                 Step::NeedMore => return Ok(Piece::NeedMore),
                 Step::End => {
                     self.end()?;
@@ -119,7 +120,7 @@ impl Envelope {
     fn take_trailer(
         &mut self,
         name: String,
-        value: &str,
+        value: String,
         checks: &mut BodyChecks,
     ) -> Result<(), ErrorReply> {
         if self.is_trailer_signed {
@@ -127,16 +128,18 @@ impl Envelope {
             return Err(malformed_trailer(what));
         }
         match &mut self.seal {
-            Seal::ChunksAndTrailer(verifier) if name == TRAILER_SIGNATURE => {
-                verifier.end_trailer(&self.trailer, value.as_bytes())?;
-                self.is_trailer_signed = true;
+            Seal::Unsigned | Seal::Chunks(_) => checks.trailer(&name, &value),
+            Seal::ChunksAndTrailer(_) if name != TRAILER_SIGNATURE => {
+                self.unverified.push((name, value));
                 Ok(())
             }
-            _ => {
-                checks.trailer(&name, value)?;
-                // At most as many lines, of at most so many bytes, as the decoder lets pass.
-                self.trailer.push_str(&format!("{name}:{value}\n"));
-                Ok(())
+            Seal::ChunksAndTrailer(verifier) => {
+                let lines = self.unverified.iter();
+                let canonical: String = lines.map(|(n, v)| format!("{n}:{v}\n")).collect();
+                verifier.end_trailer(&canonical, value.as_bytes())?;
+                self.is_trailer_signed = true;
+                let mut verified = self.unverified.drain(..);
+                verified.try_for_each(|(name, value)| checks.trailer(&name, &value))
             }
         }
     }
