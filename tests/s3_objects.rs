@@ -393,3 +393,132 @@ fn a_part_is_given_of_the_version_that_is_known() {
         );
     }
 }
+
+#[test]
+fn presigned_urls_carry_headers_in_their_query() {
+    use common::signing::send_presigned;
+    use rusty_s3::S3Action;
+    let proxy = start();
+    let bucket = common::signing::bucket(VOLUME);
+    let writer = WRITER.credentials();
+    let put = |parameters: &[(&'static str, &str)]| {
+        let mut action = rusty_s3::actions::PutObject::new(&bucket, Some(&writer), "hoisted");
+        for (name, value) in parameters {
+            action.query_mut().insert(*name, value.to_string());
+        }
+        WRITER.presign(action, now(), 60)
+    };
+    let crc = ("x-amz-checksum-crc32", "y/Q5Jg==");
+    let word = ("x-amz-sdk-checksum-algorithm", "CRC32");
+    let colour = ("X-Amz-Meta-Colour", "green");
+    let url = put(&[crc, word, colour]);
+    let answer = send_presigned(&proxy, "PUT", &url, b"123456789");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(told(&answer), [crc, (TYPE, "FULL_OBJECT")]);
+    assert_eq!(
+        proxy.get("hoisted").header("x-amz-meta-colour"),
+        Some("green")
+    );
+    let answer = send_presigned(&proxy, "PUT", &url, b"123456780");
+    assert_code(&answer, 400, "BadDigest", "another body");
+    let forged = url.replace("Colour=green", "Colour=red");
+    let answer = send_presigned(&proxy, "PUT", &forged, b"123456789");
+    assert_code(&answer, 403, "SignatureDoesNotMatch", "a changed header");
+    for (name, value) in [
+        ("x-amz-tagging", "a=b"),
+        ("x-amz-acl", "public-read"),
+        ("x-amz-copy-source", "/vol/other"),
+        ("versionId", "1"),
+    ] {
+        let answer = send_presigned(&proxy, "PUT", &put(&[(name, value)]), b"x");
+        assert_code(&answer, 501, "NotImplemented", name);
+    }
+    assert_eq!(proxy.get("hoisted").body, b"123456789");
+    // Without a signature of the query it is no header.
+    let answer = proxy.request("PUT", &format!("/{VOLUME}/o?x-amz-acl=private"), &[], b"x");
+    assert_code(&answer, 501, "NotImplemented", "a bearer's query");
+}
+
+#[test]
+fn conditions_that_cannot_be_kept_are_refused() {
+    for setup in [Setup::default(), writeback()] {
+        let proxy = start_with(setup);
+        let tag = put(&proxy, "o", &[], b"old")
+            .expect_header("etag")
+            .to_owned();
+        let date = "Thu, 01 Jan 2099 00:00:00 GMT";
+        for (name, value) in [
+            ("if-match", tag.as_str()),
+            ("if-match", "*"),
+            ("if-none-match", "\"other\""),
+            ("if-modified-since", date),
+            ("if-unmodified-since", date),
+            ("content-range", "bytes 0-2/3"),
+            ("x-amz-server-side-encryption", "aws:kms"),
+            ("x-amz-grant-write", "id=1"),
+        ] {
+            let answer = put(&proxy, "o", &[(name, value)], b"new");
+            assert_code(&answer, 501, "NotImplemented", name);
+        }
+        let answer = put(&proxy, "o", &[("if-none-match", "*")], b"new");
+        assert_code(&answer, 412, "PreconditionFailed", "a key that is taken");
+        let target = format!("/{VOLUME}/o");
+        for (name, value) in [
+            ("If-Match", tag.as_str()),
+            ("If-Match", "\"other\""),
+            ("x-amz-if-match-size", "3"),
+        ] {
+            let answer = proxy.request("DELETE", &target, &[(name, value)], b"");
+            assert_code(&answer, 501, "NotImplemented", name);
+        }
+        assert_eq!(proxy.get("o").body, b"old");
+        let answer = put(&proxy, "free", &[("if-none-match", "*")], b"new");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+}
+
+#[test]
+fn refusals_say_what_s3_says_of_them() {
+    let proxy = start();
+    let target = format!("/{VOLUME}/o");
+    let at = |at: i64| {
+        let headers = WRITER.sign(&Signing {
+            method: "GET",
+            target: &target,
+            headers: &[],
+            payload: UNSIGNED,
+            at,
+        });
+        proxy
+            .request("GET", &target, &borrowed(&headers), b"")
+            .text()
+    };
+    let skewed = at(now() - 3600);
+    for element in [
+        "RequestTime>",
+        "ServerTime>",
+        "<MaxAllowedSkewMilliseconds>900000<",
+    ] {
+        assert!(skewed.contains(element), "{element}: {skewed}");
+    }
+    let mut headers = WRITER.headers("GET", &target, b"");
+    headers.push(("x-forged".to_owned(), "1".to_owned()));
+    let moved = format!("/{VOLUME}/p");
+    let mismatch = proxy
+        .request("GET", &moved, &borrowed(&headers), b"")
+        .text();
+    for element in [
+        "<AWSAccessKeyId>FBWRITER<",
+        "<StringToSign>AWS4-",
+        "<CanonicalRequest>GET\n/vol/p\n",
+    ] {
+        assert!(mismatch.contains(element), "{element}: {mismatch}");
+    }
+    let headers = WRITER.headers("PUT", &target, b"this");
+    let other = proxy
+        .request("PUT", &target, &borrowed(&headers), b"that")
+        .text();
+    for hash in [sha256(b"this"), sha256(b"that")] {
+        assert!(other.contains(&hash), "{other}");
+    }
+}

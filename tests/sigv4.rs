@@ -6,23 +6,12 @@ mod common;
 
 use common::proxy::OTHER_VOLUME;
 use common::signing::{
-    HOST, Pair, READER, STRANGER, Signing, TRAILER, UNSIGNED, WRITER, assert_code, borrowed, now,
-    send, start, verdict,
+    Pair, READER, STRANGER, Signing, TRAILER, UNSIGNED, WRITER, assert_code, borrowed, bucket, now,
+    send, send_presigned, start, verdict,
 };
-use common::{Answer, OPERATOR, Proxy, READ_WRITE, VOLUME, assert_same_bytes, pattern};
+use common::{OPERATOR, READ_WRITE, VOLUME, assert_same_bytes, pattern};
 use rusty_s3::S3Action;
 use rusty_s3::actions::{DeleteObject, GetObject, HeadObject, PutObject};
-
-/// A request whose signature is in its query.
-fn send_presigned(proxy: &Proxy, method: &str, target: &str, body: &[u8]) -> Answer {
-    let headers = [("Authorization", "")];
-    proxy.request(method, target, &headers, body)
-}
-
-fn bucket(name: &'static str) -> rusty_s3::Bucket {
-    let endpoint = format!("http://{HOST}").parse().expect("a URL");
-    rusty_s3::Bucket::new(endpoint, rusty_s3::UrlStyle::Path, name, "eu-1").expect("a bucket")
-}
 
 #[test]
 fn signed_headers_open_what_their_pair_may() {

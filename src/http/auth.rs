@@ -60,6 +60,13 @@ impl Credential {
     }
 }
 
+impl Credential {
+    /// Whether it is the signature of a presigned URL.
+    pub fn is_presigned(&self) -> bool {
+        matches!(self, Credential::Signature(Ok(claim)) if claim.is_presigned())
+    }
+}
+
 /// Who a request is from, as far as it proved that.
 #[derive(Clone, Copy)]
 pub enum Identity<'a> {
@@ -98,7 +105,8 @@ pub fn identify<'a>(
     });
     let Some(secret) = secret else {
         let message = "no volume has this access key";
-        return Err(ErrorReply::new(403, "InvalidAccessKeyId", message));
+        return Err(ErrorReply::new(403, "InvalidAccessKeyId", message)
+            .detail("AWSAccessKeyId", claim.access_key()));
     };
     let chunks = claim.verify(head, query, secret, now)?;
     Ok((Identity::Pair(claim.access_key()), chunks))

@@ -14,8 +14,8 @@ use super::reply::ErrorReply;
 use super::sigv4::{ChunkVerifier, SIGNED_CHUNKS, SIGNED_CHUNKS_AND_TRAILER, UNSIGNED_ENVELOPE};
 use std::io;
 
-/// What one step of reading costs beside its bytes, as bytes that would take as long: the signature of
-/// a chunk, at worst. A body in tiny chunks must not hold its core.
+/// What one step of taking an envelope off costs beside its bytes, as bytes that would take as long: the
+/// signature of a chunk, at worst. A body in tiny chunks must not hold its core.
 const STEP_COST_BYTES: usize = 2 << 10;
 
 /// A body as the object's bytes: with its envelope taken off, if it has one.
@@ -24,7 +24,7 @@ pub struct Body {
     left: u64,
     envelope: Option<EnvelopeReader>,
     checks: BodyChecks,
-    /// What was done since the last pause, as bytes.
+    /// What the envelope cost since the last pause, as bytes.
     work: usize,
 }
 
@@ -124,7 +124,7 @@ impl Body {
         &self.checks
     }
 
-    /// Whether `budget` bytes' worth of work was done since this last said so.
+    /// Whether the envelope cost `budget` bytes' worth of work since this last said so.
     pub fn is_pause_due(&mut self, budget: usize) -> bool {
         let is_due = self.work >= budget;
         if is_due {
@@ -148,11 +148,13 @@ impl Body {
         let target = &mut target[..wanted];
         let count = match &mut self.envelope {
             None => connection.read_body(target).await?,
-            Some(reader) => reader.read(connection, target, &mut self.checks).await?,
+            Some(reader) => {
+                self.work += STEP_COST_BYTES;
+                reader.read(connection, target, &mut self.checks).await?
+            }
         };
         self.checks.update(&target[..count]);
         self.left -= count as u64;
-        self.work += count + STEP_COST_BYTES;
         Ok(count)
     }
 

@@ -299,13 +299,9 @@ impl BodyChecks {
                 let message = format!("the trailer {:?} did not come", check.name);
                 return Err(ErrorReply::new(400, "MalformedTrailerError", message));
             };
-            if check.hasher.finish() != expected {
-                let code = match check.role {
-                    Role::Md5 | Role::Object { .. } => "BadDigest",
-                    Role::Payload => "XAmzContentSHA256Mismatch",
-                };
-                let message = format!("the body does not match {}", check.name);
-                return Err(ErrorReply::new(400, code, message));
+            let found = check.hasher.finish();
+            if found != expected {
+                return Err(mismatch(check.role, &check.name, &expected, &found));
             }
             if let Role::Object { .. } = check.role {
                 of_object = Some((check.name, STANDARD.encode(expected)));
@@ -334,6 +330,19 @@ impl BodyChecks {
         self.checks
             .iter()
             .any(|check| matches!(check.role, Role::Object { .. }))
+    }
+}
+
+fn mismatch(role: Role, name: &str, expected: &[u8], found: &[u8]) -> ErrorReply {
+    let message = format!("the body does not match {name}");
+    match role {
+        Role::Md5 => ErrorReply::new(400, "BadDigest", message)
+            .detail("ExpectedDigest", STANDARD.encode(expected))
+            .detail("CalculatedDigest", STANDARD.encode(found)),
+        Role::Object { .. } => ErrorReply::new(400, "BadDigest", message),
+        Role::Payload => ErrorReply::new(400, "XAmzContentSHA256Mismatch", message)
+            .detail("ClientComputedContentSHA256", hex::encode(expected))
+            .detail("S3ComputedContentSHA256", hex::encode(found)),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod digest;
 pub mod envelope;
 pub mod get;
 pub mod head;
+pub mod hoist;
 pub mod limits;
 pub mod overrides;
 pub mod put;
@@ -38,6 +39,7 @@ use get::Wishes;
 use head::{Framing, Head};
 use reply::ErrorReply;
 use stats::HttpStats;
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -177,16 +179,24 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
     };
     let admitted = identified.and_then(|(identity, chunks)| {
         let served = admit(&table, volume.as_deref(), identity, head)?;
-        object_operation(head, &key, &parsed.query, identity)?;
+        let (head, query) = match credential.is_presigned() {
+            true => {
+                let (head, query) = hoist::unfold(head, &parsed.query)?;
+                (Cow::Owned(head), query)
+            }
+            false => (Cow::Borrowed(head), parsed.query),
+        };
+        object_operation(&head, &key, &query, identity)?;
         let is_anonymous = matches!(identity, Identity::Anonymous);
-        let wishes = Wishes::of(head, &parsed.query, is_anonymous)?;
+        let wishes = Wishes::of(&head, &query, is_anonymous)?;
         let is_signed = matches!(identity, Identity::Pair(_));
-        Ok((served, wishes, put::Signed { is_signed, chunks }))
+        Ok((served, head, wishes, put::Signed { is_signed, chunks }))
     });
-    let (served, wishes, signed) = match admitted {
+    let (served, head, wishes, signed) = match admitted {
         Ok(admitted) => admitted,
         Err(error) => return connection.respond_error(&error, &resource).await,
     };
+    let head = head.as_ref();
     let object = ObjectRequest {
         volume: served.volume.clone(),
         key: key.into(),
@@ -195,7 +205,7 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
         "GET" => get::serve(connection, head, &object, &wishes).await,
         "HEAD" => get::serve(connection, head, &object, &wishes).await,
         "PUT" => put::serve(connection, head, &object, signed).await,
-        _ => put::delete(connection, &object).await,
+        _ => put::delete(connection, head, &object).await,
     }
 }
 

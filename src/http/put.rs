@@ -45,7 +45,11 @@ const OBJECT_HEADERS: [&str; 6] = [
 
 /// Request headers whose meaning we do not carry to the store. Ignoring one would be a success
 /// that is none.
-const REFUSED_HEADERS: [&str; 13] = [
+const REFUSED_HEADERS: [&str; 17] = [
+    "content-range",
+    "if-modified-since",
+    "if-unmodified-since",
+    "x-amz-grant-write",
     "x-amz-copy-source",
     "x-amz-tagging",
     "x-amz-grant-read",
@@ -181,17 +185,40 @@ fn refuse_unknown(head: &Head) -> Result<(), ErrorReply> {
     if let Some(name) = REFUSED_HEADERS.iter().find(|name| head.has(name)) {
         return Err(ErrorReply::not_implemented(&format!("the header {name}")));
     }
+    // A key of somebody's own would be a promise that we cannot keep.
+    match head.header("x-amz-server-side-encryption") {
+        None | Some("AES256") => {}
+        Some(kind) => {
+            let what = format!("the server-side encryption {kind:?}");
+            return Err(ErrorReply::not_implemented(&what));
+        }
+    }
     match head.header("x-amz-acl") {
         None | Some("private" | "bucket-owner-full-control") => Ok(()),
         Some(acl) => Err(ErrorReply::not_implemented(&format!("the ACL {acl:?}"))),
     }
 }
 
+/// Conditions of a DELETE. One that is not judged must not be taken for one that holds.
+const DELETE_CONDITIONS: [&str; 6] = [
+    "if-match",
+    "if-none-match",
+    "if-modified-since",
+    "if-unmodified-since",
+    "x-amz-if-match-last-modified-time",
+    "x-amz-if-match-size",
+];
+
 fn if_none_match(head: &Head) -> Result<bool, ErrorReply> {
+    // The condition would have to hold at the store, which may not have the version that clients are
+    // told of, and which calls it by another tag.
     if head.has("if-match") {
         return Err(ErrorReply::not_implemented("If-Match on a write"));
     }
-    match head.header("if-none-match") {
+    match head.header("if-none-match").map(str::trim) {
+        None if head.has("if-none-match") => Err(ErrorReply::not_implemented(
+            "If-None-Match other than * on a write",
+        )),
         None => Ok(false),
         Some("*") => Ok(true),
         Some(_) => Err(ErrorReply::not_implemented(
@@ -265,6 +292,7 @@ async fn fill_block(
 ) -> Result<(BufferWriter, PayloadChecksums), BodyError> {
     let mut checksums = PayloadChecksums::default();
     let runtime = connection.context().runtime.clone();
+    let mut next_pause = PAUSE_BYTES;
     while (buffer.filled() as u64) < bytes {
         let room = (bytes as usize - buffer.filled()).min(READ_BYTES);
         let count = body
@@ -272,8 +300,11 @@ async fn fill_block(
             .await?;
         checksums.update(&buffer.spare_mut()[..count]);
         buffer.advance(count);
-        if body.is_pause_due(PAUSE_BYTES) {
+        if buffer.filled() >= next_pause {
             // Whoever writes it to disk, or serves others, need not wait for the whole block.
+            next_pause += PAUSE_BYTES;
+            runtime.yield_now().await;
+        } else if body.is_pause_due(PAUSE_BYTES) {
             runtime.yield_now().await;
         }
     }
@@ -419,7 +450,15 @@ async fn send_split(
 }
 
 /// Serves `DELETE`.
-pub async fn delete(connection: &mut Connection, object: &ObjectRequest) -> Result<(), Ended> {
+pub async fn delete(
+    connection: &mut Connection,
+    head: &Head,
+    object: &ObjectRequest,
+) -> Result<(), Ended> {
+    if let Some(name) = DELETE_CONDITIONS.iter().find(|name| head.has(name)) {
+        let error = ErrorReply::not_implemented(&format!("{name} on a DELETE"));
+        return finish_with(connection, error, object).await;
+    }
     let deleted: Result<(), WriteError> = connection.context().router.delete(object.block(0)).await;
     connection
         .context()

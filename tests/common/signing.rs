@@ -264,3 +264,14 @@ pub fn assert_code(answer: &Answer, status: u16, code: &str, what: &str) {
         answer.text()
     );
 }
+
+/// A request whose signature is in its query.
+pub fn send_presigned(proxy: &Proxy, method: &str, target: &str, body: &[u8]) -> Answer {
+    let headers = [("Authorization", "")];
+    proxy.request(method, target, &headers, body)
+}
+
+pub fn bucket(name: &'static str) -> rusty_s3::Bucket {
+    let endpoint = format!("http://{HOST}").parse().expect("a URL");
+    rusty_s3::Bucket::new(endpoint, rusty_s3::UrlStyle::Path, name, "eu-1").expect("a bucket")
+}
