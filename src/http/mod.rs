@@ -258,8 +258,8 @@ fn object_operation(
             } else {
                 let reads = matches!(head.method.as_str(), "GET" | "HEAD");
                 let other = query.iter().find(|(name, value)| {
-                    !changes_nothing(name, value, signed)
-                        && !(reads && overrides::is_override(name))
+                    let is_wish = reads && overrides::is_override(name);
+                    !is_wish && !changes_nothing(name, value, signed)
                 });
                 other.map(|(name, _)| {
                     ErrorReply::not_implemented(&format!("the query parameter {name:?}"))

@@ -19,7 +19,7 @@ import botocore.config
 import botocore.exceptions
 import requests
 
-from forebay_proxy import TOKEN, VOLUME, Proxy
+from forebay_proxy import TOKEN, VOLUME, Proxy, Store
 
 BODY = bytes(range(256)) * 12_000  # 3 MB: several blocks, and below the size at which clients send parts.
 REGION = "eu-somewhere-1"
@@ -28,11 +28,14 @@ READER = ("FBREADER", "reader-secret-0123456789abcdef")
 
 
 class Signed:
-    """The tests, over TLS or not; each class below says which."""
+    """The tests, over TLS or not, before a folder or an S3 server; each class below says which."""
+
+    store = None
 
     @classmethod
     def setUpClass(cls):
-        cls.proxy = Proxy(os.environ["FOREBAY_TEST_BINARY"], shards=2, block_size="1MiB", tls=cls.tls)
+        store = Store(cls.store) if cls.store else None
+        cls.proxy = Proxy(os.environ["FOREBAY_TEST_BINARY"], store=store, shards=2, block_size="1MiB", tls=cls.tls)
         cls.addClassCleanup(cls.proxy.close)  # Also when the start fails.
         with open(cls.proxy.path("forebay.toml"), "a") as settings:
             for (access, secret), permission in ((WRITER, "rw"), (READER, "r")):
@@ -248,6 +251,12 @@ class SignedOverTls(Signed, unittest.TestCase):
 
 class SignedOverPlainHttp(Signed, unittest.TestCase):
     tls = False
+
+
+if "FOREBAY_TEST_S3_RGW_ENDPOINT" in os.environ:
+
+    class SignedBeforeRgw(Signed, unittest.TestCase):
+        tls, store = True, "RGW"
 
 
 if __name__ == "__main__":
