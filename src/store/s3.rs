@@ -228,7 +228,7 @@ impl S3Store {
             .iter()
             .partition(|(name, _)| name.starts_with(CHECKSUM_PREFIX));
         // An upload has one checksum, and what is in memory has ours.
-        if pieces.is_none() && self.takes_checksums() {
+        if pieces.is_none() && request.crc64nvme.is_none() && self.takes_checksums() {
             headers.signed.extend(checksums.into_iter().cloned());
         }
         for (name, value) in kept {
