@@ -226,89 +226,90 @@ fn opened(body: &str) -> Result<Vec<u8>, String> {
     open(seal, checks, body.as_bytes(), 50)
 }
 
+/// What all the changed bodies below were.
+fn good() -> String {
+    sealed(b"all good things come in pieces", 10)
+}
+
+fn changed(from: &str, to: &str) -> String {
+    let good = good();
+    assert!(good.contains(from), "{from}");
+    good.replacen(from, to, 1)
+}
+
+/// A body's error code, or OK.
+fn code_of(body: &str) -> String {
+    opened(body).err().unwrap_or_else(|| "OK".to_owned())
+}
+
+const WRONG: &str = "SignatureDoesNotMatch";
+
 #[test]
-fn what_does_not_hold_is_told_apart() {
-    let good = sealed(b"all good things come in pieces", 10);
-    assert_eq!(
-        opened(&good).as_deref(),
-        Ok(&b"all good things come in pieces"[..])
-    );
-    let changed = |from: &str, to: &str| {
-        assert!(good.contains(from), "{from}");
-        good.replacen(from, to, 1)
-    };
-    let first = "a;chunk-signature=";
+fn chunks_that_do_not_hold_are_told_apart() {
+    let good = good();
+    let content = &b"all good things come in pieces"[..];
+    assert_eq!(opened(&good).as_deref(), Ok(content));
     let zero = &good[good.find("\r\n0;").expect("there") + 2..];
     let zero_line = zero.split_inclusive("\r\n").next().expect("a line");
+    // A line of 82 bytes and its end, ten bytes and their end.
+    let (first, second, rest) = (&good[..96], &good[96..192], &good[192..]);
+    let size = |spelling: &str| {
+        let line = format!("{spelling}chunk-signature=");
+        changed("a;chunk-signature=", &line)
+    };
+    for (body, code) in [
+        (changed("good", "goad"), WRONG),
+        (changed("come", "came"), WRONG),
+        (size("A;"), "OK"),
+        (size("00a;"), "OK"),
+        (size("9;"), WRONG),
+        (size("b;"), WRONG),
+        (size("a;x=y;"), WRONG),
+        (size("a; "), WRONG),
+        (size("-a;"), "InvalidChunkSizeError"),
+        (size(";"), "InvalidChunkSizeError"),
+        (size("a "), "InvalidChunkSizeError"),
+        (changed("chunk-signature=", "chunk-signaturE="), WRONG),
+        (changed("chunk-signature=", "chunk-signature=0"), WRONG),
+        (format!("{second}{first}{rest}"), WRONG),
+        (format!("{second}{rest}"), WRONG),
+        (format!("{first}{first}{second}{rest}"), WRONG),
+        (changed(zero_line, ""), "InvalidChunkSizeError"),
+    ] {
+        assert_eq!(code_of(&body), code, "{body}");
+    }
+}
+
+#[test]
+fn ends_that_do_not_hold_are_told_apart() {
+    let good = good();
     let trailer = good.find("x-amz-checksum").expect("there");
     let seal = good.find("x-amz-trailer-signature").expect("there");
-    let wrong = "SignatureDoesNotMatch";
+    let (name, signature) = ("x-amz-checksum-crc32c:", "x-amz-trailer-signature:");
+    let more = "x-amz-meta-a:b\r\n";
     for (body, code) in [
-        (changed("good", "goad"), wrong),
-        (changed("come", "came"), wrong),
-        (changed(first, "A;chunk-signature="), "OK"),
-        (changed(first, "00a;chunk-signature="), "OK"),
-        (changed(first, "9;chunk-signature="), wrong),
-        (changed(first, "b;chunk-signature="), wrong),
-        (changed(first, "a;chunk-signaturE="), wrong),
-        (changed(first, "a;x=y;chunk-signature="), wrong),
-        (changed(first, "a;chunk-signature=0"), wrong),
-        (
-            changed(first, "-a;chunk-signature="),
-            "InvalidChunkSizeError",
-        ),
-        (changed(first, ";chunk-signature="), "InvalidChunkSizeError"),
-        (
-            changed(first, "a chunk-signature="),
-            "InvalidChunkSizeError",
-        ),
-        // Two chunks change places, one is left out, one comes twice.
-        (
-            format!("{}{}{}", &good[96..192], &good[..96], &good[192..]),
-            wrong,
-        ),
-        (good[96..].to_owned(), wrong),
-        (format!("{}{good}", &good[..96]), wrong),
-        // The end says too little.
-        (changed(zero_line, ""), "InvalidChunkSizeError"),
         (good[..trailer].to_owned(), "cut off"),
         (good[..seal].to_owned(), "cut off"),
-        (format!("{}\r\n", &good[..seal]), wrong),
-        (format!("{}\r\n", &good[..trailer]), wrong),
         (good[..good.len() - 2].to_owned(), "cut off"),
+        (format!("{}\r\n", &good[..seal]), WRONG),
+        (format!("{}\r\n", &good[..trailer]), WRONG),
         (format!("{good}\r\n"), "IncompleteBody"),
         (format!("{good}more"), "IncompleteBody"),
-        // Another trailer than was signed or announced, or more of it.
-        (changed("crc32c:", "crc32c: "), "OK"),
+        // Another trailer than was signed, or more of it.
+        (changed(name, "x-amz-checksum-crc32c: "), "OK"),
+        (changed(name, "x-amz-checksum-crc32:"), WRONG),
+        (changed(name, &format!("{more}{name}")), WRONG),
+        (changed(signature, "x-amz-trailer-signature:0"), WRONG),
         (
-            changed("x-amz-checksum-crc32c:", "x-amz-checksum-crc32:"),
-            wrong,
-        ),
-        (
-            changed(
-                "x-amz-checksum-crc32c:",
-                "x-amz-meta-a:b\r\nx-amz-checksum-crc32c:",
-            ),
-            wrong,
-        ),
-        (
-            changed("x-amz-trailer-signature:", "x-amz-trailer-signature:0"),
-            wrong,
-        ),
-        (
-            good.replacen("\r\n\r\n", "\r\nx-amz-meta-a:b\r\n\r\n", 1),
+            changed("\r\n\r\n", &format!("\r\n{more}\r\n")),
             "MalformedTrailerError",
         ),
         (
-            changed(
-                "x-amz-trailer-signature:",
-                "no colon\r\nx-amz-trailer-signature:",
-            ),
+            changed(signature, &format!("no colon\r\n{signature}")),
             "MalformedTrailerError",
         ),
     ] {
-        let found = opened(&body).err().unwrap_or_else(|| "OK".to_owned());
-        assert_eq!(found, code, "{body}");
+        assert_eq!(code_of(&body), code, "{body}");
     }
 }
 
