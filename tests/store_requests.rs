@@ -8,7 +8,7 @@ mod scripted_server;
 use forebay::store::{S3Spec, StoreSpec, UploadCheck, build};
 use forebay_io::store::{PutRequest, StoreErrorKind as Kind, StoreResult};
 use scripted_server::client::{
-    ONCE, THRICE, object, read, refused, run, scripted, spec, stored, wanted, whole,
+    ONCE, THRICE, object, read, refused, run, scripted, spec, stored, streamed, wanted, whole,
 };
 use scripted_server::{Act, Server, answer};
 use std::io::{Read, Write};
@@ -101,6 +101,69 @@ fn uploads_are_verified_in_the_way_the_store_knows() {
             seen[1].header("content-md5"),
             Some("XUFAKrxLKna5cZ2REBfFkg==")
         );
+    });
+}
+
+#[test]
+fn the_clients_checksum_goes_with_a_stream_to_a_store_that_verifies() {
+    run(async {
+        const SHA: &str = "x-amz-checksum-sha256";
+        let told = |request: PutRequest| PutRequest {
+            headers: vec![(SHA.to_owned(), "c2hh".to_owned())],
+            ..request
+        };
+        let script = vec![
+            Act::Send(stored()),
+            Act::Send(echoing()),
+            Act::Send(stored()),
+            Act::Send(stored()),
+        ];
+        let (server, store) = scripted(script, ONCE).await;
+        for request in [
+            // It is not known to verify any yet; such a header may be all that it refuses.
+            told(streamed("hello")),
+            checked(),
+            told(streamed("hello")),
+            // What is in memory has ours.
+            told(checked()),
+        ] {
+            store.put(request).await.expect("written");
+        }
+        let sent: Vec<_> = server
+            .seen()
+            .iter()
+            .map(|seen| (seen.header(CRC).is_some(), seen.header(SHA).is_some()))
+            .collect();
+        let expected = [(false, false), (true, false), (false, true), (true, false)];
+        assert_eq!(sent, expected);
+        assert!(server.seen()[2].head.contains("x-amz-checksum-sha256"));
+    });
+}
+
+#[test]
+fn checksums_that_a_store_tells_belong_to_the_object() {
+    run(async {
+        let headers = [
+            ("ETag", "\"t\""),
+            ("x-amz-checksum-crc32", "y/Q5Jg=="),
+            ("x-amz-checksum-type", "FULL_OBJECT"),
+            ("x-amz-checksum-oddity", "kept as it is told"),
+        ];
+        let described = answer(200, &headers, b"123456789");
+        let (server, store) = scripted(vec![Act::Send(described); 2], ONCE).await;
+        let read = store.get(wanted(None)).await.expect("the object");
+        let kept: Vec<&str> = read.meta.headers.iter().map(|(n, _)| n.as_str()).collect();
+        assert!(kept.contains(&"x-amz-checksum-crc32") && kept.contains(&"x-amz-checksum-type"));
+        let seen = server.seen();
+        assert_eq!(seen[0].header("x-amz-checksum-mode"), Some("ENABLED"));
+        let mut bare = read.meta.clone();
+        bare.headers.retain(|(name, _)| name == "content-type");
+        assert!(!bare.has_checksum());
+        bare.inherit_checksum(&read.meta);
+        assert!(bare.has_checksum());
+        let count = bare.headers.len();
+        bare.inherit_checksum(&read.meta);
+        assert_eq!(bare.headers.len(), count, "once");
     });
 }
 

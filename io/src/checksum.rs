@@ -11,10 +11,12 @@ pub struct PairedCrc(State);
 enum State {
     #[cfg(target_arch = "x86_64")]
     Fused(fused::Registers),
-    Library {
-        crc64nvme: crc_fast::Digest,
-        crc32c: crc_fast::Digest,
-    },
+    Library(Box<Digests>),
+}
+
+struct Digests {
+    crc64nvme: crc_fast::Digest,
+    crc32c: crc_fast::Digest,
 }
 
 impl Default for PairedCrc {
@@ -29,10 +31,10 @@ impl Default for PairedCrc {
 
 impl State {
     fn library() -> State {
-        State::Library {
+        State::Library(Box::new(Digests {
             crc64nvme: crc_fast::Digest::new(Crc64Nvme),
             crc32c: crc_fast::Digest::new(Crc32Iscsi),
-        }
+        }))
     }
 }
 
@@ -45,9 +47,9 @@ impl PairedCrc {
                 // SAFETY: this state is made only where the processor has the four features.
                 *registers = unsafe { fused::update(*registers, bytes) };
             }
-            State::Library { crc64nvme, crc32c } => {
-                crc64nvme.update(bytes);
-                crc32c.update(bytes);
+            State::Library(digests) => {
+                digests.crc64nvme.update(bytes);
+                digests.crc32c.update(bytes);
             }
         }
     }
@@ -57,9 +59,9 @@ impl PairedCrc {
         match &mut self.0 {
             #[cfg(target_arch = "x86_64")]
             State::Fused(registers) => registers.take_crc32c(),
-            State::Library { crc32c, .. } => {
-                let crc = crc32c.finalize() as u32;
-                crc32c.reset();
+            State::Library(digests) => {
+                let crc = digests.crc32c.finalize() as u32;
+                digests.crc32c.reset();
                 crc
             }
         }
@@ -70,7 +72,7 @@ impl PairedCrc {
         match &self.0 {
             #[cfg(target_arch = "x86_64")]
             State::Fused(registers) => registers.crc64nvme(),
-            State::Library { crc64nvme, .. } => crc64nvme.finalize(),
+            State::Library(digests) => digests.crc64nvme.finalize(),
         }
     }
 }

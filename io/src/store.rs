@@ -152,6 +152,9 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
+/// What starts the names of headers that tell a checksum of an object.
+pub const CHECKSUM_PREFIX: &str = "x-amz-checksum-";
+
 /// An object as the store describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObjectMeta {
@@ -163,8 +166,27 @@ pub struct ObjectMeta {
     pub last_modified: u64,
     /// Headers that belong to the object and are given back with it: names in lower case, among
     /// `content-type`, `cache-control`, `content-disposition`, `content-encoding`,
-    /// `content-language`, `expires` and `x-amz-meta-*`.
+    /// `content-language`, `expires`, `x-amz-meta-*` and [`CHECKSUM_PREFIX`]`*`. Of the last, a store
+    /// keeps what it can.
     pub headers: Vec<(String, String)>,
+}
+
+impl ObjectMeta {
+    /// Whether a checksum of the object is told.
+    pub fn has_checksum(&self) -> bool {
+        let mut names = self.headers.iter().map(|(name, _)| name);
+        names.any(|name| name.starts_with(CHECKSUM_PREFIX))
+    }
+
+    /// Takes over the checksum that is told of the same version elsewhere, if none is told here.
+    pub fn inherit_checksum(&mut self, known: &ObjectMeta) {
+        if self.has_checksum() {
+            return;
+        }
+        let told = known.headers.iter();
+        let told = told.filter(|(name, _)| name.starts_with(CHECKSUM_PREFIX));
+        self.headers.extend(told.cloned());
+    }
 }
 
 /// An object as the store describes it to [`Store::head`].

@@ -277,6 +277,17 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             .is_some_and(|head| head.meta.etag == meta.etag || head.validator() == meta.etag)
     }
 
+    /// A store tells checksums with an object's description and not with parts of its bytes: what is
+    /// remembered of the same version is still true.
+    pub(crate) fn inherit_checksum(&self, hash: BlockHash, meta: &mut ObjectMeta) {
+        if let Some(head) = self.heads.borrow().peek(hash)
+            && head.validator() == meta.etag
+            && head.meta.size == meta.size
+        {
+            meta.inherit_checksum(&head.meta);
+        }
+    }
+
     /// The store's ETag of the version that is remembered, if one is.
     pub(crate) fn known_store_etag(&self, hash: BlockHash) -> Option<String> {
         let heads = self.heads.borrow();

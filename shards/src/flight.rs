@@ -327,7 +327,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Takes the body in, while readers follow, then caches it.
     async fn receive(&self, hash: BlockHash, plan: &Plan, fetched: Fetched, flight: &Flight) {
-        let Fetched { meta, span, body } = fetched;
+        let Fetched {
+            mut meta,
+            span,
+            body,
+        } = fetched;
+        self.inherit_checksum(hash, &mut meta);
         let meta = Arc::new(meta);
         let mut buffer = match self.take_buffer(span.len() as usize).await {
             Ok(buffer) => buffer,

@@ -175,6 +175,9 @@ pub struct PutObject {
     pub id: BlockId,
     /// Headers that belong to the object.
     pub headers: Vec<(String, String)>,
+    /// More of them, which are known when all of its bytes are: told before the last of those, or
+    /// never, if there are none.
+    pub late_headers: oneshot::Receiver<Vec<(String, String)>>,
     /// Its size, bytes.
     pub length: u64,
     /// Its MD5 in hexadecimal, where the client told it and it was verified.

@@ -15,8 +15,9 @@ use crate::writeback::{DirtyWrite, Taken};
 use forebay_io::disk::Disk;
 use forebay_io::local::Turn;
 use forebay_io::runtime::{Runtime, timeout};
-use forebay_io::store::{Attempts, ObjectMeta, StoreError, StoreErrorKind};
+use forebay_io::store::{Attempts, ObjectMeta, PutReply, StoreError, StoreErrorKind};
 use forebay_io::uplink::{Upload, UploadBody};
+use futures::channel::oneshot;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -28,6 +29,8 @@ const TOMBSTONE_ATTEMPTS_MAX: u32 = 3;
 struct ThroughWrite {
     id: BlockId,
     headers: Vec<(String, String)>,
+    /// Those that the store was not told, for they came with the last of the bytes.
+    late_headers: Option<oneshot::Receiver<Vec<(String, String)>>>,
     length: u64,
     crc64nvme: Option<u64>,
     if_none_match: bool,
@@ -42,7 +45,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     pub async fn put(self: &Rc<Self>, object: PutObject) -> Result<Written, WriteError> {
         let PutObject {
             id,
-            headers,
+            mut headers,
+            late_headers,
             length,
             md5,
             if_none_match,
@@ -50,61 +54,81 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         } = object;
         let hash = id.hash();
         self.shard_to_write(hash).await?;
-        let through = |crc64nvme, body, payload| ThroughWrite {
-            id: id.clone(),
-            headers: headers.clone(),
-            length,
-            crc64nvme,
-            if_none_match,
-            body,
-            payload,
-        };
-        // Before the turn: a body that is slow, or never complete, is in nobody's way.
-        let (payload, early) = match source {
-            PutSource::Arriving(body, complete) => {
-                let early = async {
-                    match if_none_match {
-                        true => None,
-                        false => self.write_early(&id, hash, body, length).await,
-                    }
-                };
-                let (early, payload) = futures::join!(early, complete);
-                (payload.map_err(|_| WriteError::Incomplete)?, early)
-            }
+        let (body, complete) = match source {
+            PutSource::Arriving(body, complete) => (body, complete),
             PutSource::Stream(pieces) => {
                 let turn = self.turn_to_write(hash, if_none_match).await?;
-                let write = through(None, UploadBody::Stream(pieces), None);
+                let write = ThroughWrite {
+                    id,
+                    headers,
+                    late_headers: Some(late_headers),
+                    length,
+                    crc64nvme: None,
+                    if_none_match,
+                    body: UploadBody::Stream(pieces),
+                    payload: None,
+                };
                 return self.put_through(hash, write, turn).await;
             }
         };
-        let crc64nvme = Some(payload.crc64nvme);
-        let turn = self.turn_to_write(hash, if_none_match).await?;
-        if let Some(meta) = self.same_content(&id, hash, &payload).await? {
-            let is_dirty = self.is_dirty(hash);
-            return Ok(Written { meta, is_dirty });
-        }
-        if if_none_match || !self.may_write_back(&id, hash) {
-            drop(early);
-            let view = payload.buffer.watch().view_all();
-            let write = through(crc64nvme, UploadBody::Whole(vec![view]), Some(payload));
-            return self.put_through(hash, write, turn).await;
-        }
+        // Before the turn: a body that is slow, or never complete, is in nobody's way.
+        let early = async {
+            match if_none_match {
+                true => None,
+                false => self.write_early(&id, hash, body, length).await,
+            }
+        };
+        let (early, payload) = futures::join!(early, complete);
+        let payload = payload.map_err(|_| WriteError::Incomplete)?;
+        headers.extend(late_headers.await.unwrap_or_default());
         let write = DirtyWrite {
-            id: id.clone(),
-            headers: headers.clone(),
+            id,
+            headers,
             md5,
             payload,
             early,
         };
+        self.put_whole(hash, write, if_none_match).await
+    }
+
+    /// Writes an object of which all is here.
+    async fn put_whole(
+        self: &Rc<Self>,
+        hash: BlockHash,
+        write: DirtyWrite<D::File>,
+        if_none_match: bool,
+    ) -> Result<Written, WriteError> {
+        let turn = self.turn_to_write(hash, if_none_match).await?;
+        if let Some(meta) = self.same_content(&write.id, hash, &write.payload).await? {
+            let is_dirty = self.is_dirty(hash);
+            return Ok(Written { meta, is_dirty });
+        }
+        let may_write_back = !if_none_match && self.may_write_back(&write.id, hash);
+        let (id, headers) = (write.id.clone(), write.headers.clone());
+        let length = write.payload.buffer.filled() as u64;
+        let crc64nvme = Some(write.payload.crc64nvme);
+        let through = |view, payload| ThroughWrite {
+            id,
+            headers,
+            late_headers: None,
+            length,
+            crc64nvme,
+            if_none_match,
+            body: UploadBody::Whole(vec![view]),
+            payload,
+        };
+        if !may_write_back {
+            drop(write.early);
+            let view = write.payload.buffer.watch().view_all();
+            let write = through(view, Some(write.payload));
+            return self.put_through(hash, write, turn).await;
+        }
         match self.write_back(hash, write, turn).await? {
             Taken::Written(meta) => Ok(Written {
                 meta,
                 is_dirty: true,
             }),
-            Taken::Refused(view, turn) => {
-                let write = through(crc64nvme, UploadBody::Whole(vec![view]), None);
-                self.put_through(hash, write, turn).await
-            }
+            Taken::Refused(view, turn) => self.put_through(hash, through(view, None), turn).await,
         }
     }
 
@@ -129,7 +153,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<Written, WriteError> {
         let ThroughWrite {
             id,
-            headers,
+            mut headers,
+            late_headers,
             length,
             crc64nvme,
             if_none_match,
@@ -161,16 +186,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 return Err(failure.await);
             }
         };
-        let last_modified = match reply.last_modified {
-            0 => self.parts.runtime.unix_seconds(),
-            seconds => seconds,
-        };
-        let meta = Arc::new(ObjectMeta {
-            size: length,
-            etag: reply.etag,
-            last_modified,
-            headers,
-        });
+        if let Some(late_headers) = late_headers {
+            headers.extend(late_headers.await.unwrap_or_default());
+        }
+        let meta = self.written_meta(reply, length, headers);
         let turn = match held.is_some() {
             // The older content must be gone for good before the newer one is acknowledged.
             true => match self.give_up_dirty(hash, &id, turn).await {
@@ -187,6 +206,25 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         Ok(Written {
             meta,
             is_dirty: false,
+        })
+    }
+
+    /// An object as the store has just confirmed it.
+    fn written_meta(
+        &self,
+        reply: PutReply,
+        length: u64,
+        headers: Vec<(String, String)>,
+    ) -> Arc<ObjectMeta> {
+        let last_modified = match reply.last_modified {
+            0 => self.parts.runtime.unix_seconds(),
+            seconds => seconds,
+        };
+        Arc::new(ObjectMeta {
+            size: length,
+            etag: reply.etag,
+            last_modified,
+            headers,
         })
     }
 

@@ -7,7 +7,7 @@
 
 use super::head::Head;
 use super::reply::ErrorReply;
-use super::sigv4::Claim;
+use super::sigv4::{ChunkVerifier, Claim};
 use crate::config::{Permission, Volume as VolumeSettings};
 use crate::settings::secret::TokenHash;
 
@@ -60,6 +60,13 @@ impl Credential {
     }
 }
 
+impl Credential {
+    /// Whether it is the signature of a presigned URL.
+    pub fn is_presigned(&self) -> bool {
+        matches!(self, Credential::Signature(Ok(claim)) if claim.is_presigned())
+    }
+}
+
 /// Who a request is from, as far as it proved that.
 #[derive(Clone, Copy)]
 pub enum Identity<'a> {
@@ -74,18 +81,19 @@ pub enum Identity<'a> {
 }
 
 /// Finds out who a request is from: a signature is verified with the secret of the key that it
-/// names, whichever of `volumes` has it. `now` is in seconds since the Unix epoch.
+/// names, whichever of `volumes` has it. `now` is in seconds since the Unix epoch. With it comes
+/// what verifies the body's chunks, if they are signed, too.
 pub fn identify<'a>(
     credential: &'a Credential,
     head: &Head,
     query: &[(String, String)],
     volumes: impl Iterator<Item = &'a VolumeSettings>,
     now: u64,
-) -> Result<Identity<'a>, ErrorReply> {
+) -> Result<(Identity<'a>, Option<ChunkVerifier>), ErrorReply> {
     let claim = match credential {
-        Credential::None => return Ok(Identity::Anonymous),
-        Credential::Bearer(token) => return Ok(Identity::Token(token)),
-        Credential::Unknown => return Ok(Identity::Unknown),
+        Credential::None => return Ok((Identity::Anonymous, None)),
+        Credential::Bearer(token) => return Ok((Identity::Token(token), None)),
+        Credential::Unknown => return Ok((Identity::Unknown, None)),
         Credential::Signature(Err(refusal)) => return Err(refusal.clone()),
         Credential::Signature(Ok(claim)) => claim,
     };
@@ -97,10 +105,11 @@ pub fn identify<'a>(
     });
     let Some(secret) = secret else {
         let message = "no volume has this access key";
-        return Err(ErrorReply::new(403, "InvalidAccessKeyId", message));
+        return Err(ErrorReply::new(403, "InvalidAccessKeyId", message)
+            .detail("AWSAccessKeyId", claim.access_key()));
     };
-    claim.verify(head, query, secret, now)?;
-    Ok(Identity::Pair(claim.access_key()))
+    let chunks = claim.verify(head, query, secret, now)?;
+    Ok((Identity::Pair(claim.access_key()), chunks))
 }
 
 /// Whether `identity` may have `access` to `volume`.

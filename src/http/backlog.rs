@@ -8,6 +8,7 @@ use super::connection::{Connection, Ended};
 use super::control;
 use super::get;
 use super::head::Head;
+use super::overrides::Overrides;
 use super::reply::ErrorReply;
 use crate::server::volumes::VolumeTable;
 use forebay_shards::backlog::{AbandonError, Backlog, DirtyBlock, ObjectName};
@@ -364,7 +365,8 @@ async fn export(
         Err(error) => return connection.respond_error(&error, resource).await,
     };
     let mut reply = connection.reply(200);
-    get::object_headers(&mut reply, &exported.meta);
+    get::version_headers(&mut reply, &exported.meta);
+    get::object_headers(&mut reply, &exported.meta, &Overrides::default());
     reply.header("content-length", exported.payload.len());
     let reply = connection.seal_head(reply);
     if head.method == "HEAD" {

@@ -1,4 +1,4 @@
-//! Preconditions of reads: `If-Match`, `If-None-Match`, `If-(Un)Modified-Since`. Pure.
+//! Preconditions of reads: `If-Match`, `If-None-Match`, `If-(Un)Modified-Since`, `If-Range`. Pure.
 
 use super::head::Head;
 use forebay_io::store::ObjectMeta;
@@ -30,6 +30,18 @@ pub fn judge(head: &Head, meta: &ObjectMeta) -> Verdict {
             Verdict::NotModified
         }
         _ => Verdict::Proceed,
+    }
+}
+
+/// Whether `If-Range`, where it is, lets a range count (RFC 9110 section 13.1.5): the client's part is
+/// of exactly this version.
+pub fn range_holds(head: &Head, meta: &ObjectMeta) -> bool {
+    let Some(value) = head.header("if-range") else {
+        return !head.has("if-range");
+    };
+    match httpdate::parse_http_date(value.trim()) {
+        Ok(date) => modified_at(meta) == Some(date),
+        Err(_) => value.trim() != "*" && matches(value, &meta.etag, false),
     }
 }
 
@@ -72,12 +84,38 @@ mod tests {
     fn verdict(headers: &str) -> Verdict {
         let text = format!("GET /v/k HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
         let head = super::super::head::parse(text.as_bytes()).expect("good");
-        let meta = ObjectMeta {
+        judge(&head, &meta())
+    }
+
+    fn meta() -> ObjectMeta {
+        ObjectMeta {
             etag: "abc".into(),
             last_modified: 1_000_000_000,
             ..ObjectMeta::default()
+        }
+    }
+
+    #[test]
+    fn a_range_counts_for_the_same_version_only() {
+        let holds = |value: &str| {
+            let text = format!("GET /v/k HTTP/1.1\r\nHost: x\r\nIf-Range: {value}\r\n\r\n");
+            let head = super::super::head::parse(text.as_bytes()).expect("good");
+            range_holds(&head, &meta())
         };
-        judge(&head, &meta)
+        for (value, expected) in [
+            ("\"abc\"", true),
+            ("abc", true),
+            ("\"abd\"", false),
+            ("W/\"abc\"", false),
+            ("*", false),
+            ("", false),
+            ("Sun, 09 Sep 2001 01:46:40 GMT", true),
+            ("Sun, 09 Sep 2001 01:46:41 GMT", false),
+            ("Sun, 09 Sep 2001 01:46:39 GMT", false),
+            ("\u{ff}", false),
+        ] {
+            assert_eq!(holds(value), expected, "{value}");
+        }
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl Connection {
             Framing::None | Framing::Chunked => 0,
             Framing::Length(length) => length,
         };
-        self.chunked = (head.framing == Framing::Chunked).then(Decoder::default);
+        self.chunked = (head.framing == Framing::Chunked).then(Decoder::http);
         if self.chunked.is_some() {
             // Nothing after it can be a request until its end was seen.
             self.keep_alive = false;
@@ -276,7 +276,7 @@ impl Connection {
                     return Ok(bytes.len());
                 }
                 // HTTP's trailers say nothing that we use; those of S3 are inside its envelope.
-                Step::Trailer(..) => {}
+                Step::Trailer(..) | Step::Chunk(_) => {}
                 Step::End => {
                     self.chunked = None;
                     self.keep_alive = self.keep_alive_after_body;

@@ -1,7 +1,8 @@
 //! Checksums that a client sends with a body, verified before the write is acknowledged.
 //!
 //! Pure. It knows `Content-MD5`, `x-amz-content-sha256` and `x-amz-checksum-*`, in headers or in
-//! a trailer. A checksum that it cannot compute is refused, never ignored.
+//! a trailer. A checksum that it cannot compute is refused, never ignored. One of the last kind
+//! belongs to the object from then on.
 
 use super::head::Head;
 use super::reply::ErrorReply;
@@ -9,6 +10,7 @@ use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use crc_fast::CrcAlgorithm;
+use forebay_io::store::CHECKSUM_PREFIX;
 use md5::{Digest as _, Md5};
 
 /// A running checksum. Boxed, for their states are of very different size.
@@ -39,17 +41,58 @@ impl Hasher {
     }
 }
 
-/// The hasher of an `x-amz-checksum-*` header.
-fn checksum_hasher(name: &str) -> Option<Hasher> {
-    let crc = |algorithm, width| Hasher::Crc(Box::new(crc_fast::Digest::new(algorithm)), width);
-    Some(match name {
-        "x-amz-checksum-crc32" => crc(CrcAlgorithm::Crc32IsoHdlc, 4),
-        "x-amz-checksum-crc32c" => crc(CrcAlgorithm::Crc32Iscsi, 4),
-        "x-amz-checksum-crc64nvme" => crc(CrcAlgorithm::Crc64Nvme, 8),
-        "x-amz-checksum-sha1" => Hasher::Sha(Box::new(Context::new(&SHA1_FOR_LEGACY_USE_ONLY))),
-        "x-amz-checksum-sha256" => Hasher::Sha(Box::new(Context::new(&SHA256))),
-        _ => return None,
-    })
+/// A checksum that an object may have.
+struct Algorithm {
+    /// Its name behind [`CHECKSUM_PREFIX`].
+    suffix: &'static str,
+    /// Its name in other headers.
+    word: &'static str,
+    /// Bytes of it.
+    width: usize,
+    hasher: fn(usize) -> Hasher,
+}
+
+const ALGORITHMS: [Algorithm; 5] = [
+    Algorithm {
+        suffix: "crc32",
+        word: "CRC32",
+        width: 4,
+        hasher: |width| crc(CrcAlgorithm::Crc32IsoHdlc, width),
+    },
+    Algorithm {
+        suffix: "crc32c",
+        word: "CRC32C",
+        width: 4,
+        hasher: |width| crc(CrcAlgorithm::Crc32Iscsi, width),
+    },
+    Algorithm {
+        suffix: "crc64nvme",
+        word: "CRC64NVME",
+        width: 8,
+        hasher: |width| crc(CrcAlgorithm::Crc64Nvme, width),
+    },
+    Algorithm {
+        suffix: "sha1",
+        word: "SHA1",
+        width: 20,
+        hasher: |_| Hasher::Sha(Box::new(Context::new(&SHA1_FOR_LEGACY_USE_ONLY))),
+    },
+    Algorithm {
+        suffix: "sha256",
+        word: "SHA256",
+        width: 32,
+        hasher: |_| Hasher::Sha(Box::new(Context::new(&SHA256))),
+    },
+];
+
+fn crc(algorithm: CrcAlgorithm, width: usize) -> Hasher {
+    Hasher::Crc(Box::new(crc_fast::Digest::new(algorithm)), width)
+}
+
+/// The algorithm of an `x-amz-checksum-*` header.
+fn algorithm(name: &str) -> Option<&'static Algorithm> {
+    let suffix = name.strip_prefix(CHECKSUM_PREFIX)?;
+    ALGORITHMS.iter().find(|known| known.suffix == suffix)
 }
 
 /// Words after `x-amz-checksum-` that are not checksums.
@@ -59,12 +102,38 @@ const NOT_CHECKSUMS: [&str; 3] = [
     "x-amz-checksum-type",
 ];
 
+/// Names the algorithm of the checksum that comes, by the will of Amazon's SDKs.
+const SDK_ALGORITHM: &str = "x-amz-sdk-checksum-algorithm";
+
+/// An object's checksum: the name and value of its header.
+pub type ObjectChecksum = (String, String);
+
+/// The checksum header of an object of which only the CRC64-NVME is known, which S3 gives to those that
+/// come without a checksum.
+pub fn crc64nvme_header(crc64nvme: u64) -> ObjectChecksum {
+    let name = format!("{CHECKSUM_PREFIX}crc64nvme");
+    (name, STANDARD.encode(crc64nvme.to_be_bytes()))
+}
+
+/// What a checksum is of, and so what a wrong one means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// `Content-MD5`.
+    Md5,
+    /// What was signed.
+    Payload,
+    /// What the object has, in the head or behind the body.
+    Object { trailing: bool },
+}
+
 struct Check {
     name: String,
+    role: Role,
     hasher: Hasher,
+    /// Bytes of it.
+    width: usize,
     /// `None` until the trailer has said it.
     expected: Option<Vec<u8>>,
-    mismatch: &'static str,
 }
 
 /// The checksums that one body must match.
@@ -85,63 +154,106 @@ impl BodyChecks {
             .values("x-amz-trailer")
             .flat_map(|names| names.split(','))
         {
-            let name = name.trim().to_ascii_lowercase();
-            let hasher = checksum_hasher(&name)
-                .ok_or_else(|| ErrorReply::not_implemented(&format!("the trailer {name:?}")))?;
-            checks.checks.push(Check {
-                name,
-                hasher,
-                expected: None,
-                mismatch: "BadDigest",
-            });
+            checks.add_trailer(&name.trim().to_ascii_lowercase())?;
         }
+        checks.check_words(head)?;
         Ok(checks)
     }
 
     fn add_header(&mut self, name: &str, value: &str) -> Result<(), ErrorReply> {
-        let (hasher, expected, mismatch) = if name == "content-md5" {
-            (
-                Hasher::Md5(Box::new(Md5::new())),
-                decode(value, 16),
-                "BadDigest",
-            )
+        let (role, hasher, width, expected) = if name == "content-md5" {
+            let hasher = Hasher::Md5(Box::new(Md5::new()));
+            (Role::Md5, hasher, 16, STANDARD.decode(value).ok())
         } else if name == "x-amz-content-sha256" {
             if value == "UNSIGNED-PAYLOAD" || value.starts_with("STREAMING-") {
                 return Ok(());
             }
-            let expected = hex::decode(value).ok().filter(|digest| digest.len() == 32);
-            (
-                Hasher::Sha(Box::new(Context::new(&SHA256))),
-                expected,
-                "XAmzContentSHA256Mismatch",
-            )
-        } else if name.starts_with("x-amz-checksum-") && !NOT_CHECKSUMS.contains(&name) {
-            let hasher = checksum_hasher(name)
-                .ok_or_else(|| ErrorReply::not_implemented(&format!("{name:?}")))?;
-            let width = match &hasher {
-                Hasher::Crc(_, width) => *width,
-                Hasher::Sha(_) if name.ends_with("sha1") => 20,
-                _ => 32,
-            };
-            (hasher, decode(value, width), "BadDigest")
+            let hasher = Hasher::Sha(Box::new(Context::new(&SHA256)));
+            (Role::Payload, hasher, 32, hex::decode(value).ok())
+        } else if name.starts_with(CHECKSUM_PREFIX) && !NOT_CHECKSUMS.contains(&name) {
+            let algorithm =
+                algorithm(name).ok_or_else(|| ErrorReply::not_implemented(&format!("{name:?}")))?;
+            let hasher = (algorithm.hasher)(algorithm.width);
+            let role = Role::Object { trailing: false };
+            (role, hasher, algorithm.width, STANDARD.decode(value).ok())
         } else {
             return Ok(());
         };
-        let expected = expected.ok_or_else(|| {
-            ErrorReply::new(
-                400,
-                "InvalidDigest",
-                format!("the {name} header is not a digest"),
-            )
-        })?;
-        let name = name.to_owned();
-        self.checks.push(Check {
-            name,
+        let Some(expected) = expected.filter(|digest| digest.len() == width) else {
+            let code = match role {
+                Role::Object { .. } => "InvalidRequest",
+                Role::Md5 | Role::Payload => "InvalidDigest",
+            };
+            let message = format!("the value of the header {name} is no such checksum");
+            return Err(ErrorReply::new(400, code, message));
+        };
+        self.add(Check {
+            name: name.to_owned(),
+            role,
             hasher,
+            width,
             expected: Some(expected),
-            mismatch,
-        });
+        })
+    }
+
+    fn add_trailer(&mut self, name: &str) -> Result<(), ErrorReply> {
+        let Some(algorithm) = algorithm(name) else {
+            if name.starts_with(CHECKSUM_PREFIX) {
+                return Err(ErrorReply::not_implemented(&format!(
+                    "the trailer {name:?}"
+                )));
+            }
+            let message = format!("x-amz-trailer takes the name of a checksum, not {name:?}");
+            return Err(invalid(message));
+        };
+        self.add(Check {
+            name: name.to_owned(),
+            role: Role::Object { trailing: true },
+            hasher: (algorithm.hasher)(algorithm.width),
+            width: algorithm.width,
+            expected: None,
+        })
+    }
+
+    fn add(&mut self, check: Check) -> Result<(), ErrorReply> {
+        let is_objects = |check: &Check| matches!(check.role, Role::Object { .. });
+        if is_objects(&check) && self.checks.iter().any(is_objects) {
+            let message = "an object has one checksum: send a single x-amz-checksum-* header or \
+                           trailer";
+            return Err(invalid(message.to_owned()));
+        }
+        self.checks.push(check);
         Ok(())
+    }
+
+    /// What is said of the checksum elsewhere must be true of the one that comes.
+    fn check_words(&self, head: &Head) -> Result<(), ErrorReply> {
+        if let Some(kind) = head.header("x-amz-checksum-type")
+            && !kind.eq_ignore_ascii_case("FULL_OBJECT")
+        {
+            let message = "an object that comes whole has a checksum of the type FULL_OBJECT";
+            return Err(invalid(message.to_owned()));
+        }
+        let Some(word) = head.header(SDK_ALGORITHM) else {
+            return Ok(());
+        };
+        let named = ALGORITHMS
+            .iter()
+            .find(|known| known.word.eq_ignore_ascii_case(word.trim()))
+            .ok_or_else(|| {
+                let words = ALGORITHMS.map(|known| known.word).join(", ");
+                invalid(format!("{SDK_ALGORITHM} must be one of {words}"))
+            })?;
+        let sent = self.checks.iter().find_map(|check| algorithm(&check.name));
+        match sent {
+            Some(sent) if sent.word == named.word => Ok(()),
+            Some(_) => Err(invalid(format!(
+                "{SDK_ALGORITHM} names another algorithm than the checksum that comes"
+            ))),
+            None => Err(invalid(format!(
+                "{SDK_ALGORITHM} announces a checksum, and no x-amz-checksum-* header or x-amz-trailer has it"
+            ))),
+        }
     }
 
     /// Takes the next bytes of the (decoded) body.
@@ -153,59 +265,89 @@ impl BodyChecks {
 
     /// Takes a line of the trailer.
     pub fn trailer(&mut self, name: &str, value: &str) -> Result<(), ErrorReply> {
-        let bad = |what: &str| {
-            Err(ErrorReply::new(
-                400,
-                "MalformedTrailerError",
-                format!("the trailer {name:?} {what}"),
-            ))
-        };
         let Some(check) = self
             .checks
             .iter_mut()
             .find(|c| c.name == name && c.expected.is_none())
         else {
-            return bad("was not announced in x-amz-trailer, or came twice");
+            let message =
+                format!("the trailer {name:?} was not announced in x-amz-trailer, or came twice");
+            return Err(ErrorReply::new(400, "MalformedTrailerError", message));
         };
-        match STANDARD.decode(value) {
-            Ok(digest) => check.expected = Some(digest),
-            Err(_) => return bad("is not base64"),
+        match STANDARD.decode(value).ok() {
+            Some(digest) if digest.len() == check.width => check.expected = Some(digest),
+            _ => {
+                let message = format!("the value of the trailer {name} is no such checksum");
+                return Err(invalid(message));
+            }
         }
         Ok(())
     }
 
     /// The body's MD5 in hexadecimal, if the client says it; it holds once all is verified.
     pub fn md5(&self) -> Option<String> {
-        let check = self.checks.iter().find(|check| check.name == "content-md5");
+        let check = self.checks.iter().find(|check| check.role == Role::Md5);
         check?.expected.as_ref().map(hex::encode)
     }
 
-    /// Compares everything; the body was complete.
-    pub fn verify(self) -> Result<(), ErrorReply> {
+    /// Compares everything; the body was complete. Returns what the object has from now on, if the
+    /// client gave it one.
+    pub fn verify(self) -> Result<Option<ObjectChecksum>, ErrorReply> {
+        let mut of_object = None;
         for check in self.checks {
             let Some(expected) = check.expected else {
                 let message = format!("the trailer {:?} did not come", check.name);
                 return Err(ErrorReply::new(400, "MalformedTrailerError", message));
             };
-            if check.hasher.finish() != expected {
-                let message = format!("the body does not match {}", check.name);
-                return Err(ErrorReply::new(400, check.mismatch, message));
+            let found = check.hasher.finish();
+            if found != expected {
+                return Err(mismatch(check.role, &check.name, &expected, &found));
+            }
+            if let Role::Object { .. } = check.role {
+                of_object = Some((check.name, STANDARD.encode(expected)));
             }
         }
-        Ok(())
+        Ok(of_object)
+    }
+
+    /// The object's checksum, where the head has it: it holds once all is verified.
+    pub fn announced(&self) -> Option<ObjectChecksum> {
+        let check = self
+            .checks
+            .iter()
+            .find(|check| check.role == Role::Object { trailing: false })?;
+        let expected = check.expected.as_ref()?;
+        Some((check.name.clone(), STANDARD.encode(expected)))
     }
 
     /// Whether nothing is to be verified.
     pub fn is_empty(&self) -> bool {
         self.checks.is_empty()
     }
+
+    /// Whether the client gives the object a checksum.
+    pub fn has_object_checksum(&self) -> bool {
+        self.checks
+            .iter()
+            .any(|check| matches!(check.role, Role::Object { .. }))
+    }
 }
 
-fn decode(value: &str, width: usize) -> Option<Vec<u8>> {
-    STANDARD
-        .decode(value)
-        .ok()
-        .filter(|digest| digest.len() == width)
+fn mismatch(role: Role, name: &str, expected: &[u8], found: &[u8]) -> ErrorReply {
+    let message = format!("the body does not match {name}");
+    match role {
+        Role::Md5 => ErrorReply::new(400, "BadDigest", message)
+            .detail("ExpectedDigest", STANDARD.encode(expected))
+            .detail("CalculatedDigest", STANDARD.encode(found)),
+        Role::Object { .. } => ErrorReply::new(400, "BadDigest", message),
+        Role::Payload => ErrorReply::new(400, "XAmzContentSHA256Mismatch", message)
+            .detail("ClientComputedContentSHA256", hex::encode(expected))
+            .detail("S3ComputedContentSHA256", hex::encode(found)),
+    }
+}
+
+fn invalid(message: String) -> ErrorReply {
+    ErrorReply::new(400, "InvalidRequest", message)
 }
 
 #[cfg(test)]
@@ -241,7 +383,19 @@ mod tests {
                 let mut checks = checks(&format!("{name}: {value}\r\n")).expect("understood");
                 checks.update(&body.as_bytes()[..4]);
                 checks.update(&body.as_bytes()[4..]);
-                assert_eq!(checks.verify().is_ok(), good, "{name} of {body}");
+                let announced = checks.announced();
+                let kept = name.starts_with(CHECKSUM_PREFIX);
+                assert_eq!(announced.is_some(), kept);
+                match checks.verify() {
+                    Ok(found) => assert!(good && found == announced, "{name} of {body}"),
+                    Err(error) => {
+                        let code = match name {
+                            "x-amz-content-sha256" => "XAmzContentSHA256Mismatch",
+                            _ => "BadDigest",
+                        };
+                        assert_eq!((error.code, good), (code, false), "{name} of {body}");
+                    }
+                }
             }
         }
     }
@@ -258,16 +412,63 @@ mod tests {
                 .map(|e| e.status),
             Some(501)
         );
-        assert_eq!(
-            checks("x-amz-trailer: x-something\r\n")
-                .err()
-                .map(|e| e.status),
-            Some(501)
-        );
+        for (headers, status) in [
+            ("x-amz-trailer: x-something\r\n", 400),
+            ("x-amz-trailer: x-amz-checksum-md6\r\n", 501),
+            ("x-amz-trailer: \r\n", 400),
+            ("x-amz-trailer: x-amz-checksum-crc32,\r\n", 400),
+            ("x-amz-checksum-crc32: 4waSgwaa\r\n", 400),
+            ("x-amz-checksum-crc32: 4waSgw\r\n", 400),
+            ("x-amz-checksum-crc32:\r\n", 400),
+            ("x-amz-checksum-type: COMPOSITE\r\n", 400),
+        ] {
+            let refused = checks(headers).err().map(|error| error.status);
+            assert_eq!(refused, Some(status), "{headers}");
+        }
         assert!(
             checks("x-amz-checksum-algorithm: CRC32\r\n")
                 .expect("fine")
                 .is_empty()
+        );
+    }
+
+    #[test]
+    fn an_object_has_one_checksum_and_it_is_the_one_that_was_named() {
+        let crc32 = "x-amz-checksum-crc32: y/Q5Jg==\r\n";
+        let crc32c = "x-amz-checksum-crc32c: 4waSgw==\r\n";
+        let trailing = "x-amz-trailer: x-amz-checksum-crc32c\r\n";
+        let word = |word: &str| format!("x-amz-sdk-checksum-algorithm: {word}\r\n");
+        for (headers, good) in [
+            (format!("{crc32}{crc32c}"), false),
+            (format!("{crc32}{crc32}"), false),
+            (format!("{crc32}{trailing}"), false),
+            (format!("{trailing}{trailing}"), false),
+            (
+                "x-amz-trailer: x-amz-checksum-crc32, x-amz-checksum-crc32c\r\n".to_owned(),
+                false,
+            ),
+            (format!("{crc32}{}", word("CRC32")), true),
+            (format!("{trailing}{}", word("crc32c")), true),
+            (format!("{crc32}{}", word("CRC32C")), false),
+            (format!("{crc32}{}", word("MD6")), false),
+            (word("CRC32"), false),
+            (
+                format!("{crc32}content-md5: JfnnlDI7RTiF9RgfG2JNCw==\r\n"),
+                true,
+            ),
+            (format!("{crc32}x-amz-checksum-type: FULL_OBJECT\r\n"), true),
+        ] {
+            match checks(&headers) {
+                Ok(_) => assert!(good, "{headers}"),
+                Err(error) => assert_eq!((error.code, good), ("InvalidRequest", false)),
+            }
+        }
+        assert_eq!(
+            crc64nvme_header(0xae8b_1486_0a79_9888),
+            (
+                "x-amz-checksum-crc64nvme".to_owned(),
+                "rosUhgp5mIg=".to_owned()
+            )
         );
     }
 
@@ -279,7 +480,14 @@ mod tests {
         good.trailer("x-amz-checksum-crc32", "y/Q5Jg==")
             .expect("announced");
         assert!(good.trailer("x-amz-checksum-crc32", "y/Q5Jg==").is_err());
-        assert!(good.verify().is_ok());
+        let kept = good.verify().expect("matches");
+        let crc32 = ("x-amz-checksum-crc32".to_owned(), "y/Q5Jg==".to_owned());
+        assert_eq!(kept, Some(crc32));
+        let mut odd = checks(headers).expect("understood");
+        for value in ["", "y/Q5Jg", "y/Q5JgAA", "?"] {
+            let refused = odd.trailer("x-amz-checksum-crc32", value);
+            assert_eq!(refused.err().map(|e| e.code), Some("InvalidRequest"));
+        }
         let missing = checks(headers).expect("understood");
         assert_eq!(
             missing.verify().err().map(|e| e.code),

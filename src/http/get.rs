@@ -9,11 +9,13 @@ use super::conditional::{self, Verdict};
 use super::connection::{Connection, Ended};
 use super::head::Head;
 use super::limits::{CHANGED_RETRIES_MAX, SEND_BYTES_MAX};
+use super::overrides::Overrides;
+use super::put::{CHECKSUM_TYPE, WHOLE_CHECKSUM};
 use super::range;
 use super::reply::{ErrorReply, ReplyHead};
 use super::{ObjectRequest, finish_with};
 use forebay_io::buffer::View;
-use forebay_io::store::{ByteSpan, ObjectMeta};
+use forebay_io::store::{ByteSpan, CHECKSUM_PREFIX, ObjectMeta};
 use forebay_shards::key::BlockId;
 use forebay_shards::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError};
 use forebay_shards::range::{RangeSpec, part_of_block};
@@ -29,22 +31,43 @@ struct Reading {
     first: Option<(u64, BlockBody)>,
 }
 
+/// Asks for the object's checksum in the answer, if it is `ENABLED`.
+const CHECKSUM_MODE: &str = "x-amz-checksum-mode";
+
+/// How a reader wants to be answered.
+pub struct Wishes {
+    with_body: bool,
+    with_checksum: bool,
+    overrides: Overrides,
+}
+
+impl Wishes {
+    /// What a request asks for; `query` has no parameter of which the access was not judged.
+    pub fn of(
+        head: &Head,
+        query: &[(String, String)],
+        is_anonymous: bool,
+    ) -> Result<Wishes, ErrorReply> {
+        let in_query = query.iter().filter(|(name, _)| name == CHECKSUM_MODE);
+        let in_query = in_query.map(|(_, value)| value.as_str());
+        let mut modes = head.values(CHECKSUM_MODE).chain(in_query);
+        Ok(Wishes {
+            with_body: head.method != "HEAD",
+            with_checksum: modes.any(|mode| mode.eq_ignore_ascii_case("ENABLED")),
+            overrides: Overrides::of(query, is_anonymous)?,
+        })
+    }
+}
+
 /// Serves `GET` or `HEAD`.
 pub async fn serve(
     connection: &mut Connection,
     head: &Head,
     object: &ObjectRequest,
-    with_body: bool,
+    wishes: &Wishes,
 ) -> Result<(), Ended> {
-    let mut ranges = head.values("range");
-    let spec = match (ranges.next(), ranges.next()) {
-        (Some(value), None) => range::parse(value),
-        // Two headers are a list of ranges, which is ignored as a list in one is.
-        _ => RangeSpec::All,
-    };
-    let wanted = with_body.then_some(spec);
-    let reading = match read(connection, object, wanted).await {
-        Ok(reading) => reading,
+    let (reading, spec) = match read_wanted(connection, head, object, wishes).await {
+        Ok(found) => found,
         Err(error) => {
             if let ReadError::NotFound = error {
                 connection
@@ -76,6 +99,10 @@ pub async fn serve(
     };
     let status = if spec == RangeSpec::All { 200 } else { 206 };
     let mut reply = describe(connection, object, &reading, status);
+    object_headers(&mut reply, &reading.meta, &wishes.overrides);
+    if wishes.with_checksum && status == 200 {
+        checksum_headers(&mut reply, &reading.meta);
+    }
     reply.header("content-length", span.len());
     if status == 206 {
         let (start, last) = (span.start, span.end - 1);
@@ -86,18 +113,49 @@ pub async fn serve(
     }
     let reply = connection.seal_head(reply);
     let outcome = reading.outcome;
-    let sent = if with_body {
+    let sent = if wishes.with_body {
         send_body(connection, object, reply, reading).await
     } else {
         connection.send(&[&reply]).await
     };
     let stats = connection.context().stats().outcome(outcome);
     stats.responses.add(1);
-    if with_body && sent.is_ok() {
+    if wishes.with_body && sent.is_ok() {
         stats.bytes.add(span.len());
     }
     stats.times.record(connection.elapsed());
     sent
+}
+
+/// Reads what a request wants: its range, or all where it has none that counts.
+async fn read_wanted(
+    connection: &Connection,
+    head: &Head,
+    object: &ObjectRequest,
+    wishes: &Wishes,
+) -> Result<(Reading, RangeSpec), ReadError> {
+    let mut ranges = head.values("range");
+    let mut spec = match (ranges.next(), ranges.next()) {
+        (Some(value), None) => range::parse(value),
+        // Two headers are a list of ranges, which is ignored as a list in one is.
+        _ => RangeSpec::All,
+    };
+    let wanted = |spec| wishes.with_body.then_some(spec);
+    if spec == RangeSpec::All || !head.has("if-range") {
+        return Ok((read(connection, object, wanted(spec)).await?, spec));
+    }
+    // A part is wanted only if it is of the version that the client has the rest of.
+    let mut reading = read(connection, object, None).await?;
+    for _ in 0..CHANGED_RETRIES_MAX {
+        if !conditional::range_holds(head, &reading.meta) {
+            spec = RangeSpec::All;
+        }
+        reading = read(connection, object, wanted(spec)).await?;
+        if spec == RangeSpec::All || conditional::range_holds(head, &reading.meta) {
+            return Ok((reading, spec));
+        }
+    }
+    Err(ReadError::Changed)
 }
 
 /// Opens the object, and the first block that holds wanted bytes; starts over if it changes.
@@ -176,21 +234,47 @@ fn describe(
         .header("accept-ranges", "bytes")
         .header("x-cache", reading.outcome.label())
         .header("x-forebay-core", core_label(connection, &object.block(0)));
-    object_headers(&mut reply, meta);
+    version_headers(&mut reply, meta);
     reply
 }
 
-/// The headers that belong to an object.
-pub(super) fn object_headers(reply: &mut ReplyHead, meta: &ObjectMeta) {
+/// The headers that name a version of an object.
+pub(super) fn version_headers(reply: &mut ReplyHead, meta: &ObjectMeta) {
     reply.header("etag", quoted(&meta.etag));
     if let Some(date) = conditional::last_modified(meta) {
         reply.header("last-modified", date);
     }
-    if !meta.headers.iter().any(|(name, _)| name == "content-type") {
+}
+
+/// The headers that belong to an object, beside its ETag, its date and its checksum.
+pub(super) fn object_headers(reply: &mut ReplyHead, meta: &ObjectMeta, overrides: &Overrides) {
+    let own = meta
+        .headers
+        .iter()
+        .filter(|(name, _)| !name.starts_with(CHECKSUM_PREFIX) && !overrides.replaces(name));
+    let mut has_type = overrides.replaces("content-type");
+    for (name, value) in own {
+        has_type |= name == "content-type";
+        reply.header(name, value);
+    }
+    for (name, value) in overrides.headers() {
+        reply.header(name, value);
+    }
+    if !has_type {
         reply.header("content-type", "binary/octet-stream");
     }
-    for (name, value) in &meta.headers {
+}
+
+/// The checksum of an object, and of what it is. It belongs to all of the object's bytes: a client
+/// would compare it with those of a part.
+fn checksum_headers(reply: &mut ReplyHead, meta: &ObjectMeta) {
+    let told = meta.headers.iter();
+    for (name, value) in told.filter(|(name, _)| name.starts_with(CHECKSUM_PREFIX)) {
         reply.header(name, value);
+    }
+    let has_type = meta.headers.iter().any(|(name, _)| name == CHECKSUM_TYPE);
+    if meta.has_checksum() && !has_type {
+        reply.header(CHECKSUM_TYPE, WHOLE_CHECKSUM);
     }
 }
 
@@ -217,7 +301,8 @@ async fn not_modified(
     object: &ObjectRequest,
     reading: &Reading,
 ) -> Result<(), Ended> {
-    let reply = describe(connection, object, reading, 304);
+    let mut reply = describe(connection, object, reading, 304);
+    object_headers(&mut reply, &reading.meta, &Overrides::default());
     let reply = connection.seal_head(reply);
     connection.send(&[&reply]).await
 }

@@ -7,16 +7,20 @@
 pub mod auth;
 pub mod aws_chunked;
 pub mod backlog;
+pub mod body;
 pub mod bucket;
 pub mod conditional;
 pub mod connection;
 pub mod control;
 pub mod delete_objects;
 pub mod digest;
+pub mod envelope;
 pub mod get;
 pub mod head;
+pub mod hoist;
 pub mod limits;
 pub mod list;
+pub mod overrides;
 pub mod put;
 pub mod range;
 pub mod reply;
@@ -34,9 +38,11 @@ use forebay_io::rt::GlommioRuntime;
 use forebay_io::runtime::Runtime;
 use forebay_shards::key::{BlockId, Volume};
 use forebay_shards::router::Router;
+use get::Wishes;
 use head::{Framing, Head};
 use reply::ErrorReply;
 use stats::HttpStats;
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -178,33 +184,47 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
         let volumes = table.list().map(|volume| &volume.settings);
         auth::identify(&credential, head, &parsed.query, volumes, now)
     };
+    let prepared = identified.and_then(|(identity, chunks)| {
+        let (head, query) = match credential.is_presigned() {
+            true => {
+                let (head, query) = hoist::unfold(head, &parsed.query)?;
+                (Cow::Owned(head), query)
+            }
+            false => (Cow::Borrowed(head), parsed.query),
+        };
+        Ok((identity, chunks, head, query))
+    });
     if key.is_empty() {
-        let planned = identified.and_then(|identity| {
-            bucket::plan(&table, volume.as_deref(), identity, head, &parsed.query)
+        let planned = prepared.and_then(|(identity, _, head, query)| {
+            bucket::plan(&table, volume.as_deref(), identity, &head, &query)
         });
         return match planned {
             Ok(plan) => bucket::serve(connection, head, &plan, &resource).await,
             Err(error) => connection.respond_error(&error, &resource).await,
         };
     }
-    let admitted = identified.and_then(|identity| {
-        let served = admit(&table, volume.as_deref(), identity, head)?;
-        object_operation(head, &parsed.query, identity)?;
-        Ok(served)
+    let admitted = prepared.and_then(|(identity, chunks, head, query)| {
+        let served = admit(&table, volume.as_deref(), identity, &head)?;
+        object_operation(&head, &query, identity)?;
+        let is_anonymous = matches!(identity, Identity::Anonymous);
+        let wishes = Wishes::of(&head, &query, is_anonymous)?;
+        let is_signed = matches!(identity, Identity::Pair(_));
+        Ok((served, head, wishes, put::Signed { is_signed, chunks }))
     });
-    let served = match admitted {
-        Ok(served) => served,
+    let (served, head, wishes, signed) = match admitted {
+        Ok(admitted) => admitted,
         Err(error) => return connection.respond_error(&error, &resource).await,
     };
+    let head = head.as_ref();
     let object = ObjectRequest {
         volume: served.volume.clone(),
         key: key.into(),
     };
     match head.method.as_str() {
-        "GET" => get::serve(connection, head, &object, true).await,
-        "HEAD" => get::serve(connection, head, &object, false).await,
-        "PUT" => put::serve(connection, head, &object).await,
-        _ => put::delete(connection, &object).await,
+        "GET" => get::serve(connection, head, &object, &wishes).await,
+        "HEAD" => get::serve(connection, head, &object, &wishes).await,
+        "PUT" => put::serve(connection, head, &object, signed).await,
+        _ => put::delete(connection, head, &object).await,
     }
 }
 
@@ -244,9 +264,11 @@ fn object_operation(
     let signed = matches!(identity, Identity::Pair(_));
     let refused = match head.method.as_str() {
         "GET" | "HEAD" | "PUT" | "DELETE" => {
-            let other = query
-                .iter()
-                .find(|(name, value)| !changes_nothing(name, value, signed));
+            let reads = matches!(head.method.as_str(), "GET" | "HEAD");
+            let other = query.iter().find(|(name, value)| {
+                let is_wish = reads && overrides::is_override(name);
+                !is_wish && !changes_nothing(name, value, signed)
+            });
             other.map(|(name, _)| {
                 ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
             })
@@ -273,7 +295,7 @@ fn changes_nothing(name: &str, value: &str, signed: bool) -> bool {
     match name {
         // Names the operation for the server's log.
         "x-id" => true,
-        // Asks for checksums in the answer, which may be left out.
+        // Asks for checksums in the answer to a read.
         "x-amz-checksum-mode" => signed,
         // Some SDKs put into a presigned URL what it means anyway.
         "X-Amz-Content-Sha256" => signed && value == "UNSIGNED-PAYLOAD",

@@ -4,15 +4,17 @@
 //! block is verified before the cache or the store hears of it; a larger one streams to the store,
 //! its last piece held back until its checksums hold, so that a bad body never becomes an object.
 
-use super::aws_chunked::{Decoder, Malformed, Step};
+use super::body::{Body, BodyError};
 use super::connection::{Connection, Ended};
-use super::digest::BodyChecks;
+use super::digest::{ObjectChecksum, crc64nvme_header};
 use super::get::{core_label, quoted};
-use super::head::{Framing, Head};
-use super::limits::{CHUNKED_READ_BYTES, OBJECT_BYTES_MAX, PUT_BLOCKS_KEPT_MAX, SEND_BYTES_MAX};
+use super::head::Head;
+use super::limits::{PUT_BLOCKS_KEPT_MAX, SEND_BYTES_MAX};
 use super::reply::ErrorReply;
+use super::sigv4::ChunkVerifier;
 use super::{ObjectRequest, finish_with};
 use bytes::Bytes;
+use crc_fast::CrcAlgorithm;
 use forebay_io::buffer::BufferWriter;
 use forebay_io::queue::{self, Sender};
 use forebay_io::runtime::Runtime;
@@ -43,7 +45,11 @@ const OBJECT_HEADERS: [&str; 6] = [
 
 /// Request headers whose meaning we do not carry to the store. Ignoring one would be a success
 /// that is none.
-const REFUSED_HEADERS: [&str; 13] = [
+const REFUSED_HEADERS: [&str; 17] = [
+    "content-range",
+    "if-modified-since",
+    "if-unmodified-since",
+    "x-amz-grant-write",
     "x-amz-copy-source",
     "x-amz-tagging",
     "x-amz-grant-read",
@@ -59,218 +65,47 @@ const REFUSED_HEADERS: [&str; 13] = [
     "x-amz-write-offset-bytes",
 ];
 
+/// Header that says of what a checksum is.
+pub(super) const CHECKSUM_TYPE: &str = "x-amz-checksum-type";
+
+/// A checksum of all of an object's bytes.
+pub(super) const WHOLE_CHECKSUM: &str = "FULL_OBJECT";
+
 /// Most bytes of user metadata, names and values (S3's limit).
 const USER_METADATA_BYTES_MAX: usize = 2 << 10;
 
-/// A body as the object's bytes: with its envelope taken off, if it has one.
-struct Body {
-    length: u64,
-    left: u64,
-    envelope: Option<Envelope>,
-    checks: BodyChecks,
+/// How a write came to be asked for.
+pub struct Signed {
+    /// Whether the request was signed: clients that sign are S3's, and are told what S3 would tell.
+    pub is_signed: bool,
+    /// Verifies the body's chunks, if they are signed.
+    pub chunks: Option<ChunkVerifier>,
 }
 
-struct Envelope {
-    decoder: Decoder,
-    scratch: Vec<u8>,
-    start: usize,
-    end: usize,
-}
-
-/// Why a body could not be taken.
-enum BodyError {
-    Ended(Ended),
-    Refused(ErrorReply),
-}
-
-impl From<Ended> for BodyError {
-    fn from(ended: Ended) -> Self {
-        match ended {
-            Ended::Framing(error) => error.into(),
-            ended => BodyError::Ended(ended),
-        }
-    }
-}
-
-impl From<ErrorReply> for BodyError {
-    fn from(reply: ErrorReply) -> Self {
-        BodyError::Refused(reply)
-    }
-}
-
-impl From<Malformed> for BodyError {
-    fn from(error: Malformed) -> Self {
-        BodyError::Refused(ErrorReply::new(400, "InvalidRequest", error.to_string()))
-    }
-}
-
-impl Body {
-    /// What the head says of the body.
-    fn of(head: &Head) -> Result<Body, ErrorReply> {
-        let payload = head.header("x-amz-content-sha256").unwrap_or_default();
-        if payload.starts_with("STREAMING-") && payload != "STREAMING-UNSIGNED-PAYLOAD-TRAILER" {
-            return Err(ErrorReply::not_implemented("a body with signed chunks"));
-        }
-        let enveloped = !payload.is_empty() && payload.starts_with("STREAMING-")
-            || head.values("content-encoding").any(has_aws_chunked);
-        let framed = match head.framing {
-            Framing::Length(framed) => framed,
-            // The envelope says the object's length, so nothing else has to.
-            Framing::Chunked if enveloped => 0,
-            Framing::Chunked | Framing::None => {
-                let message = "a PUT needs a Content-Length";
-                return Err(ErrorReply::new(411, "MissingContentLength", message).closing());
-            }
-        };
-        let length = if enveloped {
-            let text = head
-                .header("x-amz-decoded-content-length")
-                .unwrap_or_default();
-            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            let length = digits.then(|| text.parse().ok()).flatten();
-            length.ok_or_else(|| {
-                let message = "an aws-chunked body needs x-amz-decoded-content-length";
-                ErrorReply::new(411, "MissingContentLength", message)
-            })?
-        } else {
-            framed
-        };
-        if length > OBJECT_BYTES_MAX || framed > 2 * OBJECT_BYTES_MAX {
-            let message = format!("an object has at most {OBJECT_BYTES_MAX} bytes");
-            return Err(ErrorReply::new(413, "EntityTooLarge", message));
-        }
-        let envelope = enveloped.then(|| Envelope {
-            decoder: Decoder::default(),
-            scratch: vec![0; CHUNKED_READ_BYTES],
-            start: 0,
-            end: 0,
-        });
-        Ok(Body {
-            length,
-            left: length,
-            envelope,
-            checks: BodyChecks::of(head)?,
-        })
-    }
-
-    /// Reads the next object bytes into `target`; 0 once all are read.
-    async fn read(
-        &mut self,
-        connection: &mut Connection,
-        target: &mut [u8],
-    ) -> Result<usize, BodyError> {
-        let wanted = target
-            .len()
-            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        if wanted == 0 {
-            return Ok(0);
-        }
-        let target = &mut target[..wanted];
-        let count = match &mut self.envelope {
-            None => connection.read_body(target).await?,
-            Some(envelope) => envelope.read(connection, target).await?,
-        };
-        self.checks.update(&target[..count]);
-        self.left -= count as u64;
-        Ok(count)
-    }
-
-    /// Reads what follows the object's bytes and verifies them.
-    async fn finish(mut self, connection: &mut Connection) -> Result<(), BodyError> {
-        if let Some(envelope) = &mut self.envelope {
-            envelope.finish(connection, &mut self.checks).await?;
-        }
-        self.checks.verify()?;
-        Ok(())
-    }
-}
-
-/// Whether a `content-encoding` names the envelope.
-fn has_aws_chunked(value: &str) -> bool {
-    value
-        .split(',')
-        .any(|coding| coding.trim().eq_ignore_ascii_case("aws-chunked"))
-}
-
-impl Envelope {
-    async fn refill(&mut self, connection: &mut Connection) -> Result<(), BodyError> {
-        self.start = 0;
-        self.end = connection.read_body(&mut self.scratch).await?;
-        if self.end == 0 {
-            return Err(Malformed("no end").into());
-        }
-        Ok(())
-    }
-
-    async fn read(
-        &mut self,
-        connection: &mut Connection,
-        target: &mut [u8],
-    ) -> Result<usize, BodyError> {
-        loop {
-            let end = self.end.min(self.start + target.len());
-            let mut input = &self.scratch[self.start..end];
-            let step = self.decoder.step(&mut input)?;
-            self.start = end - input.len();
-            match step {
-                Step::Content(bytes) => {
-                    target[..bytes.len()].copy_from_slice(bytes);
-                    return Ok(bytes.len());
-                }
-                Step::NeedMore if self.start < self.end => {}
-                Step::NeedMore => self.refill(connection).await?,
-                Step::End | Step::Trailer(..) => {
-                    return Err(Malformed("fewer bytes than x-amz-decoded-content-length").into());
-                }
-            }
-        }
-    }
-
-    async fn finish(
-        &mut self,
-        connection: &mut Connection,
-        checks: &mut BodyChecks,
-    ) -> Result<(), BodyError> {
-        loop {
-            let mut input = &self.scratch[self.start..self.end];
-            let step = self.decoder.step(&mut input)?;
-            self.start = self.end - input.len();
-            match step {
-                Step::Content(_) => {
-                    return Err(Malformed("more bytes than x-amz-decoded-content-length").into());
-                }
-                Step::Trailer(name, value) => checks.trailer(&name, &value)?,
-                // The next step says that something follows.
-                Step::End if self.start < self.end => {}
-                Step::End => {
-                    // The body around the envelope must end with it.
-                    return match connection.read_body(&mut self.scratch).await? {
-                        0 => Ok(()),
-                        _ => Err(Malformed("bytes after its end").into()),
-                    };
-                }
-                Step::NeedMore => self.refill(connection).await?,
-            }
-        }
-    }
-}
+/// Where what is known with a body's last byte goes before that byte does.
+type LateHeaders = oneshot::Sender<Vec<(String, String)>>;
 
 /// Serves `PUT`.
 pub async fn serve(
     connection: &mut Connection,
     head: &Head,
     object: &ObjectRequest,
+    signed: Signed,
 ) -> Result<(), Ended> {
-    let result = put(connection, head, object).await;
+    let result = put(connection, head, object, signed).await;
     connection
         .context()
         .stats()
         .write_times
         .record(connection.elapsed());
     match result {
-        Ok(Written { meta, is_dirty }) => {
+        Ok((Written { meta, is_dirty }, checksum)) => {
             let mut reply = connection.reply(200);
             reply.header("etag", quoted(&meta.etag));
+            if let Some((name, value)) = checksum {
+                reply.header(&name, value);
+                reply.header(CHECKSUM_TYPE, WHOLE_CHECKSUM);
+            }
             reply.header("x-forebay-write", if is_dirty { "back" } else { "through" });
             reply.header("x-forebay-core", core_label(connection, &object.block(0)));
             connection.respond(reply, b"").await
@@ -280,33 +115,83 @@ pub async fn serve(
     }
 }
 
+/// Writes the object; returns what was written, and the checksum that it has from now on.
 async fn put(
     connection: &mut Connection,
     head: &Head,
     object: &ObjectRequest,
-) -> Result<Written, BodyError> {
+    signed: Signed,
+) -> Result<(Written, Option<ObjectChecksum>), BodyError> {
     refuse_unknown(head)?;
+    let body = Body::of(head, signed.chunks)?;
+    let announced = body.checks().announced();
+    let (late, late_headers) = oneshot::channel();
+    let mut headers = object_headers(head)?;
+    headers.extend(announced.clone());
     let request = PutObject {
         id: object.block(0),
-        headers: object_headers(head)?,
+        headers,
+        late_headers,
         length: 0,
         md5: None,
         if_none_match: if_none_match(head)?,
         source: PutSource::Stream(queue::bounded(1).1),
     };
-    let body = Body::of(head)?;
-    let written = if body.length <= object.volume.block_bytes {
-        put_whole(connection, body, request).await?
+    let incoming = Incoming {
+        // Whoever gives a checksum is not given another.
+        gives_checksum: signed.is_signed && !body.checks().has_object_checksum(),
+        is_announced: announced.is_some(),
+        body,
+        late,
+    };
+    let (written, checksum) = if incoming.body.length() <= object.volume.block_bytes {
+        put_whole(connection, incoming, request).await?
     } else {
-        put_stream(connection, body, request, object).await?
+        put_stream(connection, incoming, request, object).await?
     };
     connection.context().stats().bytes_in.add(written.meta.size);
-    Ok(written)
+    Ok((written, checksum))
+}
+
+/// A body on its way, and where its checksum goes.
+struct Incoming {
+    body: Body,
+    /// Whether the object gets a CRC64-NVME, as S3 gives one to objects that come without a checksum.
+    gives_checksum: bool,
+    /// Whether its writer knows the checksum from the start.
+    is_announced: bool,
+    late: LateHeaders,
+}
+
+impl Incoming {
+    /// Reads and verifies what follows the object's bytes, of which `crc64nvme` is the checksum, and
+    /// tells the object's checksum to whoever writes it.
+    async fn finish(
+        self,
+        connection: &mut Connection,
+        crc64nvme: u64,
+    ) -> Result<Option<ObjectChecksum>, BodyError> {
+        let told = self.body.finish(connection).await?;
+        let given = self.gives_checksum.then(|| crc64nvme_header(crc64nvme));
+        let checksum = told.or(given);
+        // Whoever waited for it has an error to tell.
+        let late = checksum.clone().filter(|_| !self.is_announced);
+        let _ = self.late.send(late.into_iter().collect());
+        Ok(checksum)
+    }
 }
 
 fn refuse_unknown(head: &Head) -> Result<(), ErrorReply> {
     if let Some(name) = REFUSED_HEADERS.iter().find(|name| head.has(name)) {
         return Err(ErrorReply::not_implemented(&format!("the header {name}")));
+    }
+    // A key of somebody's own would be a promise that we cannot keep.
+    match head.header("x-amz-server-side-encryption") {
+        None | Some("AES256") => {}
+        Some(kind) => {
+            let what = format!("the server-side encryption {kind:?}");
+            return Err(ErrorReply::not_implemented(&what));
+        }
     }
     match head.header("x-amz-acl") {
         None | Some("private" | "bucket-owner-full-control") => Ok(()),
@@ -314,11 +199,26 @@ fn refuse_unknown(head: &Head) -> Result<(), ErrorReply> {
     }
 }
 
+/// Conditions of a DELETE. One that is not judged must not be taken for one that holds.
+const DELETE_CONDITIONS: [&str; 6] = [
+    "if-match",
+    "if-none-match",
+    "if-modified-since",
+    "if-unmodified-since",
+    "x-amz-if-match-last-modified-time",
+    "x-amz-if-match-size",
+];
+
 fn if_none_match(head: &Head) -> Result<bool, ErrorReply> {
+    // The condition would have to hold at the store, which may not have the version that clients are
+    // told of, and which calls it by another tag.
     if head.has("if-match") {
         return Err(ErrorReply::not_implemented("If-Match on a write"));
     }
-    match head.header("if-none-match") {
+    match head.header("if-none-match").map(str::trim) {
+        None if head.has("if-none-match") => Err(ErrorReply::not_implemented(
+            "If-None-Match other than * on a write",
+        )),
         None => Ok(false),
         Some("*") => Ok(true),
         Some(_) => Err(ErrorReply::not_implemented(
@@ -404,14 +304,16 @@ async fn fill_block(
             // Whoever writes it to disk, or serves others, need not wait for the whole block.
             next_pause += PAUSE_BYTES;
             runtime.yield_now().await;
+        } else if body.is_pause_due(PAUSE_BYTES) {
+            runtime.yield_now().await;
         }
     }
     Ok((buffer, checksums))
 }
 
-fn payload(mut buffer: BufferWriter, checksums: PayloadChecksums) -> BlockPayload {
+/// A whole block, from its bytes and what they were checksummed to.
+fn payload(mut buffer: BufferWriter, crc64nvme: u64, chunk_crcs: Vec<u32>) -> BlockPayload {
     buffer.finish();
-    let (crc64nvme, chunk_crcs) = checksums.finish();
     BlockPayload {
         buffer,
         crc64nvme,
@@ -423,11 +325,11 @@ fn payload(mut buffer: BufferWriter, checksums: PayloadChecksums) -> BlockPayloa
 /// before a record of it begins. The home may write its bytes to disk while they come.
 async fn put_whole(
     connection: &mut Connection,
-    mut body: Body,
+    mut incoming: Incoming,
     request: PutObject,
-) -> Result<Written, BodyError> {
-    let length = body.length;
-    let md5 = body.checks.md5();
+) -> Result<(Written, Option<ObjectChecksum>), BodyError> {
+    let length = incoming.body.length();
+    let md5 = incoming.body.checks().md5();
     let buffer = take_buffer(connection, length).await?;
     let (sender, complete) = oneshot::channel();
     let request = PutObject {
@@ -439,87 +341,99 @@ async fn put_whole(
     let context = connection.context().clone();
     let write = context.router.put(request);
     let read = async move {
-        let (buffer, checksums) = read_block(connection, &mut body, length, buffer).await?;
-        body.finish(connection).await?;
+        let (buffer, checksums) =
+            read_block(connection, &mut incoming.body, length, buffer).await?;
+        let (crc64nvme, chunk_crcs) = checksums.finish();
+        let checksum = incoming.finish(connection, crc64nvme).await?;
         // Whoever waited for it has an error to tell.
-        let _ = sender.send(payload(buffer, checksums));
-        Ok(())
+        let _ = sender.send(payload(buffer, crc64nvme, chunk_crcs));
+        Ok(checksum)
     };
     match futures::join!(write, read) {
         // A client that broke off, or sent a bad body, matters more than what became of the write.
         (_, Err(error)) => Err(error),
-        (written, Ok(())) => written.map_err(|error| BodyError::Refused(error.into())),
+        (Ok(written), Ok(checksum)) => Ok((written, checksum)),
+        (Err(error), Ok(_)) => Err(BodyError::Refused(error.into())),
     }
 }
 
 /// Takes a larger object: block by block to the store, the first few kept for the cache.
 async fn put_stream(
     connection: &mut Connection,
-    body: Body,
-    request: PutObject,
+    incoming: Incoming,
+    mut request: PutObject,
     object: &ObjectRequest,
-) -> Result<Written, BodyError> {
+) -> Result<(Written, Option<ObjectChecksum>), BodyError> {
     let (sender, receiver) = queue::bounded(STREAM_PIECES_MAX);
-    let length = body.length;
-    let request = PutObject {
-        length,
-        source: PutSource::Stream(receiver),
-        ..request
-    };
+    request.length = incoming.body.length();
+    request.source = PutSource::Stream(receiver);
     let context = connection.context().clone();
     let write = context.router.put(request);
-    let read = stream_blocks(connection, body, sender, object.volume.block_bytes);
+    let read = stream_blocks(connection, incoming, sender, object.volume.block_bytes);
     let (written, streamed) = futures::join!(write, read);
-    let (written, blocks) = match (written, streamed) {
+    let (written, streamed) = match (written, streamed) {
         // A client that broke off, or sent a bad body, matters more than the store's view of it.
         (_, Err(error)) => return Err(error),
         (Err(error), Ok(_)) => return Err(BodyError::Refused(ErrorReply::from(error))),
-        (Ok(written), Ok(kept)) => (written, kept),
+        (Ok(written), Ok(streamed)) => (written, streamed),
     };
-    for (number, block) in blocks.into_iter().enumerate() {
+    for (number, block) in streamed.kept.into_iter().enumerate() {
         context
             .router
             .insert(object.block(number as u64), written.meta.clone(), block)
             .await;
     }
-    Ok(written)
+    Ok((written, streamed.checksum))
 }
 
-/// Reads blocks and passes them on; returns those to be cached, or none if there are too many.
+/// What came of a body that was passed on.
+#[derive(Default)]
+struct Streamed {
+    /// The blocks to be cached, or none if there are too many.
+    kept: Vec<BlockPayload>,
+    checksum: Option<ObjectChecksum>,
+}
+
+/// Reads blocks and passes them on.
 async fn stream_blocks(
     connection: &mut Connection,
-    mut body: Body,
+    mut incoming: Incoming,
     sender: Sender<StoreResult<Bytes>>,
     block_bytes: u64,
-) -> Result<Vec<BlockPayload>, BodyError> {
-    let keep = body.length.div_ceil(block_bytes) <= PUT_BLOCKS_KEPT_MAX as u64;
-    let mut kept = Vec::new();
-    let mut store_gone = false;
-    while body.left > 0 {
-        let bytes = body.left.min(block_bytes);
+) -> Result<Streamed, BodyError> {
+    let keep = incoming.body.length().div_ceil(block_bytes) <= PUT_BLOCKS_KEPT_MAX as u64;
+    let mut streamed = Streamed::default();
+    let mut object_crc = 0;
+    loop {
+        let bytes = incoming.body.left().min(block_bytes);
         let buffer = take_buffer(connection, bytes).await?;
-        let (buffer, checksums) = read_block(connection, &mut body, bytes, buffer).await?;
+        let (buffer, checksums) = read_block(connection, &mut incoming.body, bytes, buffer).await?;
+        let (crc64nvme, chunk_crcs) = checksums.finish();
+        object_crc = join_crc64nvme(object_crc, crc64nvme, bytes);
         let piece = buffer.watch().view_all().into_bytes();
-        if body.left == 0 {
+        if incoming.body.left() == 0 {
             // The last piece completes the object: not before its checksums hold.
-            body.finish(connection).await?;
-            store_gone |= sender.send(Ok(piece)).await.is_err();
-            if keep && !store_gone {
-                kept.push(payload(buffer, checksums));
+            streamed.checksum = incoming.finish(connection, object_crc).await?;
+            let is_taken = sender.send(Ok(piece)).await.is_ok();
+            if keep && is_taken {
+                streamed.kept.push(payload(buffer, crc64nvme, chunk_crcs));
             }
-            break;
+            return Ok(streamed);
         }
-        store_gone |= send_split(&sender, piece).await.is_err();
-        if store_gone {
+        if send_split(&sender, piece).await.is_err() {
             // The store has answered already, with an error that the caller will see.
             connection.close_after();
-            return Ok(Vec::new());
+            return Ok(Streamed::default());
         }
         if keep {
-            kept.push(payload(buffer, checksums));
+            streamed.kept.push(payload(buffer, crc64nvme, chunk_crcs));
         }
     }
-    Ok(kept)
+}
+
+/// The CRC64-NVME of bytes with `first`, and `bytes` more with `second`.
+fn join_crc64nvme(first: u64, second: u64, bytes: u64) -> u64 {
+    crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, first, second, bytes)
 }
 
 /// Sends a block in pieces, so that the store's side works while the next block is read.
@@ -536,7 +450,15 @@ async fn send_split(
 }
 
 /// Serves `DELETE`.
-pub async fn delete(connection: &mut Connection, object: &ObjectRequest) -> Result<(), Ended> {
+pub async fn delete(
+    connection: &mut Connection,
+    head: &Head,
+    object: &ObjectRequest,
+) -> Result<(), Ended> {
+    if let Some(name) = DELETE_CONDITIONS.iter().find(|name| head.has(name)) {
+        let error = ErrorReply::not_implemented(&format!("{name} on a DELETE"));
+        return finish_with(connection, error, object).await;
+    }
     let deleted: Result<(), WriteError> = connection.context().router.delete(object.block(0)).await;
     connection
         .context()

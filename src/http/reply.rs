@@ -5,6 +5,7 @@ use forebay_shards::messages::{ReadError, WriteError};
 use std::fmt::Write;
 use std::time::SystemTime;
 
+use super::aws_chunked::{Malformed, Part};
 use super::head::HeadError;
 use super::limits::RETRY_AFTER_SECONDS;
 use super::target::TargetError;
@@ -93,6 +94,9 @@ pub struct ErrorReply {
     pub message: String,
     /// Headers beside the usual ones.
     pub headers: Vec<(&'static str, String)>,
+    /// Elements of the document beside the usual ones, as S3 names them. They never hold a secret, or
+    /// what only one who has it can compute.
+    pub details: Vec<(&'static str, String)>,
     /// Whether the connection cannot be used any more.
     pub close: bool,
 }
@@ -105,6 +109,7 @@ impl ErrorReply {
             code,
             message: message.into(),
             headers: Vec::new(),
+            details: Vec::new(),
             close: false,
         }
     }
@@ -120,6 +125,12 @@ impl ErrorReply {
     /// The same with one more header.
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The same with one more element in its document.
+    pub fn detail(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.details.push((name, value.into()));
         self
     }
 
@@ -142,17 +153,28 @@ impl ErrorReply {
     /// The error document.
     pub fn document(&self, resource: &str, request_id: &str) -> String {
         let mut document = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error>");
-        let fields = [
-            ("Code", self.code),
-            ("Message", &self.message),
-            ("Resource", resource),
-            ("RequestId", request_id),
-        ];
+        let details = self.details.iter();
+        let fields = [("Code", self.code), ("Message", &self.message)]
+            .into_iter()
+            .chain(details.map(|(name, value)| (*name, value.as_str())))
+            .chain([("Resource", resource), ("RequestId", request_id)]);
         for (name, value) in fields {
             let _ = write!(document, "<{name}>{}</{name}>", xml::escape(value));
         }
         document.push_str("</Error>");
         document
+    }
+}
+
+/// A broken envelope; a broken transfer coding of HTTP is told by whoever finds it.
+impl From<Malformed> for ErrorReply {
+    fn from(error: Malformed) -> Self {
+        let code = match error.part {
+            Part::Size => "InvalidChunkSizeError",
+            Part::End => "IncompleteBody",
+            Part::Trailer => "MalformedTrailerError",
+        };
+        ErrorReply::new(400, code, error.to_string())
     }
 }
 
@@ -294,7 +316,9 @@ mod tests {
 
     #[test]
     fn documents_escape_what_clients_sent() {
-        let xml = ErrorReply::denied("no").document("/v/<&>\u{1}", "id");
+        let error = ErrorReply::denied("no").detail("Expires", "<soon>");
+        let xml = error.document("/v/<&>\u{1}", "id");
+        assert!(xml.contains("<Message>no</Message><Expires>&lt;soon&gt;</Expires><Resource>"));
         assert!(xml.contains("<Resource>/v/&lt;&amp;&gt;\u{fffd}</Resource>"));
         assert!(xml.contains("<Code>AccessDenied</Code>"));
     }

@@ -6,13 +6,16 @@
 //! a body or a clock, or puts a secret or an expected signature into an answer.
 //!
 //! What the signature says about the body is not judged here: `digest.rs` compares the hash that
-//! was signed with the body that came.
+//! was signed with the body that came, and a [`ChunkVerifier`] the signatures of its chunks.
 
 mod canonical;
+mod chunks;
 mod claim;
 mod date;
 #[cfg(test)]
 mod tests;
+
+pub use chunks::{ChunkVerifier, SIGNATURE_DIGITS};
 
 use super::head::Head;
 use super::limits::SIGNATURE_SKEW_SECONDS_MAX;
@@ -30,6 +33,18 @@ const SERVICE: &str = "s3";
 
 /// The last word of a scope.
 const TERMINATOR: &str = "aws4_request";
+
+/// Stands for a body whose hash is not signed.
+pub const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
+
+/// Stands for a body in an envelope whose chunks are not signed.
+pub const UNSIGNED_ENVELOPE: &str = "STREAMING-UNSIGNED-PAYLOAD-TRAILER";
+
+/// Stands for a body in an envelope whose chunks are signed.
+pub const SIGNED_CHUNKS: &str = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD";
+
+/// Stands for a body in an envelope whose chunks and trailer are signed.
+pub const SIGNED_CHUNKS_AND_TRAILER: &str = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER";
 
 /// Query parameters that a presigned URL is made of. Each may stand in it once.
 pub const QUERY_PARAMETERS: [&str; 7] = [
@@ -88,36 +103,53 @@ impl Claim {
         &self.access_key
     }
 
+    /// Whether it is in the query, as of a presigned URL.
+    pub fn is_presigned(&self) -> bool {
+        self.lifetime_seconds.is_some()
+    }
+
     /// Whether `secret` made this signature of this request, and `now` (seconds since the Unix
-    /// epoch) is within its time. `head` and `query` are those that the claim was read from.
+    /// epoch) is within its time. `head` and `query` are those that the claim was read from. Returns
+    /// what verifies the body's chunks, if they are signed, too.
     pub fn verify(
         &self,
         head: &Head,
         query: &[(String, String)],
         secret: &Secret,
         now: u64,
-    ) -> Result<(), ErrorReply> {
+    ) -> Result<Option<ChunkVerifier>, ErrorReply> {
         self.check_time(i64::try_from(now).unwrap_or(i64::MAX))?;
         let key = signing_key(secret, &self.scope);
-        let mut digests = Vec::new();
+        let mut first = None;
         for path in canonical::paths(&head.target) {
             let request = canonical::request(self, head, &path, query);
-            let request_digest = hex::encode(digest(&SHA256, &request));
-            let text = self.string_to_sign(&request_digest);
+            let text = self.string_to_sign(&hex::encode(digest(&SHA256, &request)));
             let expected = hex::encode(hmac::sign(&key, text.as_bytes()));
             let presented = self.signature.as_bytes();
             if constant_time::verify_slices_are_equal(expected.as_bytes(), presented).is_ok() {
-                return Ok(());
+                return Ok(self.chunk_verifier(key));
             }
-            digests.push(request_digest);
+            first.get_or_insert((request, text));
         }
-        // The digest helps whoever compares step by step, and tells nothing that was not sent.
-        let message = format!(
-            "the signature does not match; check the secret key and what is signed (SHA-256 of the \
-             canonical request as it came: {})",
-            digests.join(" or "),
-        );
-        Err(ErrorReply::new(403, "SignatureDoesNotMatch", message))
+        let (request, text) = first.unwrap_or_default();
+        Err(self.mismatch(&request, &text))
+    }
+
+    /// What helps whoever compares step by step. It tells nothing that was not sent.
+    fn mismatch(&self, request: &[u8], string_to_sign: &str) -> ErrorReply {
+        let message = "the signature does not match; check the secret key and what is signed";
+        ErrorReply::new(403, "SignatureDoesNotMatch", message)
+            .detail("AWSAccessKeyId", &self.access_key)
+            .detail("StringToSign", string_to_sign)
+            .detail("SignatureProvided", &self.signature)
+            .detail("CanonicalRequest", String::from_utf8_lossy(request))
+    }
+
+    fn chunk_verifier(&self, key: hmac::Key) -> Option<ChunkVerifier> {
+        let scope = self.scope.text();
+        [SIGNED_CHUNKS, SIGNED_CHUNKS_AND_TRAILER]
+            .contains(&self.payload.as_str())
+            .then(|| ChunkVerifier::new(key, &self.timestamp, &scope, &self.signature))
     }
 
     fn string_to_sign(&self, request_digest: &str) -> String {
@@ -135,12 +167,24 @@ impl Claim {
                     if age < 0 { "after" } else { "before" },
                     SIGNATURE_SKEW_SECONDS_MAX,
                 );
-                Err(ErrorReply::new(403, "RequestTimeTooSkewed", message))
+                let skew_ms = SIGNATURE_SKEW_SECONDS_MAX * 1000;
+                Err(ErrorReply::new(403, "RequestTimeTooSkewed", message)
+                    .detail("RequestTime", &self.timestamp)
+                    .detail("ServerTime", date::readable(now))
+                    .detail("MaxAllowedSkewMilliseconds", skew_ms.to_string()))
             }
             Some(_) if age < -SIGNATURE_SKEW_SECONDS_MAX => {
-                Err(ErrorReply::denied("Request is not valid yet"))
+                Err(ErrorReply::denied("Request is not valid yet")
+                    .detail("X-Amz-Date", &self.timestamp)
+                    .detail("ServerTime", date::readable(now)))
             }
-            Some(lifetime) if age > lifetime => Err(ErrorReply::denied("Request has expired")),
+            Some(lifetime) if age > lifetime => {
+                let end = self.signed_at.saturating_add(lifetime);
+                Err(ErrorReply::denied("Request has expired")
+                    .detail("X-Amz-Expires", lifetime.to_string())
+                    .detail("Expires", date::readable(end))
+                    .detail("ServerTime", date::readable(now)))
+            }
             _ => Ok(()),
         }
     }

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use client::Client;
 use forebay_io::listing::{ListPage, ListRequest};
 use forebay_io::store::{
-    GetReply, GetRequest, ObjectHead, PutBody, PutReply, PutRequest, Store, StoreError,
-    StoreErrorKind, StoreResult,
+    CHECKSUM_PREFIX, GetReply, GetRequest, ObjectHead, PutBody, PutReply, PutRequest, Store,
+    StoreError, StoreErrorKind, StoreResult,
 };
 use futures::future::{Either, LocalBoxFuture, select};
 use futures::stream::{self, LocalBoxStream, StreamExt};
@@ -125,6 +125,13 @@ struct RequestHeaders {
     plain: Vec<(HeaderName, String)>,
 }
 
+impl RequestHeaders {
+    fn ask_checksums(&mut self) {
+        let (name, value) = CHECKSUM_MODE;
+        self.signed.push((name.to_owned(), value.to_owned()));
+    }
+}
+
 impl S3Store {
     /// A store from its description. Sends nothing.
     pub fn new(spec: &S3Spec) -> Result<Self, BuildError> {
@@ -141,6 +148,7 @@ impl S3Store {
 
     async fn get_inner(&self, request: GetRequest) -> StoreResult<GetReply> {
         let mut headers = RequestHeaders::default();
+        headers.ask_checksums();
         if let Some(span) = request.span {
             if span.start >= span.end {
                 let message = "an empty span cannot be asked for";
@@ -168,8 +176,7 @@ impl S3Store {
 
     async fn head_inner(&self, key: &str) -> StoreResult<ObjectHead> {
         let mut headers = RequestHeaders::default();
-        let (name, value) = CHECKSUM_MODE;
-        headers.signed.push((name.to_owned(), value.to_owned()));
+        headers.ask_checksums();
         let response = self.ask(Verb::Head, key, &headers).await?;
         answer::described(response.status().as_u16(), response.headers())
     }
@@ -218,7 +225,15 @@ impl S3Store {
     ) -> StoreResult<RequestHeaders> {
         let mut headers = RequestHeaders::default();
         let mut names = BTreeSet::new();
-        for (name, value) in &request.headers {
+        let (checksums, kept): (Vec<_>, Vec<_>) = request
+            .headers
+            .iter()
+            .partition(|(name, _)| name.starts_with(CHECKSUM_PREFIX));
+        // An upload has one checksum, and what is in memory has ours.
+        if pieces.is_none() && request.crc64nvme.is_none() && self.takes_checksums() {
+            headers.signed.extend(checksums.into_iter().cloned());
+        }
+        for (name, value) in kept {
             let is_users = name.starts_with(META_PREFIX);
             let is_objects = is_users || OBJECT_HEADERS.contains(&name.as_str());
             let parsed = HeaderName::from_bytes(name.as_bytes())
@@ -267,6 +282,15 @@ impl S3Store {
             headers.plain.push((name, base64(&md5.finalize())));
         }
         Ok(headers)
+    }
+
+    /// Whether the store is known to verify checksums.
+    fn takes_checksums(&self) -> bool {
+        match self.upload_check {
+            UploadCheck::Auto => self.crc_support.get() == CrcSupport::Verified,
+            UploadCheck::Crc64Nvme => true,
+            UploadCheck::ContentMd5 | UploadCheck::Nothing => false,
+        }
     }
 
     /// Sends a PUT once. The answer may come before the body was sent; then the body is dropped.

@@ -10,6 +10,7 @@
 pub mod http;
 pub mod proxy;
 pub mod relay;
+pub mod signing;
 pub mod stores;
 pub mod tls;
 

@@ -4,18 +4,22 @@ Run by scripts/test, as test_clients.py. Nothing here is told to sign or to chec
 own: what a client sends by itself must work.
 """
 
+import base64
+import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
 import unittest
+import zlib
 
 import boto3
 import botocore.config
 import botocore.exceptions
 import requests
 
-from forebay_proxy import TOKEN, VOLUME, Proxy
+from forebay_proxy import TOKEN, VOLUME, Proxy, Store
 
 BODY = bytes(range(256)) * 12_000  # 3 MB: several blocks, and below the size at which clients send parts.
 REGION = "eu-somewhere-1"
@@ -24,11 +28,14 @@ READER = ("FBREADER", "reader-secret-0123456789abcdef")
 
 
 class Signed:
-    """The tests, over TLS or not; each class below says which."""
+    """The tests, over TLS or not, before a folder or an S3 server; each class below says which."""
+
+    store = None
 
     @classmethod
     def setUpClass(cls):
-        cls.proxy = Proxy(os.environ["FOREBAY_TEST_BINARY"], shards=2, block_size="1MiB", tls=cls.tls)
+        store = Store(cls.store) if cls.store else None
+        cls.proxy = Proxy(os.environ["FOREBAY_TEST_BINARY"], store=store, shards=2, block_size="1MiB", tls=cls.tls)
         cls.addClassCleanup(cls.proxy.close)  # Also when the start fails.
         with open(cls.proxy.path("forebay.toml"), "a") as settings:
             for (access, secret), permission in ((WRITER, "rw"), (READER, "r")):
@@ -99,10 +106,72 @@ class Signed:
 
     def test_boto3_with_every_checksum(self):
         s3 = self.s3()
-        for algorithm in ("CRC32", "SHA1", "SHA256"):
+        sums = {name: base64.b64encode(value).decode() for name, value in (
+            ("CRC32", zlib.crc32(BODY).to_bytes(4, "big")),
+            ("SHA1", hashlib.sha1(BODY).digest()),
+            ("SHA256", hashlib.sha256(BODY).digest()),
+            # What botocore cannot compute by itself: check values of "123456789".
+            ("CRC32C", bytes.fromhex("e3069283")),
+            ("CRC64NVME", bytes.fromhex("ae8b14860a799888")),
+        )}
+        for algorithm, value in sums.items():
             with self.subTest(algorithm):
-                s3.put_object(Bucket=VOLUME, Key="boto3/sum", Body=BODY, ChecksumAlgorithm=algorithm)
-                self.assertEqual(s3.get_object(Bucket=VOLUME, Key="boto3/sum")["Body"].read(), BODY)
+                own = algorithm in ("CRC32", "SHA1", "SHA256")
+                body = BODY if own else b"123456789"
+                how = {"ChecksumAlgorithm": algorithm} if own else {f"Checksum{algorithm}": value}
+                written = s3.put_object(Bucket=VOLUME, Key="boto3/sum", Body=body, **how)
+                read = s3.get_object(Bucket=VOLUME, Key="boto3/sum", ChecksumMode="ENABLED")
+                head = s3.head_object(Bucket=VOLUME, Key="boto3/sum", ChecksumMode="ENABLED")
+                self.assertEqual(read["Body"].read(), body)  # botocore compares it with the checksum, too.
+                for answer in (written, read, head):
+                    told = {name: value for name, value in answer.items() if name.startswith("Checksum")}
+                    self.assertEqual(told, {f"Checksum{algorithm}": value, "ChecksumType": "FULL_OBJECT"})
+                part = s3.get_object(Bucket=VOLUME, Key="boto3/sum", Range="bytes=1-3", ChecksumMode="ENABLED")
+                self.assertEqual(part["Body"].read(), body[1:4])
+                wrong = {f"Checksum{algorithm}": value[:-2] + ("A=" if value[-2] != "A" else "B=")}
+                if not value.endswith("=="):  # Else its last letters are not all of a checksum.
+                    self.assertEqual(self.refusal(s3.put_object, Key="boto3/bad", Body=body, **wrong), (400, "BadDigest"))
+        self.assertEqual(self.refusal(s3.get_object, Key="boto3/bad"), (404, "NoSuchKey"))
+
+    def test_boto3_default_checksum_is_kept(self):
+        s3 = self.s3()
+        value = base64.b64encode(zlib.crc32(BODY).to_bytes(4, "big")).decode()
+        for key, body in (("bytes", BODY), ("file", io.BytesIO(BODY))):
+            with self.subTest(key):
+                self.assertEqual(s3.put_object(Bucket=VOLUME, Key=f"boto3/{key}", Body=body)["ChecksumCRC32"], value)
+                self.proxy.restart()
+                self.assertEqual(s3.get_object(Bucket=VOLUME, Key=f"boto3/{key}")["ChecksumCRC32"], value)
+
+    def test_boto3_streams_without_a_length(self):
+        class Pipe(io.RawIOBase):  # No seek: botocore sends it in chunks, the checksum behind it.
+            def __init__(self):
+                self.left = io.BytesIO(BODY)
+
+            def readable(self):
+                return True
+
+            def readinto(self, target):
+                return self.left.readinto(target)
+
+        s3 = self.s3()
+        s3.upload_fileobj(Pipe(), VOLUME, "boto3/pipe")
+        self.assertEqual(s3.get_object(Bucket=VOLUME, Key="boto3/pipe")["Body"].read(), BODY)
+
+    def test_boto3_changes_headers_of_the_answer(self):
+        s3 = self.s3(signature_version="s3v4")
+        s3.put_object(Bucket=VOLUME, Key="boto3/changed", Body=b"body", ContentType="text/plain")
+        changes = {"ResponseContentType": "text/html; charset=utf-8", "ResponseContentDisposition": 'attachment; filename="a b"'}
+        read = s3.get_object(Bucket=VOLUME, Key="boto3/changed", **changes)
+        self.assertEqual(read["ContentType"], changes["ResponseContentType"])
+        self.assertEqual(read["ContentDisposition"], changes["ResponseContentDisposition"])
+        self.assertEqual(s3.get_object(Bucket=VOLUME, Key="boto3/changed")["ContentType"], "text/plain")
+        url = s3.generate_presigned_url("get_object", Params={"Bucket": VOLUME, "Key": "boto3/changed", **changes}, ExpiresIn=60)
+        with requests.Session() as session:
+            session.trust_env = False
+            session.verify = self.proxy.certificate if self.tls else None
+            self.assertEqual(session.get(url).headers["Content-Type"], changes["ResponseContentType"])
+            forged = session.get(url.replace("text%2Fhtml", "text%2Fxml"))
+            self.assertEqual(forged.status_code, 403)
 
     def test_boto3_is_refused_what_its_pair_may_not(self):
         self.s3().put_object(Bucket=VOLUME, Key="boto3/guarded", Body=b"body")
@@ -147,6 +216,18 @@ class Signed:
                 self.assertEqual(self.aws("s3", "cp", f"s3://{VOLUME}/aws/{name} file.bin", "-"), body)
                 self.aws("s3", "rm", f"s3://{VOLUME}/aws/{name} file.bin")
 
+    def test_aws_command_with_checksums(self):
+        source, copy = self.proxy.path("sum.bin"), self.proxy.path("sum.copy")
+        with open(source, "wb") as file:
+            file.write(BODY)
+        where = ("--bucket", VOLUME, "--key", "aws/sum")
+        value = base64.b64encode(hashlib.sha256(BODY).digest()).decode()
+        written = json.loads(self.aws("s3api", "put-object", *where, "--body", source, "--checksum-algorithm", "SHA256"))
+        self.assertEqual((written["ChecksumSHA256"], written["ChecksumType"]), (value, "FULL_OBJECT"))
+        read = json.loads(self.aws("s3api", "get-object", *where, "--checksum-mode", "ENABLED", copy))
+        self.assertEqual(read["ChecksumSHA256"], value)
+        self.assertNotIn("ChecksumSHA256", json.loads(self.aws("s3api", "head-object", *where)))
+
     def test_aws_command_from_a_pipe(self):
         self.aws("s3", "cp", "-", f"s3://{VOLUME}/aws/piped", data=BODY)
         self.assertEqual(self.aws("s3", "cp", f"s3://{VOLUME}/aws/piped", "-"), BODY)
@@ -170,6 +251,12 @@ class SignedOverTls(Signed, unittest.TestCase):
 
 class SignedOverPlainHttp(Signed, unittest.TestCase):
     tls = False
+
+
+if "FOREBAY_TEST_S3_RGW_ENDPOINT" in os.environ:
+
+    class SignedBeforeRgw(Signed, unittest.TestCase):
+        tls, store = True, "RGW"
 
 
 if __name__ == "__main__":

@@ -3,21 +3,21 @@
 //! A claim that leaves out what must be signed, says a thing twice or contradicts itself is refused
 //! here, in S3's words where it has any.
 
-use super::{ALGORITHM, Claim, QUERY_PARAMETERS, SERVICE, Scope, TERMINATOR, date};
+use super::{
+    ALGORITHM, Claim, QUERY_PARAMETERS, SERVICE, SIGNED_CHUNKS, SIGNED_CHUNKS_AND_TRAILER, Scope,
+    TERMINATOR, UNSIGNED_ENVELOPE, UNSIGNED_PAYLOAD, date,
+};
 use crate::http::head::Head;
 use crate::http::limits::PRESIGNED_SECONDS_MAX;
 use crate::http::reply::ErrorReply;
 
-/// What stands for a body that is not signed.
-const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
-
-/// Words in the place of a body's hash. Those with signed chunks are known, so that a PUT can say
-/// that it does not take them.
+/// Words in the place of a body's hash. Those with signatures of another kind are known, so that a PUT
+/// can say that it does not take them.
 const PAYLOAD_WORDS: [&str; 6] = [
     UNSIGNED_PAYLOAD,
-    "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
-    "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
-    "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER",
+    UNSIGNED_ENVELOPE,
+    SIGNED_CHUNKS,
+    SIGNED_CHUNKS_AND_TRAILER,
     "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD",
     "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER",
 ];

@@ -60,6 +60,12 @@ pub fn basic(seconds: i64) -> Option<String> {
     ))
 }
 
+/// Seconds since the Unix epoch as `YYYY-MM-DDTHH:MM:SSZ`, as answers have them.
+pub fn readable(seconds: i64) -> String {
+    let time = Timestamp::from_second(seconds).unwrap_or_default();
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +78,7 @@ mod tests {
         assert_eq!(parse_header("Fri, 24 May 2013 00:00:00 GMT"), Some(seconds));
         assert_eq!(parse_header("20130524T000000Z"), Some(seconds));
         assert_eq!(basic(seconds).as_deref(), Some("20130524T000000Z"));
+        assert_eq!(readable(seconds + 61), "2013-05-24T00:01:01Z");
     }
 
     #[test]

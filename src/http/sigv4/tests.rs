@@ -24,7 +24,8 @@ fn judge(request_line: &str, headers: &str, now: u64) -> Result<(), ErrorReply> 
     let query = target::parse(&head.target).expect("a good target").query;
     let claim = Claim::of(&head, &query)?.expect("a claim");
     assert_eq!(claim.access_key(), ACCESS_KEY);
-    claim.verify(&head, &query, &Secret::new(SECRET_KEY), now)
+    let verified = claim.verify(&head, &query, &Secret::new(SECRET_KEY), now);
+    verified.map(|_| ())
 }
 
 fn code(result: Result<(), ErrorReply>) -> &'static str {
@@ -191,6 +192,57 @@ fn times_are_held() {
     assert_eq!(
         (expired.status, expired.message.as_str()),
         (403, "Request has expired")
+    );
+    let detail = |error: &ErrorReply, name: &str| {
+        let found = error.details.iter().find(|(known, _)| *known == name);
+        found.map(|(_, value)| value.clone())
+    };
+    assert_eq!(detail(&expired, "X-Amz-Expires").as_deref(), Some("86400"));
+    let ends = detail(&expired, "Expires");
+    assert_eq!(ends.as_deref(), Some("2013-05-25T00:00:00Z"));
+    let skewed = judge("GET /test.txt", &header, SIGNED_AT + 3600).expect_err("late");
+    let ours = detail(&skewed, "ServerTime");
+    assert_eq!(ours.as_deref(), Some("2013-05-24T01:00:00Z"));
+    let theirs = detail(&skewed, "RequestTime");
+    assert_eq!(theirs.as_deref(), Some("20130524T000000Z"));
+}
+
+#[test]
+fn a_mismatch_tells_what_was_signed_here_and_no_signature_of_ours() {
+    let headers = get_example().replace("bytes=0-9", "bytes=0-8");
+    let error = judge("GET /test.txt", &headers, SIGNED_AT).expect_err("changed");
+    let document = error.document("/v/k", "id");
+    let canonical = format!(
+        "<CanonicalRequest>GET\n/test.txt\n\nhost:{HOST}\nrange:bytes=0-8\n\
+         x-amz-content-sha256:{EMPTY_SHA256}\nx-amz-date:20130524T000000Z\n\n\
+         host;range;x-amz-content-sha256;x-amz-date\n{EMPTY_SHA256}</CanonicalRequest>"
+    );
+    assert!(document.contains(&canonical), "{document}");
+    assert!(
+        document
+            .contains("<StringToSign>AWS4-HMAC-SHA256\n20130524T000000Z\n20130524/us-east-1/s3/")
+    );
+    assert!(document.contains("<SignatureProvided>f0e8bdb87c964420e857bd35b5d6ed310"));
+    // What would have been right for it must not be told: it opens what nobody signed.
+    let secret = Secret::new(SECRET_KEY);
+    let scope = Scope {
+        day: "20130524".into(),
+        region: "us-east-1".into(),
+    };
+    let text = document.split_once("<StringToSign>").expect("there").1;
+    let text = text.split_once("</StringToSign>").expect("there").0;
+    let right = hex::encode(hmac::sign(&signing_key(&secret, &scope), text.as_bytes()));
+    assert!(!document.contains(&right), "{document}");
+    assert!(
+        judge(
+            "GET /test.txt",
+            &headers.replace(
+                "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+                &right
+            ),
+            SIGNED_AT
+        )
+        .is_ok()
     );
 }
 

@@ -8,7 +8,8 @@
 use super::sign::Verb;
 use base64::Engine;
 use forebay_io::store::{
-    ByteSpan, GetRequest, ObjectHead, ObjectMeta, PutReply, StoreError, StoreErrorKind, StoreResult,
+    ByteSpan, CHECKSUM_PREFIX, GetRequest, ObjectHead, ObjectMeta, PutReply, StoreError,
+    StoreErrorKind, StoreResult,
 };
 use quick_xml::events::Event;
 use reqwest::header::{self, HeaderMap, HeaderName};
@@ -416,7 +417,10 @@ fn looks_like_a_portal(headers: &HeaderMap) -> bool {
 }
 
 fn object_meta(headers: &HeaderMap, size: u64, etag: String) -> ObjectMeta {
-    let is_ours = |name: &str| OBJECT_HEADERS.contains(&name) || name.starts_with(META_PREFIX);
+    let is_ours = |name: &str| {
+        let is_told = name.starts_with(META_PREFIX) || name.starts_with(CHECKSUM_PREFIX);
+        is_told || OBJECT_HEADERS.contains(&name)
+    };
     let headers_kept = headers
         .iter()
         .filter(|(name, _)| is_ours(name.as_str()))

@@ -170,6 +170,7 @@ fn object(volume: &Arc<Volume>, key: &str, bytes: &Bytes, source: PutSource) -> 
     PutObject {
         id: home(volume, key),
         headers: Vec::new(),
+        late_headers: oneshot::channel().1,
         length: bytes.len() as u64,
         // The store's tag of these bytes, so that a version has one name everywhere.
         md5: Some(content_tag(bytes)),

@@ -1,0 +1,524 @@
+//! What S3's clients are told of objects beside their bytes: checksums that were verified, headers that
+//! a reader wants changed, parts of the version that he knows.
+
+mod common;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use common::signing::{
+    READER, Sealing, Signing, TRAILER, UNSIGNED, WRITER, assert_code, borrowed, now, sha256, start,
+    start_with,
+};
+use common::{Answer, Proxy, Setup, VOLUME, assert_same_bytes, pattern, wait_until};
+use crc_fast::CrcAlgorithm;
+
+/// The header of a checksum, and the checksum of a body as it has it.
+type Checksum = (&'static str, fn(&[u8]) -> String);
+
+fn crc(algorithm: CrcAlgorithm, width: usize, body: &[u8]) -> String {
+    let bytes = crc_fast::checksum(algorithm, body).to_be_bytes();
+    STANDARD.encode(&bytes[bytes.len() - width..])
+}
+
+const CHECKSUMS: [Checksum; 5] = [
+    ("x-amz-checksum-crc32", |body| {
+        crc(CrcAlgorithm::Crc32IsoHdlc, 4, body)
+    }),
+    ("x-amz-checksum-crc32c", |body| {
+        crc(CrcAlgorithm::Crc32Iscsi, 4, body)
+    }),
+    ("x-amz-checksum-crc64nvme", |body| {
+        crc(CrcAlgorithm::Crc64Nvme, 8, body)
+    }),
+    ("x-amz-checksum-sha1", |body| {
+        let algorithm = &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY;
+        STANDARD.encode(aws_lc_rs::digest::digest(algorithm, body))
+    }),
+    ("x-amz-checksum-sha256", |body| {
+        STANDARD.encode(hex::decode(sha256(body)).expect("hexadecimal"))
+    }),
+];
+
+const TYPE: &str = "x-amz-checksum-type";
+
+/// All checksums that an answer tells.
+fn told(answer: &Answer) -> Vec<(&str, &str)> {
+    let headers = answer.headers.iter();
+    let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
+    headers
+        .filter(|(name, _)| name.starts_with("x-amz-checksum-"))
+        .collect()
+}
+
+fn read(proxy: &Proxy, method: &str, key: &str, headers: &[(&str, &str)]) -> Answer {
+    let target = format!("/{VOLUME}/{key}");
+    let signed = READER.sign(&Signing {
+        method,
+        target: &target,
+        headers,
+        payload: UNSIGNED,
+        at: now(),
+    });
+    proxy.request(method, &target, &borrowed(&signed), b"")
+}
+
+/// Reads of an object are told exactly `expected`, and only by who asks, of all of it.
+fn assert_told(proxy: &Proxy, key: &str, expected: &[(&str, &str)], what: &str) {
+    let mode = ("x-amz-checksum-mode", "ENABLED");
+    for method in ["GET", "HEAD"] {
+        let answer = read(proxy, method, key, &[mode]);
+        assert_eq!(answer.status, 200, "{what}: {method} {key}");
+        assert_eq!(told(&answer), expected, "{what}: {method} {key}");
+        let answer = read(proxy, method, key, &[]);
+        assert_eq!(told(&answer), [], "{what}: {method} {key} without the mode");
+        let answer = read(proxy, method, key, &[mode, ("range", "bytes=0-0")]);
+        assert_eq!(answer.status, 206);
+        assert_eq!(told(&answer), [], "{what}: a part of {key}");
+        let tag = read(proxy, "HEAD", key, &[])
+            .expect_header("etag")
+            .to_owned();
+        let answer = read(proxy, method, key, &[mode, ("if-none-match", &tag)]);
+        assert_eq!((answer.status, told(&answer)), (304, vec![]));
+    }
+}
+
+/// A PUT with one header more, signed with the hash of its body.
+fn put(proxy: &Proxy, key: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let target = format!("/{VOLUME}/{key}");
+    let signed = WRITER.sign(&Signing {
+        method: "PUT",
+        target: &target,
+        headers,
+        payload: &sha256(body),
+        at: now(),
+    });
+    proxy.request("PUT", &target, &borrowed(&signed), body)
+}
+
+/// A PUT in an envelope whose trailer has the checksum; signed in all of its parts, or not.
+fn put_trailing(
+    proxy: &Proxy,
+    key: &str,
+    trailer: (&str, &str),
+    body: &[u8],
+    is_signed: bool,
+) -> Answer {
+    let target = format!("/{VOLUME}/{key}");
+    if is_signed {
+        let (headers, sealed) = WRITER.seal(&Sealing {
+            target: &target,
+            headers: &[],
+            content: body,
+            chunk_bytes: 65_536,
+            trailer: Some(trailer),
+        });
+        return proxy.request("PUT", &target, &borrowed(&headers), &sealed);
+    }
+    let length = body.len().to_string();
+    let headers = WRITER.sign(&Signing {
+        method: "PUT",
+        target: &target,
+        headers: &[
+            ("x-amz-decoded-content-length", &length),
+            ("x-amz-trailer", trailer.0),
+        ],
+        payload: TRAILER,
+        at: now(),
+    });
+    let mut sent = Vec::new();
+    for chunk in body.chunks(100_000) {
+        sent.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        sent.extend_from_slice(chunk);
+        sent.extend_from_slice(b"\r\n");
+    }
+    sent.extend_from_slice(format!("0\r\n{}:{}\r\n\r\n", trailer.0, trailer.1).as_bytes());
+    proxy.request("PUT", &target, &borrowed(&headers), &sent)
+}
+
+fn writeback() -> Setup {
+    Setup {
+        volume_lines: "ttl = \"600s\"\nwriteback = true\n".to_string(),
+        ..Setup::default()
+    }
+}
+
+/// Removes every cached block; the process must not run.
+fn empty_cache(proxy: &Proxy) {
+    for folder in [proxy.cache_folder(), proxy.ledger_folder()] {
+        for entry in std::fs::read_dir(&folder).expect("folder") {
+            let path = entry.expect("entry").path();
+            match path.is_dir() {
+                true => std::fs::remove_dir_all(path).expect("removed"),
+                false => std::fs::remove_file(path).expect("removed"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_checksum_belongs_to_its_object() {
+    for setup in [Setup::default(), writeback()] {
+        let writes_back = setup.volume_lines.contains("writeback = true");
+        let mut proxy = start_with(setup);
+        let mut written = Vec::new();
+        // Nothing, less than a block, and several.
+        for length in [0, 100_000, 2_500_000] {
+            let body = pattern(length as u64, length);
+            for (name, checksum) in CHECKSUMS {
+                let value = checksum(&body);
+                for way in ["header", "trailer", "signed-trailer"] {
+                    let key = format!("{name}/{length}-{way}");
+                    let answer = match way {
+                        "header" => put(&proxy, &key, &[(name, &value)], &body),
+                        _ => put_trailing(&proxy, &key, (name, &value), &body, way != "trailer"),
+                    };
+                    assert_eq!(answer.status, 200, "{key}: {}", answer.text());
+                    let expected = [(name, value.as_str()), (TYPE, "FULL_OBJECT")];
+                    assert_eq!(told(&answer), expected, "{key}");
+                    if length > 0 {
+                        assert_told(&proxy, &key, &expected, "at once");
+                    }
+                    written.push((key, name, value.clone(), length));
+                }
+            }
+        }
+        proxy.kill();
+        proxy.start();
+        for (key, name, value, length) in &written {
+            if *length > 0 {
+                let expected = [(*name, value.as_str()), (TYPE, "FULL_OBJECT")];
+                assert_told(&proxy, key, &expected, "after a restart");
+            }
+        }
+        if writes_back {
+            proxy.operator("POST", "/-/drain");
+            wait_until("all is uploaded", || {
+                proxy
+                    .operator("GET", "/-/dirty")
+                    .text()
+                    .contains("\"blocks\":[]")
+                    || proxy.stored_file_count() >= written.len()
+            });
+        }
+        proxy.kill();
+        empty_cache(&proxy);
+        proxy.start();
+        for (key, name, value, length) in &written {
+            // What came behind the bytes of a stream was known too late for the store.
+            let was_known = key.ends_with("header") || *length < 1 << 20;
+            if *length > 0 && was_known {
+                let expected = [(*name, value.as_str()), (TYPE, "FULL_OBJECT")];
+                assert_told(&proxy, key, &expected, "after a miss");
+            }
+        }
+    }
+}
+
+#[test]
+fn who_signs_and_gives_no_checksum_is_given_one() {
+    let proxy = start();
+    for length in [5, 2_500_000, 10_000_000] {
+        let body = pattern(3, length);
+        let key = format!("given-{length}");
+        let answer = put(&proxy, &key, &[], &body);
+        let value = crc(CrcAlgorithm::Crc64Nvme, 8, &body);
+        let name = "x-amz-checksum-crc64nvme";
+        let expected = [(name, value.as_str()), (TYPE, "FULL_OBJECT")];
+        assert_eq!(told(&answer), expected, "{length}");
+        if length < 9_000_000 {
+            assert_told(&proxy, &key, &expected, "given");
+        }
+        // A bearer is no client of S3's.
+        assert_eq!(told(&proxy.put(&key, &body)), []);
+        assert_told(&proxy, &key, &[], "replaced");
+    }
+}
+
+#[test]
+fn a_wrong_checksum_stores_nothing() {
+    for setup in [Setup::default(), writeback()] {
+        let proxy = start_with(setup);
+        for length in [1000, 2_500_000] {
+            let body = pattern(4, length);
+            for (name, checksum) in CHECKSUMS {
+                let wrong = checksum(&body[1..]);
+                let answer = put(&proxy, "wrong", &[(name, &wrong)], &body);
+                assert_code(&answer, 400, "BadDigest", name);
+                for is_signed in [false, true] {
+                    let answer = put_trailing(&proxy, "wrong", (name, &wrong), &body, is_signed);
+                    assert_code(&answer, 400, "BadDigest", name);
+                    let answer = put_trailing(&proxy, "wrong", (name, "AA=="), &body, is_signed);
+                    assert_code(&answer, 400, "InvalidRequest", name);
+                }
+                let answer = put(&proxy, "wrong", &[(name, "AA==")], &body);
+                assert_code(&answer, 400, "InvalidRequest", name);
+                assert_eq!(proxy.get("wrong").status, 404, "{name} of {length}");
+            }
+        }
+        let body = b"123456789";
+        for (headers, status, code) in [
+            (
+                vec![
+                    ("x-amz-checksum-crc32", "y/Q5Jg=="),
+                    ("x-amz-checksum-crc32c", "4waSgw=="),
+                ],
+                400,
+                "InvalidRequest",
+            ),
+            (
+                vec![
+                    ("x-amz-checksum-crc32", "y/Q5Jg=="),
+                    ("x-amz-sdk-checksum-algorithm", "SHA256"),
+                ],
+                400,
+                "InvalidRequest",
+            ),
+            (
+                vec![("x-amz-sdk-checksum-algorithm", "CRC32")],
+                400,
+                "InvalidRequest",
+            ),
+            (vec![("x-amz-checksum-md6", "AAAA")], 501, "NotImplemented"),
+            (vec![("content-md5", "AAAA")], 400, "InvalidDigest"),
+        ] {
+            let answer = put(&proxy, "wrong", &headers, body);
+            assert_code(&answer, status, code, &format!("{headers:?}"));
+        }
+        assert_eq!(proxy.get("wrong").status, 404);
+        assert_eq!(proxy.stored_file_count(), 0);
+    }
+}
+
+#[test]
+fn a_reader_may_have_headers_changed() {
+    let proxy = start();
+    let headers = [
+        ("content-type", "text/plain"),
+        ("cache-control", "no-cache"),
+    ];
+    assert_eq!(put(&proxy, "o", &headers, b"body").status, 200);
+    // In canonical order, for the signer takes the query as it is.
+    let query = "response-cache-control=max-age%3D1\
+        &response-content-disposition=attachment%3B%20filename%3D%22%C3%BC%22\
+        &response-content-encoding=x&response-content-language=de\
+        &response-content-type=text%2Fhtml\
+        &response-expires=Thu%2C%2001%20Jan%201970%2000%3A00%3A00%20GMT";
+    let expected = [
+        ("cache-control", "max-age=1"),
+        ("content-disposition", "attachment; filename=\"ü\""),
+        ("content-encoding", "x"),
+        ("content-language", "de"),
+        ("content-type", "text/html"),
+        ("expires", "Thu, 01 Jan 1970 00:00:00 GMT"),
+    ];
+    for method in ["GET", "HEAD"] {
+        for range in [&[][..], &[("range", "bytes=0-1")]] {
+            let answer = read(&proxy, method, &format!("o?{query}"), range);
+            assert!([200, 206].contains(&answer.status), "{}", answer.text());
+            for (name, value) in expected {
+                assert_eq!(answer.header(name), Some(value), "{method}");
+            }
+        }
+        // With a token, which is as good a proof.
+        let target = format!("/{VOLUME}/o?response-content-type=a%2Fb");
+        let answer = proxy.request(method, &target, &[], b"");
+        assert_eq!(answer.header("content-type"), Some("a/b"));
+        assert_eq!(answer.header("cache-control"), Some("no-cache"));
+        let plain = read(&proxy, method, "o", &[]);
+        assert_eq!(plain.header("content-type"), Some("text/plain"));
+        assert_eq!(plain.header("expires"), None);
+    }
+    for odd in ["a%0D%0Ax-split%3A%201", "", "a%00"] {
+        let answer = read(
+            &proxy,
+            "GET",
+            &format!("o?response-content-type={odd}"),
+            &[],
+        );
+        assert_code(&answer, 400, "InvalidArgument", odd);
+        assert_eq!(answer.header("x-split"), None);
+    }
+    let target = format!("/{VOLUME}/o?response-content-type=a%2Fb");
+    let answer = proxy.request("PUT", &target, &[], b"x");
+    assert_code(&answer, 501, "NotImplemented", "a PUT");
+}
+
+#[test]
+fn strangers_may_not_have_headers_changed() {
+    let setup = Setup {
+        volume_lines: "writeback = false\nanonymous = \"read\"\n".to_string(),
+        ..Setup::default()
+    };
+    let proxy = start_with(setup);
+    proxy.put("o", b"body");
+    let target = format!("/{VOLUME}/o");
+    let nobody = [("Authorization", "")];
+    assert_eq!(proxy.request("GET", &target, &nobody, b"").body, b"body");
+    for method in ["GET", "HEAD"] {
+        let changed = format!("{target}?response-content-type=text%2Fhtml");
+        let answer = proxy.request(method, &changed, &nobody, b"");
+        assert_eq!(answer.status, 400);
+        assert_eq!(answer.header("content-type"), Some("application/xml"));
+    }
+}
+
+#[test]
+fn a_part_is_given_of_the_version_that_is_known() {
+    let proxy = start();
+    let (first, second) = (pattern(1, 1_500_000), pattern(2, 1_500_000));
+    let tag = put(&proxy, "o", &[], &first)
+        .expect_header("etag")
+        .to_owned();
+    let range = ("range", "bytes=1200000-1200009");
+    let part = |if_range: &str| read(&proxy, "GET", "o", &[range, ("if-range", if_range)]);
+    let answer = part(&tag);
+    assert_eq!(answer.status, 206);
+    assert_eq!(answer.body, &first[1_200_000..1_200_010]);
+    let date = answer.expect_header("last-modified").to_owned();
+    assert_eq!(part(&date).status, 206);
+    assert_eq!(put(&proxy, "o", &[], &second).status, 200);
+    for stale in [
+        tag.as_str(),
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "W/\"x\"",
+        "*",
+    ] {
+        let answer = part(stale);
+        assert_eq!(answer.status, 200, "{stale}");
+        assert_same_bytes(&answer.body, &second, "all of the new version");
+        let head = read(&proxy, "HEAD", "o", &[range, ("if-range", stale)]);
+        assert_eq!(
+            (head.status, head.header("content-length")),
+            (200, Some("1500000"))
+        );
+    }
+}
+
+#[test]
+fn presigned_urls_carry_headers_in_their_query() {
+    use common::signing::send_presigned;
+    use rusty_s3::S3Action;
+    let proxy = start();
+    let bucket = common::signing::bucket(VOLUME);
+    let writer = WRITER.credentials();
+    let put = |parameters: &[(&'static str, &str)]| {
+        let mut action = rusty_s3::actions::PutObject::new(&bucket, Some(&writer), "hoisted");
+        for (name, value) in parameters {
+            action.query_mut().insert(*name, value.to_string());
+        }
+        WRITER.presign(action, now(), 60)
+    };
+    let crc = ("x-amz-checksum-crc32", "y/Q5Jg==");
+    let word = ("x-amz-sdk-checksum-algorithm", "CRC32");
+    let colour = ("X-Amz-Meta-Colour", "green");
+    let url = put(&[crc, word, colour]);
+    let answer = send_presigned(&proxy, "PUT", &url, b"123456789");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(told(&answer), [crc, (TYPE, "FULL_OBJECT")]);
+    assert_eq!(
+        proxy.get("hoisted").header("x-amz-meta-colour"),
+        Some("green")
+    );
+    let answer = send_presigned(&proxy, "PUT", &url, b"123456780");
+    assert_code(&answer, 400, "BadDigest", "another body");
+    let forged = url.replace("Colour=green", "Colour=red");
+    let answer = send_presigned(&proxy, "PUT", &forged, b"123456789");
+    assert_code(&answer, 403, "SignatureDoesNotMatch", "a changed header");
+    for (name, value) in [
+        ("x-amz-tagging", "a=b"),
+        ("x-amz-acl", "public-read"),
+        ("x-amz-copy-source", "/vol/other"),
+        ("versionId", "1"),
+    ] {
+        let answer = send_presigned(&proxy, "PUT", &put(&[(name, value)]), b"x");
+        assert_code(&answer, 501, "NotImplemented", name);
+    }
+    assert_eq!(proxy.get("hoisted").body, b"123456789");
+    // Without a signature of the query it is no header.
+    let answer = proxy.request("PUT", &format!("/{VOLUME}/o?x-amz-acl=private"), &[], b"x");
+    assert_code(&answer, 501, "NotImplemented", "a bearer's query");
+}
+
+#[test]
+fn conditions_that_cannot_be_kept_are_refused() {
+    for setup in [Setup::default(), writeback()] {
+        let proxy = start_with(setup);
+        let tag = put(&proxy, "o", &[], b"old")
+            .expect_header("etag")
+            .to_owned();
+        let date = "Thu, 01 Jan 2099 00:00:00 GMT";
+        for (name, value) in [
+            ("if-match", tag.as_str()),
+            ("if-match", "*"),
+            ("if-none-match", "\"other\""),
+            ("if-modified-since", date),
+            ("if-unmodified-since", date),
+            ("content-range", "bytes 0-2/3"),
+            ("x-amz-server-side-encryption", "aws:kms"),
+            ("x-amz-grant-write", "id=1"),
+        ] {
+            let answer = put(&proxy, "o", &[(name, value)], b"new");
+            assert_code(&answer, 501, "NotImplemented", name);
+        }
+        let answer = put(&proxy, "o", &[("if-none-match", "*")], b"new");
+        assert_code(&answer, 412, "PreconditionFailed", "a key that is taken");
+        let target = format!("/{VOLUME}/o");
+        for (name, value) in [
+            ("If-Match", tag.as_str()),
+            ("If-Match", "\"other\""),
+            ("x-amz-if-match-size", "3"),
+        ] {
+            let answer = proxy.request("DELETE", &target, &[(name, value)], b"");
+            assert_code(&answer, 501, "NotImplemented", name);
+        }
+        assert_eq!(proxy.get("o").body, b"old");
+        let answer = put(&proxy, "free", &[("if-none-match", "*")], b"new");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+}
+
+#[test]
+fn refusals_say_what_s3_says_of_them() {
+    let proxy = start();
+    let target = format!("/{VOLUME}/o");
+    let at = |at: i64| {
+        let headers = WRITER.sign(&Signing {
+            method: "GET",
+            target: &target,
+            headers: &[],
+            payload: UNSIGNED,
+            at,
+        });
+        proxy
+            .request("GET", &target, &borrowed(&headers), b"")
+            .text()
+    };
+    let skewed = at(now() - 3600);
+    for element in [
+        "RequestTime>",
+        "ServerTime>",
+        "<MaxAllowedSkewMilliseconds>900000<",
+    ] {
+        assert!(skewed.contains(element), "{element}: {skewed}");
+    }
+    let mut headers = WRITER.headers("GET", &target, b"");
+    headers.push(("x-forged".to_owned(), "1".to_owned()));
+    let moved = format!("/{VOLUME}/p");
+    let mismatch = proxy
+        .request("GET", &moved, &borrowed(&headers), b"")
+        .text();
+    for element in [
+        "<AWSAccessKeyId>FBWRITER<",
+        "<StringToSign>AWS4-",
+        "<CanonicalRequest>GET\n/vol/p\n",
+    ] {
+        assert!(mismatch.contains(element), "{element}: {mismatch}");
+    }
+    let headers = WRITER.headers("PUT", &target, b"this");
+    let other = proxy
+        .request("PUT", &target, &borrowed(&headers), b"that")
+        .text();
+    for hash in [sha256(b"this"), sha256(b"that")] {
+        assert!(other.contains(&hash), "{other}");
+    }
+}
