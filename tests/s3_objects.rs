@@ -11,6 +11,7 @@ use common::signing::{
 };
 use common::{Answer, Proxy, Setup, VOLUME, assert_same_bytes, pattern, wait_until};
 use crc_fast::CrcAlgorithm;
+use md5::{Digest as _, Md5};
 
 /// The header of a checksum, and the checksum of a body as it has it.
 type Checksum = (&'static str, fn(&[u8]) -> String);
@@ -231,6 +232,53 @@ fn who_signs_and_gives_no_checksum_is_given_one() {
         // A bearer is no client of S3's.
         assert_eq!(told(&proxy.put(&key, &body)), []);
         assert_told(&proxy, &key, &[], "replaced");
+    }
+}
+
+/// An ETag that is no MD5, and says so.
+fn is_fast(etag: &str) -> bool {
+    etag.len() == 36 && etag.ends_with("-1\"")
+}
+
+#[test]
+fn an_etag_is_the_md5_for_who_signs_and_stays() {
+    let settings = [
+        ("", true, false),
+        ("etag = \"md5\"\n", true, true),
+        ("etag = \"fast\"\n", false, false),
+    ];
+    for (lines, for_signed, for_token) in settings {
+        let mut setup = writeback();
+        setup.volume_lines.push_str(lines);
+        let mut proxy = start_with(setup);
+        for length in [0, 5, 300_000] {
+            let body = pattern(9, length);
+            let md5 = format!("\"{}\"", hex::encode(Md5::digest(&body)));
+            for (is_signed, is_md5) in [(true, for_signed), (false, for_token)] {
+                let key = format!("{length}-{is_signed}");
+                let answer = match is_signed {
+                    true => put(&proxy, &key, &[], &body),
+                    false => proxy.put(&key, &body),
+                };
+                assert_eq!(answer.header("x-forebay-write"), Some("back"));
+                let etag = answer.header("etag").expect("an ETag").to_owned();
+                assert_eq!(
+                    (etag == md5, is_fast(&etag)),
+                    (is_md5, !is_md5),
+                    "{lines} {key} {etag}"
+                );
+                let head = read(&proxy, "HEAD", &key, &[]);
+                assert_eq!(head.header("etag"), Some(etag.as_str()));
+            }
+        }
+        let tag = |proxy: &Proxy| {
+            read(proxy, "HEAD", "300000-true", &[])
+                .header("etag")
+                .map(str::to_owned)
+        };
+        let before = tag(&proxy);
+        proxy.restart_killed(|_| {});
+        assert_eq!(tag(&proxy), before, "after a kill");
     }
 }
 

@@ -169,19 +169,26 @@ pub enum PutSource {
     Stream(Receiver<StoreResult<Bytes>>),
 }
 
+/// What of an object is known only when all of its bytes are.
+#[derive(Clone, Debug, Default)]
+pub struct LateFacts {
+    /// More headers that belong to it.
+    pub headers: Vec<(String, String)>,
+    /// Its MD5 in hexadecimal, where that is to be its ETag until the store gives one.
+    pub md5: Option<String>,
+}
+
 /// Writes an object.
 pub struct PutObject {
     /// Block 0 of the object.
     pub id: BlockId,
     /// Headers that belong to the object.
     pub headers: Vec<(String, String)>,
-    /// More of them, which are known when all of its bytes are: told before the last of those, or
-    /// never, if there are none.
-    pub late_headers: oneshot::Receiver<Vec<(String, String)>>,
+    /// What is known when all of its bytes are: told before the last of those, or never, if that is
+    /// nothing.
+    pub late: oneshot::Receiver<LateFacts>,
     /// Its size, bytes.
     pub length: u64,
-    /// Its MD5 in hexadecimal, where the client told it and it was verified.
-    pub md5: Option<String>,
     /// Only if the key is free.
     pub if_none_match: bool,
     /// The bytes.

@@ -8,7 +8,7 @@
 use crate::core::Core;
 use crate::format::{RecordHeader, RecordState};
 use crate::key::{BlockHash, BlockId, Freshness};
-use crate::messages::{BlockPayload, PutObject, PutSource, WriteError, Written};
+use crate::messages::{BlockPayload, LateFacts, PutObject, PutSource, WriteError, Written};
 use crate::patience::DISK_WRITE_WAIT;
 use crate::shard::AppendFailure;
 use crate::writeback::{DirtyWrite, Taken};
@@ -29,8 +29,8 @@ const TOMBSTONE_ATTEMPTS_MAX: u32 = 3;
 struct ThroughWrite {
     id: BlockId,
     headers: Vec<(String, String)>,
-    /// Those that the store was not told, for they came with the last of the bytes.
-    late_headers: Option<oneshot::Receiver<Vec<(String, String)>>>,
+    /// What the store was not told, for it came with the last of the bytes.
+    late: Option<oneshot::Receiver<LateFacts>>,
     length: u64,
     crc64nvme: Option<u64>,
     if_none_match: bool,
@@ -46,9 +46,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let PutObject {
             id,
             mut headers,
-            late_headers,
+            late,
             length,
-            md5,
             if_none_match,
             source,
         } = object;
@@ -61,7 +60,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 let write = ThroughWrite {
                     id,
                     headers,
-                    late_headers: Some(late_headers),
+                    late: Some(late),
                     length,
                     crc64nvme: None,
                     if_none_match,
@@ -80,11 +79,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let (early, payload) = futures::join!(early, complete);
         let payload = payload.map_err(|_| WriteError::Incomplete)?;
-        headers.extend(late_headers.await.unwrap_or_default());
+        let late = late.await.unwrap_or_default();
+        headers.extend(late.headers);
         let write = DirtyWrite {
             id,
             headers,
-            md5,
+            md5: late.md5,
             payload,
             early,
         };
@@ -110,7 +110,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let through = |view, payload| ThroughWrite {
             id,
             headers,
-            late_headers: None,
+            late: None,
             length,
             crc64nvme,
             if_none_match,
@@ -154,7 +154,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let ThroughWrite {
             id,
             mut headers,
-            late_headers,
+            late,
             length,
             crc64nvme,
             if_none_match,
@@ -186,8 +186,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 return Err(failure.await);
             }
         };
-        if let Some(late_headers) = late_headers {
-            headers.extend(late_headers.await.unwrap_or_default());
+        if let Some(late) = late {
+            headers.extend(late.await.unwrap_or_default().headers);
         }
         let meta = self.written_meta(reply, length, headers);
         let turn = match held.is_some() {

@@ -8,7 +8,7 @@ use super::written::{
     WrittenConfig, WrittenCredentials, WrittenKey, WrittenOperator, WrittenVolume,
 };
 use super::{
-    BLOCK_SIZE_DEFAULT, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Config, ConfigError, Consistency,
+    BLOCK_SIZE_DEFAULT, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Config, ConfigError, Consistency, EtagKind,
     Permission, REGION_DEFAULT, Source, TTL_DEFAULT, Volume, VolumeKey, VolumeStore,
 };
 use crate::creds::{CredentialSources, StoreCredentials};
@@ -134,6 +134,7 @@ impl Checker<'_> {
         let store = self.check_store(&mut written, span)?;
         let block_size = self.check_block_size(written.block_size.as_ref())?;
         let consistency = self.check_consistency(&written)?;
+        let etag = self.check_etag(&written)?;
         let anonymous_read = match written
             .anonymous
             .as_ref()
@@ -166,6 +167,7 @@ impl Checker<'_> {
             block_size,
             consistency,
             writeback: written.writeback.unwrap_or(true),
+            etag,
             anonymous_read,
             keys,
         })
@@ -375,6 +377,21 @@ impl Checker<'_> {
                 "`{}` is not a power of two from 256KiB to 8MiB",
                 written.get_ref()
             )),
+        }
+    }
+
+    fn check_etag(&self, written: &WrittenVolume) -> Checked<EtagKind> {
+        match &written.etag {
+            None => Ok(EtagKind::ByClient),
+            Some(word) => match word.get_ref().as_str() {
+                "md5" => Ok(EtagKind::Md5),
+                "fast" => Ok(EtagKind::Fast),
+                _ => {
+                    let problem = "must be \"md5\" or \"fast\"; left out, it is md5 for clients that \
+                                   sign and fast for tokens";
+                    Err(self.error(word.span(), "etag", problem))
+                }
+            },
         }
     }
 

@@ -61,6 +61,8 @@ pub struct Volume {
     pub consistency: Consistency,
     /// Whether writes may be acknowledged before the store has them.
     pub writeback: bool,
+    /// What tags those until the store does.
+    pub etag: EtagKind,
     /// Whether anybody may read without a key.
     pub anonymous_read: bool,
     /// Who else may do what.
@@ -94,6 +96,28 @@ pub enum VolumeStore {
         /// The folder, absolute.
         path: PathBuf,
     },
+}
+
+/// What the ETag of an object is that the store does not have yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EtagKind {
+    /// The MD5 for clients that sign, who may compare it; the checksum at hand for those with a token.
+    ByClient,
+    /// The MD5, as S3's. It costs more CPU than all else that is done with the bytes.
+    Md5,
+    /// The checksum at hand, and `-1`, by which S3's clients know that it is no MD5.
+    Fast,
+}
+
+impl EtagKind {
+    /// Whether an MD5 is to be computed for a client that signs its requests, or does not.
+    pub fn is_md5(self, is_signed: bool) -> bool {
+        match self {
+            EtagKind::ByClient => is_signed,
+            EtagKind::Md5 => true,
+            EtagKind::Fast => false,
+        }
+    }
 }
 
 /// How long a cached copy is good.

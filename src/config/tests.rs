@@ -81,6 +81,7 @@ path = "objects"
 consistency = "immutable"
 anonymous = "read"
 writeback = false
+etag = "fast"
 "#;
 
 #[test]
@@ -103,6 +104,7 @@ fn the_documented_example_is_read_whole() {
     let ttl = Duration::from_secs(5);
     assert_eq!(genomics.consistency, Consistency::Revalidate { ttl });
     assert!(genomics.writeback && !genomics.anonymous_read);
+    assert_eq!(genomics.etag, EtagKind::ByClient);
     let VolumeStore::S3 {
         endpoint,
         region,
@@ -132,6 +134,7 @@ fn the_documented_example_is_read_whole() {
     assert_eq!(key.permission, Permission::ReadWrite);
     assert_eq!(scratch.consistency, Consistency::Immutable);
     assert!(!scratch.writeback && scratch.anonymous_read);
+    assert_eq!(scratch.etag, EtagKind::Fast);
     let VolumeStore::File { path } = &scratch.store else {
         panic!("a file store")
     };
@@ -335,6 +338,12 @@ const MISTAKES: &[(&str, &str, usize, &str)] = &[
     ),
     (
         "ttl = \"5s\"",
+        "etag = \"sha1\"",
+        14,
+        "etag: must be \"md5\" or \"fast\"",
+    ),
+    (
+        "ttl = \"5s\"",
         "ttl = \"5\"",
         14,
         "ttl: `5` must be a whole number with a unit",
@@ -444,7 +453,7 @@ fn one_access_key_means_one_secret() {
         .expect_err("two secrets")
         .to_string();
     assert!(
-        error.contains(":36: access_key: `AKIDEXAMPLE` has another secret_key"),
+        error.contains(":37: access_key: `AKIDEXAMPLE` has another secret_key"),
         "{error}"
     );
     let twice = EXAMPLE.replace(

@@ -58,6 +58,8 @@ pub struct WrittenVolume {
     pub ttl: Option<Spanned<String>>,
     /// Whether writes may be acknowledged before the store has them.
     pub writeback: Option<bool>,
+    /// `md5` or `fast`.
+    pub etag: Option<Spanned<String>>,
     /// `none` or `read`.
     pub anonymous: Option<Spanned<String>>,
     /// Each `[[volume.key]]`

@@ -6,7 +6,7 @@
 
 use super::aws_chunked::{Malformed, Part};
 use super::connection::{Connection, Ended};
-use super::digest::{BodyChecks, ObjectChecksum};
+use super::digest::{BodyChecks, Verified};
 use super::envelope::{Envelope, Piece, Seal};
 use super::head::{Framing, Head};
 use super::limits::{CHUNKED_READ_BYTES, OBJECT_BYTES_MAX};
@@ -124,6 +124,11 @@ impl Body {
         &self.checks
     }
 
+    /// Asks for the MD5, before anything was read.
+    pub fn want_md5(&mut self) {
+        self.checks.want_md5();
+    }
+
     /// Whether the envelope cost `budget` bytes' worth of work since this last said so.
     pub fn is_pause_due(&mut self, budget: usize) -> bool {
         let is_due = self.work >= budget;
@@ -158,12 +163,8 @@ impl Body {
         Ok(count)
     }
 
-    /// Reads what follows the object's bytes and verifies them. Returns the checksum that the object
-    /// has from now on, if the client gave it one.
-    pub async fn finish(
-        mut self,
-        connection: &mut Connection,
-    ) -> Result<Option<ObjectChecksum>, BodyError> {
+    /// Reads what follows the object's bytes and verifies them.
+    pub async fn finish(mut self, connection: &mut Connection) -> Result<Verified, BodyError> {
         if let Some(reader) = &mut self.envelope {
             reader.finish(connection, &mut self.checks).await?;
         }

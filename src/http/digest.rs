@@ -140,6 +140,17 @@ struct Check {
 #[derive(Default)]
 pub struct BodyChecks {
     checks: Vec<Check>,
+    /// An MD5 that nothing is compared with.
+    md5: Option<Box<Md5>>,
+}
+
+/// What a body turned out to be, all of its checksums holding.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// What the object has from now on, if the client gave it one.
+    pub checksum: Option<ObjectChecksum>,
+    /// Its MD5 in hexadecimal, where the client told it or it was asked for.
+    pub md5: Option<String>,
 }
 
 impl BodyChecks {
@@ -261,6 +272,17 @@ impl BodyChecks {
         for check in &mut self.checks {
             check.hasher.update(bytes);
         }
+        if let Some(md5) = &mut self.md5 {
+            md5.update(bytes);
+        }
+    }
+
+    /// Asks for the MD5, before the first byte. It costs more than all else that is done with a byte, so
+    /// it is not computed twice.
+    pub fn want_md5(&mut self) {
+        if !self.checks.iter().any(|check| check.role == Role::Md5) {
+            self.md5 = Some(Box::default());
+        }
     }
 
     /// Takes a line of the trailer.
@@ -284,16 +306,12 @@ impl BodyChecks {
         Ok(())
     }
 
-    /// The body's MD5 in hexadecimal, if the client says it; it holds once all is verified.
-    pub fn md5(&self) -> Option<String> {
-        let check = self.checks.iter().find(|check| check.role == Role::Md5);
-        check?.expected.as_ref().map(hex::encode)
-    }
-
-    /// Compares everything; the body was complete. Returns what the object has from now on, if the
-    /// client gave it one.
-    pub fn verify(self) -> Result<Option<ObjectChecksum>, ErrorReply> {
-        let mut of_object = None;
+    /// Compares everything; the body was complete.
+    pub fn verify(self) -> Result<Verified, ErrorReply> {
+        let mut verified = Verified {
+            checksum: None,
+            md5: self.md5.map(|md5| hex::encode(md5.finalize())),
+        };
         for check in self.checks {
             let Some(expected) = check.expected else {
                 let message = format!("the trailer {:?} did not come", check.name);
@@ -303,11 +321,15 @@ impl BodyChecks {
             if found != expected {
                 return Err(mismatch(check.role, &check.name, &expected, &found));
             }
-            if let Role::Object { .. } = check.role {
-                of_object = Some((check.name, STANDARD.encode(expected)));
+            match check.role {
+                Role::Object { .. } => {
+                    verified.checksum = Some((check.name, STANDARD.encode(expected)));
+                }
+                Role::Md5 => verified.md5 = Some(hex::encode(expected)),
+                Role::Payload => {}
             }
         }
-        Ok(of_object)
+        Ok(verified)
     }
 
     /// The object's checksum, where the head has it: it holds once all is verified.
@@ -387,7 +409,7 @@ mod tests {
                 let kept = name.starts_with(CHECKSUM_PREFIX);
                 assert_eq!(announced.is_some(), kept);
                 match checks.verify() {
-                    Ok(found) => assert!(good && found == announced, "{name} of {body}"),
+                    Ok(found) => assert!(good && found.checksum == announced, "{name} of {body}"),
                     Err(error) => {
                         let code = match name {
                             "x-amz-content-sha256" => "XAmzContentSHA256Mismatch",
@@ -473,6 +495,25 @@ mod tests {
     }
 
     #[test]
+    fn an_md5_is_told_where_it_is_wanted_or_was_sent() {
+        let md5_of = |headers: &str, is_wanted| {
+            let mut checks = checks(headers).expect("understood");
+            if is_wanted {
+                checks.want_md5();
+            }
+            checks.update(b"12345");
+            checks.update(b"6789");
+            checks.verify().expect("matches").md5
+        };
+        let md5 = Some("25f9e794323b453885f5181f1b624d0b".to_owned());
+        let sent = "content-md5: JfnnlDI7RTiF9RgfG2JNCw==\r\n";
+        assert_eq!(md5_of("", true), md5);
+        assert_eq!(md5_of("", false), None);
+        assert_eq!(md5_of(sent, true), md5);
+        assert_eq!(md5_of(sent, false), md5);
+    }
+
+    #[test]
     fn trailers_count_once_and_must_come() {
         let headers = "x-amz-trailer: x-amz-checksum-crc32\r\n";
         let mut good = checks(headers).expect("understood");
@@ -480,7 +521,7 @@ mod tests {
         good.trailer("x-amz-checksum-crc32", "y/Q5Jg==")
             .expect("announced");
         assert!(good.trailer("x-amz-checksum-crc32", "y/Q5Jg==").is_err());
-        let kept = good.verify().expect("matches");
+        let kept = good.verify().expect("matches").checksum;
         let crc32 = ("x-amz-checksum-crc32".to_owned(), "y/Q5Jg==".to_owned());
         assert_eq!(kept, Some(crc32));
         let mut odd = checks(headers).expect("understood");

@@ -209,7 +209,13 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
         let is_anonymous = matches!(identity, Identity::Anonymous);
         let wishes = Wishes::of(&head, &query, is_anonymous)?;
         let is_signed = matches!(identity, Identity::Pair(_));
-        Ok((served, head, wishes, put::Signed { is_signed, chunks }))
+        let wants_md5 = served.settings.etag.is_md5(is_signed);
+        let signed = put::Signed {
+            is_signed,
+            wants_md5,
+            chunks,
+        };
+        Ok((served, head, wishes, signed))
     });
     let (served, head, wishes, signed) = match admitted {
         Ok(admitted) => admitted,

@@ -6,7 +6,7 @@
 
 use super::body::{Body, BodyError};
 use super::connection::{Connection, Ended};
-use super::digest::{ObjectChecksum, crc64nvme_header};
+use super::digest::{ObjectChecksum, Verified, crc64nvme_header};
 use super::get::{core_label, quoted};
 use super::head::Head;
 use super::limits::{PUT_BLOCKS_KEPT_MAX, SEND_BYTES_MAX};
@@ -20,7 +20,9 @@ use forebay_io::queue::{self, Sender};
 use forebay_io::runtime::Runtime;
 use forebay_io::store::{StoreError, StoreErrorKind, StoreResult};
 use forebay_shards::format::PayloadChecksums;
-use forebay_shards::messages::{BlockPayload, PutObject, PutSource, WriteError, Written};
+use forebay_shards::messages::{
+    BlockPayload, LateFacts, PutObject, PutSource, WriteError, Written,
+};
 use futures::channel::oneshot;
 
 /// Bytes read from the client at once.
@@ -78,12 +80,11 @@ const USER_METADATA_BYTES_MAX: usize = 2 << 10;
 pub struct Signed {
     /// Whether the request was signed: clients that sign are S3's, and are told what S3 would tell.
     pub is_signed: bool,
+    /// Whether the ETag of what is written back is to be its MD5.
+    pub wants_md5: bool,
     /// Verifies the body's chunks, if they are signed.
     pub chunks: Option<ChunkVerifier>,
 }
-
-/// Where what is known with a body's last byte goes before that byte does.
-type LateHeaders = oneshot::Sender<Vec<(String, String)>>;
 
 /// Serves `PUT`.
 pub async fn serve(
@@ -123,17 +124,20 @@ async fn put(
     signed: Signed,
 ) -> Result<(Written, Option<ObjectChecksum>), BodyError> {
     refuse_unknown(head)?;
-    let body = Body::of(head, signed.chunks)?;
+    let mut body = Body::of(head, signed.chunks)?;
+    let is_whole = body.length() <= object.volume.block_bytes;
+    if signed.wants_md5 && is_whole && object.volume.writeback {
+        body.want_md5();
+    }
     let announced = body.checks().announced();
-    let (late, late_headers) = oneshot::channel();
+    let (late, facts) = oneshot::channel();
     let mut headers = object_headers(head)?;
     headers.extend(announced.clone());
     let request = PutObject {
         id: object.block(0),
         headers,
-        late_headers,
+        late: facts,
         length: 0,
-        md5: None,
         if_none_match: if_none_match(head)?,
         source: PutSource::Stream(queue::bounded(1).1),
     };
@@ -144,7 +148,7 @@ async fn put(
         body,
         late,
     };
-    let (written, checksum) = if incoming.body.length() <= object.volume.block_bytes {
+    let (written, checksum) = if is_whole {
         put_whole(connection, incoming, request).await?
     } else {
         put_stream(connection, incoming, request, object).await?
@@ -160,7 +164,8 @@ struct Incoming {
     gives_checksum: bool,
     /// Whether its writer knows the checksum from the start.
     is_announced: bool,
-    late: LateHeaders,
+    /// Where what is known with a body's last byte goes before that byte does.
+    late: oneshot::Sender<LateFacts>,
 }
 
 impl Incoming {
@@ -171,12 +176,13 @@ impl Incoming {
         connection: &mut Connection,
         crc64nvme: u64,
     ) -> Result<Option<ObjectChecksum>, BodyError> {
-        let told = self.body.finish(connection).await?;
+        let Verified { checksum, md5 } = self.body.finish(connection).await?;
         let given = self.gives_checksum.then(|| crc64nvme_header(crc64nvme));
-        let checksum = told.or(given);
+        let checksum = checksum.or(given);
+        let unknown = checksum.clone().filter(|_| !self.is_announced);
+        let headers = unknown.into_iter().collect();
         // Whoever waited for it has an error to tell.
-        let late = checksum.clone().filter(|_| !self.is_announced);
-        let _ = self.late.send(late.into_iter().collect());
+        let _ = self.late.send(LateFacts { headers, md5 });
         Ok(checksum)
     }
 }
@@ -329,12 +335,10 @@ async fn put_whole(
     request: PutObject,
 ) -> Result<(Written, Option<ObjectChecksum>), BodyError> {
     let length = incoming.body.length();
-    let md5 = incoming.body.checks().md5();
     let buffer = take_buffer(connection, length).await?;
     let (sender, complete) = oneshot::channel();
     let request = PutObject {
         length,
-        md5,
         source: PutSource::Arriving(buffer.watch(), complete),
         ..request
     };

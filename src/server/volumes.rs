@@ -263,6 +263,7 @@ fn store_spec(settings: &VolumeSettings, sse: bool) -> Result<StoreSpec, String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::EtagKind;
     use crate::creds::StoreCredentials;
     use crate::settings::secret::Secret;
 
@@ -284,6 +285,7 @@ mod tests {
             block_size: 1 << 20,
             consistency: Consistency::Immutable,
             writeback: true,
+            etag: EtagKind::ByClient,
             anonymous_read: false,
             keys: Vec::new(),
         });

@@ -133,9 +133,8 @@ fn an_overwrite_that_is_not_cached_still_buries_the_old_version() {
             let object = forebay_shards::messages::PutObject {
                 id: home(&inside, "k"),
                 headers: Vec::new(),
-                late_headers: futures::channel::oneshot::channel().1,
+                late: futures::channel::oneshot::channel().1,
                 length: 20_000,
-                md5: None,
                 if_none_match: false,
                 source: forebay_shards::messages::PutSource::Stream(receiver),
             };

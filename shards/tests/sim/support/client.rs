@@ -12,8 +12,8 @@ use forebay_io::store::{ByteSpan, ObjectMeta};
 use forebay_shards::format::PayloadChecksums;
 use forebay_shards::key::Volume;
 use forebay_shards::messages::{
-    BlockBody, BlockPayload, BlockRequest, Opened, Outcome, PutObject, PutSource, ReadError,
-    WriteError, Written,
+    BlockBody, BlockPayload, BlockRequest, LateFacts, Opened, Outcome, PutObject, PutSource,
+    ReadError, WriteError, Written,
 };
 use forebay_shards::range::{RangeSpec, part_of_block};
 use futures::channel::oneshot;
@@ -167,13 +167,17 @@ pub async fn payload(node: &Node, bytes: &[u8]) -> BlockPayload {
 
 /// A write of `bytes`.
 fn object(volume: &Arc<Volume>, key: &str, bytes: &Bytes, source: PutSource) -> PutObject {
+    let (late, facts) = oneshot::channel();
+    // The store's tag of these bytes, so that a version has one name everywhere.
+    let _ = late.send(LateFacts {
+        headers: Vec::new(),
+        md5: Some(content_tag(bytes)),
+    });
     PutObject {
         id: home(volume, key),
         headers: Vec::new(),
-        late_headers: oneshot::channel().1,
+        late: facts,
         length: bytes.len() as u64,
-        // The store's tag of these bytes, so that a version has one name everywhere.
-        md5: Some(content_tag(bytes)),
         if_none_match: false,
         source,
     }
