@@ -1,4 +1,4 @@
-//! Writeback in front of a store that misbehaves, row by row of the fault catalogue (35–53).
+//! Writeback in front of a store that misbehaves, row by row of the fault catalogue (35–54).
 //!
 //! A proxy is spawned as its users start it, and a stub of S3 plays the store with a script of
 //! faults. What holds in every test, and is checked by [`rig::Rig::finish`]: what was acknowledged
@@ -12,6 +12,7 @@ mod away;
 mod conflicts;
 mod credentials;
 mod faults;
+mod handover;
 mod order;
 mod poison;
 mod refusals;

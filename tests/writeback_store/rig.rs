@@ -168,16 +168,18 @@ impl Rig {
         number.unwrap_or_else(|| panic!("no number {name} in {writeback}"))
     }
 
-    /// What `/-/dirty` says of a key of [`VOLUME`].
-    pub fn listed(&self, key: &str) -> Option<Value> {
+    /// All that `/-/dirty` lists.
+    pub fn all_listed(&self) -> Vec<Value> {
         let answer = self.proxy.operator("GET", "/-/dirty?limit=10000");
         assert_eq!(answer.status, 200, "{}", answer.text());
         let list: Value = serde_json::from_str(&answer.text()).expect("the list is JSON");
-        let blocks = list["blocks"].as_array().expect("blocks");
-        blocks
-            .iter()
-            .find(|block| block["volume"] == VOLUME && block["key"] == key)
-            .cloned()
+        list["blocks"].as_array().expect("blocks").clone()
+    }
+
+    /// What `/-/dirty` says of a key of [`VOLUME`].
+    pub fn listed(&self, key: &str) -> Option<Value> {
+        let mut blocks = self.all_listed().into_iter();
+        blocks.find(|block| block["volume"] == VOLUME && block["key"] == key)
     }
 
     /// The state of a dirty key; empty for one that is not dirty.
