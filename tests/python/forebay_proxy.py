@@ -82,6 +82,14 @@ class Proxy:
             words += ["--blockUser", self.store.key, "--blockPass", self.store.secret]
         return words
 
+    def give_keys(self, pairs):
+        """Lets pairs, each with its permission, into the volume that the settings name last; before a start."""
+        with open(self.path("forebay.toml"), "a") as settings:
+            for (access, secret), permission in pairs:
+                settings.write(
+                    f'\n[[volume.key]]\naccess_key = "{access}"\nsecret_key = "{secret}"\npermission = "{permission}"\n'
+                )
+
     def start(self):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         environment["HOME"] = self.folder

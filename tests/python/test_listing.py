@@ -45,11 +45,7 @@ class Listing:
     def setUpClass(cls):
         cls.proxy = cls.make_proxy(os.environ["FOREBAY_TEST_BINARY"])
         cls.addClassCleanup(cls.proxy.close)  # Also when the start fails.
-        with open(cls.proxy.path("forebay.toml"), "a") as settings:
-            for (access, secret), permission in ((WRITER, "rw"), (READER, "r")):
-                settings.write(
-                    f'\n[[volume.key]]\naccess_key = "{access}"\nsecret_key = "{secret}"\npermission = "{permission}"\n'
-                )
+        cls.proxy.give_keys([(WRITER, "rw"), (READER, "r")])
         cls.proxy.start()
 
     def setUp(self):

@@ -37,11 +37,7 @@ class Signed:
         store = Store(cls.store) if cls.store else None
         cls.proxy = Proxy(os.environ["FOREBAY_TEST_BINARY"], store=store, shards=2, block_size="1MiB", tls=cls.tls)
         cls.addClassCleanup(cls.proxy.close)  # Also when the start fails.
-        with open(cls.proxy.path("forebay.toml"), "a") as settings:
-            for (access, secret), permission in ((WRITER, "rw"), (READER, "r")):
-                settings.write(
-                    f'\n[[volume.key]]\naccess_key = "{access}"\nsecret_key = "{secret}"\npermission = "{permission}"\n'
-                )
+        cls.proxy.give_keys([(WRITER, "rw"), (READER, "r")])
         cls.proxy.start()
 
     def s3(self, pair=WRITER, **settings):

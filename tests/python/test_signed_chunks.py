@@ -76,8 +76,7 @@ class SignedChunks(unittest.TestCase):
         cls.store = Store("RGW")
         cls.proxy = Proxy(os.environ["FOREBAY_TEST_BINARY"], store=cls.store, block_size="1MiB", tls=False)
         cls.addClassCleanup(cls.proxy.close)  # Also when the start fails.
-        with open(cls.proxy.path("forebay.toml"), "a") as settings:
-            settings.write(f'\n[[volume.key]]\naccess_key = "{PAIR[0]}"\nsecret_key = "{PAIR[1]}"\npermission = "rw"\n')
+        cls.proxy.give_keys([(PAIR, "rw")])
         cls.proxy.start()
 
     def send(self, to_store, key, body, change=lambda sealed: sealed, **more):
