@@ -196,10 +196,11 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
     });
     if key.is_empty() {
         let planned = prepared.and_then(|(identity, _, head, query)| {
-            bucket::plan(&table, volume.as_deref(), identity, &head, &query)
+            let plan = bucket::plan(&table, volume.as_deref(), identity, &head, &query)?;
+            Ok((plan, head))
         });
         return match planned {
-            Ok(plan) => bucket::serve(connection, head, &plan, &resource).await,
+            Ok((plan, head)) => bucket::serve(connection, &head, &plan, &resource).await,
             Err(error) => connection.respond_error(&error, &resource).await,
         };
     }
