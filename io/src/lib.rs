@@ -20,6 +20,7 @@
 //! | [`ledger`] | a core's queue to the thread that owns sled |
 //! | [`store`] | what a store can be asked and may answer |
 //! | [`listing`] | names of objects in order: pages, and many pages as one |
+//! | [`multipart`] | objects that come in parts, or from another one |
 //! | [`net`] | listeners, sockets with vectored writes, TLS |
 //! | [`sim`] | the simulated twins |
 
@@ -31,6 +32,7 @@ pub mod ledger;
 pub mod listing;
 pub mod local;
 pub mod memory;
+pub mod multipart;
 pub mod net;
 mod pages;
 pub mod probe;

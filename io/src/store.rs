@@ -6,6 +6,7 @@
 //! object and at most one byte range of it.
 
 use crate::listing::{ListPage, ListRequest};
+use crate::multipart::PartStore;
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::LocalBoxStream;
@@ -53,6 +54,14 @@ pub type StoreResult<T> = Result<T, StoreError>;
 pub enum StoreErrorKind {
     /// The object does not exist. A fact, not a fault.
     NotFound,
+    /// There is no such upload in parts. A fact, not a fault.
+    NoSuchUpload,
+    /// The parts that an upload is to be completed from are not those that the store has: one is
+    /// missing, has another ETag or checksum, or they are out of order (400 `InvalidPart`,
+    /// `InvalidPartOrder`).
+    InvalidPart,
+    /// A part other than the last is too small to complete the upload (400 `EntityTooSmall`).
+    PartTooSmall,
     /// The bucket or root folder is gone or was never there. A fault: nothing is deduced about keys.
     NoSuchBucket,
     /// `If-Match` or `If-None-Match` did not hold (412).
@@ -94,14 +103,15 @@ impl StoreErrorKind {
     /// Whether the same request may succeed if it is only sent again.
     pub fn is_retryable(self) -> bool {
         use StoreErrorKind::{
-            ClockSkew, Contended, Corrupt, Denied, Internal, InvalidKey, Misdirected, NoSuchBucket,
-            NotFound, NotModified, PreconditionFailed, RangeNotSatisfiable, Rejected, SlowDown,
-            Timeout, Unreachable, Unsupported,
+            ClockSkew, Contended, Corrupt, Denied, Internal, InvalidKey, InvalidPart, Misdirected,
+            NoSuchBucket, NoSuchUpload, NotFound, NotModified, PartTooSmall, PreconditionFailed,
+            RangeNotSatisfiable, Rejected, SlowDown, Timeout, Unreachable, Unsupported,
         };
         match self {
             SlowDown | Contended | Timeout | Unreachable | Corrupt | Internal => true,
-            NotFound | NoSuchBucket | PreconditionFailed | NotModified | RangeNotSatisfiable
-            | Denied | ClockSkew | Misdirected | Rejected | InvalidKey | Unsupported => false,
+            NotFound | NoSuchUpload | InvalidPart | PartTooSmall | NoSuchBucket
+            | PreconditionFailed | NotModified | RangeNotSatisfiable | Denied | ClockSkew
+            | Misdirected | Rejected | InvalidKey | Unsupported => false,
         }
     }
 }
@@ -296,7 +306,7 @@ pub struct PutReply {
 /// Methods are called on the companion thread of one core, whose runtime is tokio's
 /// current-thread one (or the simulator's executor); futures and streams never leave that thread.
 /// Dropping a future abandons the request, whose outcome is then unknown.
-pub trait Store {
+pub trait Store: PartStore {
     /// Reads an object or a span of it. `Ok` as soon as the head is known and agrees with the
     /// request.
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>>;

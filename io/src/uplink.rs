@@ -8,6 +8,10 @@
 use crate::buffer::View;
 use crate::histogram::Histogram;
 use crate::listing::{ListPage, ListRequest};
+use crate::multipart::{
+    CompleteRequest, CopyPartRequest, CopyRequest, PartRequest, PartsPage, PartsRequest,
+    UploadName, UploadsPage, UploadsRequest,
+};
 use crate::queue::{self, Receiver, Sender};
 use crate::runtime::Runtime;
 use crate::store::{
@@ -93,13 +97,35 @@ pub struct Upload {
     pub body: UploadBody,
 }
 
-enum Order {
-    Get(u32, GetRequest, oneshot::Sender<StoreResult<Fetched>>),
-    Head(u32, String, oneshot::Sender<StoreResult<ObjectHead>>),
-    Put(u32, Upload, oneshot::Sender<StoreResult<PutReply>>),
-    Delete(u32, String, oneshot::Sender<StoreResult<()>>),
-    List(u32, ListRequest, oneshot::Sender<StoreResult<ListPage>>),
+/// A part to write; as [`PartRequest`].
+pub struct PartUpload {
+    /// The upload.
+    pub upload: UploadName,
+    /// Its number.
+    pub number: u32,
+    /// Exact length, bytes.
+    pub length: u64,
+    /// Checksums that the client gave before the body, as `x-amz-checksum-*` headers.
+    pub headers: Vec<(String, String)>,
+    /// CRC64-NVME of the body where known.
+    pub crc64nvme: Option<u64>,
+    /// How often a body in memory may be sent.
+    pub attempts: Attempts,
+    /// The body.
+    pub body: UploadBody,
 }
+
+/// What the companion does with a volume's store, or with the error that there is none.
+type Work = Box<dyn FnOnce(StoreResult<Rc<dyn Store>>) -> LocalBoxFuture<'static, ()> + Send>;
+
+/// Work with the store of a volume, by its number.
+struct Order {
+    volume: u32,
+    work: Work,
+}
+
+/// A future of what a store answers.
+type Answer<T> = LocalBoxFuture<'static, StoreResult<T>>;
 
 /// Store requests counted by verb and outcome (an HTTP status or an error kind), and their times
 /// to the head of the answer.
@@ -193,58 +219,166 @@ impl<R: Runtime> Uplink<R> {
 
     /// Reads an object or a span of it.
     pub async fn get(&self, volume: u32, request: GetRequest) -> StoreResult<Fetched> {
-        let ranged = request.span.is_some();
-        self.ask(
-            "GET",
-            if ranged { 206 } else { 200 },
-            &self.fetches,
-            |reply| Order::Get(volume, request, reply),
-        )
+        let success = if request.span.is_some() { 206 } else { 200 };
+        let lane = &self.fetches;
+        self.order("GET", success, lane, volume, |reply| {
+            Box::new(|store| {
+                Box::pin(async move {
+                    match store {
+                        Ok(store) => fetch(store, request, reply).await,
+                        Err(e) => drop(reply.send(Err(e))),
+                    }
+                })
+            })
+        })
         .await
     }
 
     /// Describes an object.
     pub async fn head(&self, volume: u32, key: String) -> StoreResult<ObjectHead> {
-        self.ask("HEAD", 200, &self.fetches, |reply| {
-            Order::Head(volume, key, reply)
+        self.ask(Verb("HEAD", 200), volume, |store| {
+            Box::pin(async move { store.head(key).await })
         })
         .await
     }
 
     /// Writes an object.
     pub async fn put(&self, volume: u32, upload: Upload) -> StoreResult<PutReply> {
-        self.ask("PUT", 200, &self.uploads, |reply| {
-            Order::Put(volume, upload, reply)
+        self.tell(Verb("PUT", 200), volume, |store| {
+            Box::pin(async move { store.put(into_request(upload)).await })
         })
         .await
     }
 
     /// Removes an object.
     pub async fn delete(&self, volume: u32, key: String) -> StoreResult<()> {
-        self.ask("DELETE", 204, &self.uploads, |reply| {
-            Order::Delete(volume, key, reply)
+        self.tell(Verb("DELETE", 204), volume, |store| {
+            Box::pin(async move { store.delete(key).await })
         })
         .await
     }
 
     /// Lists objects.
     pub async fn list(&self, volume: u32, request: ListRequest) -> StoreResult<ListPage> {
-        self.ask("LIST", 200, &self.fetches, |reply| {
-            Order::List(volume, request, reply)
+        self.ask(Verb("LIST", 200), volume, |store| {
+            Box::pin(async move { store.list(request).await })
         })
         .await
     }
 
-    async fn ask<T>(
+    /// Copies an object inside its store.
+    pub async fn copy(&self, volume: u32, request: CopyRequest) -> StoreResult<PutReply> {
+        self.tell(Verb("COPY", 200), volume, |store| {
+            Box::pin(async move { store.copy(request).await })
+        })
+        .await
+    }
+
+    /// Begins an upload in parts.
+    pub async fn create_upload(
+        &self,
+        volume: u32,
+        key: String,
+        headers: Vec<(String, String)>,
+    ) -> StoreResult<UploadName> {
+        self.tell(Verb("CREATE_UPLOAD", 200), volume, |store| {
+            Box::pin(async move { store.create_upload(key, headers).await })
+        })
+        .await
+    }
+
+    /// Writes a part.
+    pub async fn put_part(&self, volume: u32, part: PartUpload) -> StoreResult<PutReply> {
+        self.tell(Verb("PUT_PART", 200), volume, |store| {
+            Box::pin(async move { store.put_part(into_part_request(part)).await })
+        })
+        .await
+    }
+
+    /// Copies a part inside its store.
+    pub async fn copy_part(&self, volume: u32, request: CopyPartRequest) -> StoreResult<PutReply> {
+        self.tell(Verb("COPY_PART", 200), volume, |store| {
+            Box::pin(async move { store.copy_part(request).await })
+        })
+        .await
+    }
+
+    /// Makes an object from its parts.
+    pub async fn complete_upload(
+        &self,
+        volume: u32,
+        request: CompleteRequest,
+    ) -> StoreResult<PutReply> {
+        self.tell(Verb("COMPLETE_UPLOAD", 200), volume, |store| {
+            Box::pin(async move { store.complete_upload(request).await })
+        })
+        .await
+    }
+
+    /// Discards an upload and its parts.
+    pub async fn abort_upload(&self, volume: u32, upload: UploadName) -> StoreResult<()> {
+        self.tell(Verb("ABORT_UPLOAD", 204), volume, |store| {
+            Box::pin(async move { store.abort_upload(upload).await })
+        })
+        .await
+    }
+
+    /// Lists the parts of an upload.
+    pub async fn list_parts(&self, volume: u32, request: PartsRequest) -> StoreResult<PartsPage> {
+        self.ask(Verb("LIST_PARTS", 200), volume, |store| {
+            Box::pin(async move { store.list_parts(request).await })
+        })
+        .await
+    }
+
+    /// Lists uploads that are neither complete nor aborted.
+    pub async fn list_uploads(
+        &self,
+        volume: u32,
+        request: UploadsRequest,
+    ) -> StoreResult<UploadsPage> {
+        self.ask(Verb("LIST_UPLOADS", 200), volume, |store| {
+            Box::pin(async move { store.list_uploads(request).await })
+        })
+        .await
+    }
+
+    /// Sends what reads, among the fetches.
+    async fn ask<T: Send + 'static>(
+        &self,
+        verb: Verb,
+        volume: u32,
+        work: impl FnOnce(Rc<dyn Store>) -> Answer<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let Verb(name, success) = verb;
+        self.order(name, success, &self.fetches, volume, answered(work))
+            .await
+    }
+
+    /// Sends what changes the store, among the uploads.
+    async fn tell<T: Send + 'static>(
+        &self,
+        verb: Verb,
+        volume: u32,
+        work: impl FnOnce(Rc<dyn Store>) -> Answer<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let Verb(name, success) = verb;
+        self.order(name, success, &self.uploads, volume, answered(work))
+            .await
+    }
+
+    async fn order<T>(
         &self,
         verb: &'static str,
         success: u16,
         lane: &Sender<Order>,
-        order: impl FnOnce(oneshot::Sender<StoreResult<T>>) -> Order,
+        volume: u32,
+        work: impl FnOnce(oneshot::Sender<StoreResult<T>>) -> Work,
     ) -> StoreResult<T> {
         let start = self.runtime.now();
         let (reply, answer) = oneshot::channel();
-        let result = match lane.send(order(reply)).await {
+        let work = work(reply);
+        let result = match lane.send(Order { volume, work }).await {
             Err(_) => Err(companion_gone()),
             Ok(()) => answer.await.unwrap_or_else(|_| Err(companion_gone())),
         };
@@ -314,7 +448,7 @@ pub async fn serve(mut port: CompanionPort, limits: UplinkLimits, stores: StoreT
                 }
                 match lane.poll_recv(cx) {
                     Poll::Ready(Some(order)) => {
-                        active.push(Box::pin(carry_out(order, stores.clone())));
+                        active.push((order.work)(store(&stores, order.volume)));
                     }
                     Poll::Ready(None) => {
                         finished &= active.is_empty();
@@ -336,41 +470,24 @@ pub async fn serve(mut port: CompanionPort, limits: UplinkLimits, stores: StoreT
     .await;
 }
 
-async fn carry_out(order: Order, stores: Rc<StoreTable>) {
-    // A receiver that is gone no longer wants the answer.
-    match order {
-        Order::Get(volume, request, reply) => match store(&stores, volume) {
-            Ok(store) => fetch(store, request, reply).await,
-            Err(e) => drop(reply.send(Err(e))),
-        },
-        Order::Head(volume, key, reply) => {
-            let answer = match store(&stores, volume) {
-                Ok(store) => store.head(key).await,
-                Err(e) => Err(e),
-            };
-            drop(reply.send(answer));
-        }
-        Order::Put(volume, upload, reply) => {
-            let answer = match store(&stores, volume) {
-                Ok(store) => store.put(into_request(upload)).await,
-                Err(e) => Err(e),
-            };
-            drop(reply.send(answer));
-        }
-        Order::Delete(volume, key, reply) => {
-            let answer = match store(&stores, volume) {
-                Ok(store) => store.delete(key).await,
-                Err(e) => Err(e),
-            };
-            drop(reply.send(answer));
-        }
-        Order::List(volume, request, reply) => {
-            let answer = match store(&stores, volume) {
-                Ok(store) => store.list(request).await,
-                Err(e) => Err(e),
-            };
-            drop(reply.send(answer));
-        }
+/// A request's name in the statistics, and the status that its success counts as.
+struct Verb(&'static str, u16);
+
+/// Work that sends what the store answers to the core.
+fn answered<T: Send + 'static>(
+    work: impl FnOnce(Rc<dyn Store>) -> Answer<T> + Send + 'static,
+) -> impl FnOnce(oneshot::Sender<StoreResult<T>>) -> Work {
+    |reply| {
+        Box::new(|store| {
+            Box::pin(async move {
+                let answer = match store {
+                    Ok(store) => work(store).await,
+                    Err(e) => Err(e),
+                };
+                // A receiver that is gone no longer wants the answer.
+                drop(reply.send(answer));
+            })
+        })
     }
 }
 
@@ -416,8 +533,8 @@ async fn fetch(
     pieces.drained().await;
 }
 
-fn into_request(upload: Upload) -> PutRequest {
-    let body = match upload.body {
+fn into_body(body: UploadBody) -> PutBody {
+    match body {
         UploadBody::Whole(views) => {
             PutBody::Whole(views.into_iter().map(View::into_bytes).collect())
         }
@@ -427,7 +544,22 @@ fn into_request(upload: Upload) -> PutRequest {
             })
             .boxed_local(),
         ),
-    };
+    }
+}
+
+fn into_part_request(part: PartUpload) -> PartRequest {
+    PartRequest {
+        upload: part.upload,
+        number: part.number,
+        length: part.length,
+        headers: part.headers,
+        crc64nvme: part.crc64nvme,
+        attempts: part.attempts,
+        body: into_body(part.body),
+    }
+}
+
+fn into_request(upload: Upload) -> PutRequest {
     PutRequest {
         key: upload.key,
         length: upload.length,
@@ -435,6 +567,6 @@ fn into_request(upload: Upload) -> PutRequest {
         crc64nvme: upload.crc64nvme,
         if_none_match: upload.if_none_match,
         attempts: upload.attempts,
-        body,
+        body: into_body(upload.body),
     }
 }

@@ -735,9 +735,9 @@ pub(crate) fn failed(error: &StoreError, cause: FailureCause) -> Ended {
 /// What a store's refusal of an upload says of others.
 pub(crate) fn cause_of(kind: StoreErrorKind) -> FailureCause {
     use StoreErrorKind::{
-        ClockSkew, Contended, Corrupt, Denied, Internal, InvalidKey, Misdirected, NoSuchBucket,
-        NotFound, NotModified, PreconditionFailed, RangeNotSatisfiable, Rejected, SlowDown,
-        Timeout, Unreachable, Unsupported,
+        ClockSkew, Contended, Corrupt, Denied, Internal, InvalidKey, InvalidPart, Misdirected,
+        NoSuchBucket, NoSuchUpload, NotFound, NotModified, PartTooSmall, PreconditionFailed,
+        RangeNotSatisfiable, Rejected, SlowDown, Timeout, Unreachable, Unsupported,
     };
     match kind {
         SlowDown => FailureCause::SlowDown,
@@ -746,7 +746,7 @@ pub(crate) fn cause_of(kind: StoreErrorKind) -> FailureCause {
         Denied | ClockSkew | Misdirected | NoSuchBucket | NotFound | Unsupported => {
             FailureCause::Denied
         }
-        Rejected | InvalidKey => FailureCause::Rejected,
+        Rejected | InvalidKey | NoSuchUpload | InvalidPart | PartTooSmall => FailureCause::Rejected,
         Contended | PreconditionFailed | NotModified | RangeNotSatisfiable => FailureCause::Key,
     }
 }

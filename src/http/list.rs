@@ -268,6 +268,9 @@ fn store_is_away(error: &StoreError) -> ErrorReply {
             refusal.with("retry-after", "1")
         }
         Kind::NotFound
+        | Kind::NoSuchUpload
+        | Kind::InvalidPart
+        | Kind::PartTooSmall
         | Kind::NoSuchBucket
         | Kind::PreconditionFailed
         | Kind::NotModified

@@ -233,6 +233,13 @@ impl From<&StoreError> for ErrorReply {
             StoreErrorKind::RangeNotSatisfiable => {
                 ErrorReply::new(416, "InvalidRange", "the range holds no byte of the object")
             }
+            StoreErrorKind::NoSuchUpload => ErrorReply::new(
+                404,
+                "NoSuchUpload",
+                "the upload does not exist, or has ended",
+            ),
+            StoreErrorKind::InvalidPart => ErrorReply::new(400, "InvalidPart", &error.message),
+            StoreErrorKind::PartTooSmall => ErrorReply::new(400, "EntityTooSmall", &error.message),
             StoreErrorKind::InvalidKey => ErrorReply::new(400, "InvalidURI", &error.message),
             StoreErrorKind::Unsupported => ErrorReply::new(501, "NotImplemented", &error.message),
             StoreErrorKind::SlowDown => {

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use folder::{Folder, Temporary};
 use forebay_io::listing::{ListPage, ListRequest};
+use forebay_io::multipart::PartStore;
 use forebay_io::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
@@ -156,6 +157,8 @@ impl FileStore {
         blocking(move || writing.publish(&folder, &names, headers, crc, only_new)).await
     }
 }
+
+impl PartStore for FileStore {}
 
 impl Store for FileStore {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {

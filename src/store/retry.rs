@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use forebay_io::listing::{ListPage, ListRequest};
+use forebay_io::multipart::PartStore;
 use forebay_io::store::{
     Attempts, ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply,
     PutRequest, Store, StoreError, StoreErrorKind, StoreResult,
@@ -208,6 +209,8 @@ impl<S: Store + 'static, P: Pace + 'static> Retrying<S, P> {
         }
     }
 }
+
+impl<S: Store + 'static, P: Pace + 'static> PartStore for Retrying<S, P> {}
 
 impl<S: Store + 'static, P: Pace + 'static> Store for Retrying<S, P> {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {

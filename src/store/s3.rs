@@ -17,6 +17,7 @@ use base64::Engine;
 use bytes::Bytes;
 use client::Client;
 use forebay_io::listing::{ListPage, ListRequest};
+use forebay_io::multipart::PartStore;
 use forebay_io::store::{
     CHECKSUM_PREFIX, GetReply, GetRequest, ObjectHead, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult,
@@ -519,6 +520,8 @@ impl S3Store {
         StoreError::new(kind, format!("{bucket_url}: {}", describe(error)))
     }
 }
+
+impl PartStore for S3Store {}
 
 impl Store for S3Store {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {

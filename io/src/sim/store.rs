@@ -7,6 +7,7 @@
 
 use super::random::Dice;
 use crate::listing::{ListPage, ListRequest, ListedObject, PageBuilder, Wanted};
+use crate::multipart::PartStore;
 use crate::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
@@ -355,6 +356,8 @@ impl MemoryStore {
         Ok(page.finish(false))
     }
 }
+
+impl PartStore for MemoryStore {}
 
 impl Store for MemoryStore {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use forebay_io::listing::{ListPage, ListRequest};
+use forebay_io::multipart::PartStore;
 use forebay_io::runtime::Runtime;
 use forebay_io::sim::SimRuntime;
 use forebay_io::sim::store::MemoryStore;
@@ -110,6 +111,8 @@ impl Wan {
         runtime.sleep(Duration::from_micros(pause_us)).await;
     }
 }
+
+impl PartStore for Wan {}
 
 impl Store for Wan {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
