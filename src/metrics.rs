@@ -265,7 +265,7 @@ const UPTIME: Metric = Metric(
 );
 
 /// Metrics of the owner cores' counters, by the counter's name.
-const ENGINE: [(&str, Metric); 17] = [
+const ENGINE: [(&str, Metric); 18] = [
     (
         "fills",
         Metric(
@@ -304,6 +304,14 @@ const ENGINE: [(&str, Metric); 17] = [
             "forebay_revalidations_total",
             Kind::Counter,
             "Cached copies that a store confirmed.",
+        ),
+    ),
+    (
+        "negative_hits",
+        Metric(
+            "forebay_negative_hits_total",
+            Kind::Counter,
+            "Reads told that there is no such object without asking a store (negative_ttl).",
         ),
     ),
     (

@@ -24,6 +24,7 @@
 //! segment is never reused while a read or write relies on it; a byte that failed its checksum is
 //! never handed out; a fetch is never tied to a client; a superseded fetch is never cached.
 
+pub mod absent;
 pub mod backlog;
 pub mod check;
 pub mod core;

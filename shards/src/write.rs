@@ -250,14 +250,18 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Some(_) => self.shard(hash).is_some_and(|shard| shard.may_hold(hash)),
             None => self.forget(hash),
         };
-        self.learn(&id, hash, meta.clone());
+        let written = self.parts.runtime.now();
+        self.learn(&id, hash, meta.clone(), written);
         let is_gone = !in_flight && !cached;
         let must_be_gone = must_be_buried(&id);
         let core = self.clone();
         let caching = async move {
             let _turn = turn;
             let outranked = match payload {
-                Some(payload) => core.store_block(hash, &id, &meta, payload, || true).await,
+                Some(payload) => {
+                    core.store_block(hash, &id, &meta, payload, written, || true)
+                        .await
+                }
                 // No record of the new version outranks the old one, and nobody promises an insert.
                 None => false,
             };
@@ -362,9 +366,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         self.supersede(hash);
         let core = self.clone();
+        let written = self.parts.runtime.now();
         let caching = async move {
             let _turn = turn;
-            core.store_block(hash, &id, &meta, payload, || true).await
+            core.store_block(hash, &id, &meta, payload, written, || true)
+                .await
         };
         self.patience.write(self.shard_number(hash), caching).await;
     }

@@ -66,6 +66,8 @@ pub enum Fault {
     Long(u64),
     /// GET: the byte at this place of the body has one bit flipped, unnoticed.
     Flip(u64),
+    /// GET: the head comes at once, the body only after this.
+    SlowBody(Duration),
     /// GET: the head names another version than the one that the bytes are of.
     WrongEtag,
     /// PUT and DELETE: the change is made, the answer is lost.
@@ -286,8 +288,18 @@ impl MemoryStore {
         if matches!(fault, Some(Fault::WrongEtag)) {
             meta.etag = format!("{}-other", meta.etag);
         }
+        let pause = match fault {
+            Some(Fault::SlowBody(pause)) => Some((self.sleep)(pause)),
+            _ => None,
+        };
         let pieces = faulty_pieces(&wanted, fault);
-        let body = stream::iter(pieces).boxed_local();
+        let body = stream::once(async move {
+            if let Some(pause) = pause {
+                pause.await;
+            }
+            stream::iter(pieces)
+        });
+        let body = body.flatten().boxed_local();
         Ok(GetReply { meta, span, body })
     }
 
