@@ -13,6 +13,7 @@
 //! | [`buffer`] | pooled, 4 KiB-aligned memory with a fill watermark |
 //! | [`checksum`] | both checksums of what enters the cache, in one pass |
 //! | [`disk`] | direct files on the core's own ring |
+//! | [`md5`] | MD5 of several bodies at once |
 //! | [`memory`] | how much of it there is |
 //! | [`probe`] | what the machine must permit, asked before glommio is |
 //! | [`queue`] | bounded lock-free queues; the mesh between cores |
@@ -31,6 +32,7 @@ pub mod histogram;
 pub mod ledger;
 pub mod listing;
 pub mod local;
+pub mod md5;
 pub mod memory;
 pub mod multipart;
 pub mod net;

@@ -20,6 +20,7 @@ pub mod head;
 pub mod hoist;
 pub mod limits;
 pub mod list;
+pub mod md5_queue;
 pub mod overrides;
 pub mod put;
 pub mod range;
@@ -40,6 +41,7 @@ use forebay_shards::key::{BlockId, Volume};
 use forebay_shards::router::Router;
 use get::Wishes;
 use head::{Framing, Head};
+use md5_queue::Md5Queue;
 use reply::ErrorReply;
 use stats::HttpStats;
 use std::borrow::Cow;
@@ -70,6 +72,8 @@ pub struct CoreContext {
     pub listing: Permits,
     /// DeleteObjects that may be in memory at a time.
     pub deleting: Permits,
+    /// Bodies whose MD5 is wanted.
+    pub md5s: Rc<Md5Queue>,
 }
 
 impl CoreContext {
