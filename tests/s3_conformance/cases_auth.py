@@ -1,16 +1,21 @@
 """Who may do what: signatures that are wrong, old, cut, moved, tampered with. Tables only.
 
-In all of these the body, if any, is not looked at, and what was there stays.
+In all that is refused the body, if any, is not looked at, and what was there stays.
 """
 
 import re
 
-from model import P, Want, ask, case, error, get, head, put, volume
+from model import B, P, Want, ask, case, error, get, head, put, saved, volume
 from wire import Signing
 
 TEN = b"0123456789"
 FIXTURE = (put("k", TEN),)
 WEEK = 7 * 24 * 3600
+# Of the same volume, and may only read.
+READER = ("FBREADER", "reader-secret-0123456789abcdef")
+# Of another volume of the same proxy, and may do all there.
+OTHER_VOLUME = "other-volume"
+NEIGHBOUR = ("FBNEIGHBOUR", "neighbour-secret-0123456789abcdef")
 STRANGER = ("FBNOBODY", "no-secret-0123456789abcdef")
 DENIED = "AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|RequestTimeTooSkewed|AuthorizationHeaderMalformed|InvalidArgument|InvalidRequest|AuthorizationQueryParametersError|MissingSecurityHeader|InvalidToken"
 
@@ -29,8 +34,8 @@ def headers():
     yield from both("skewed-back", Signing(skew=-16 * 60), error(403, "RequestTimeTooSkewed"))
     yield from both("skewed-ahead", Signing(skew=16 * 60), error(403, "RequestTimeTooSkewed"))
     yield from both("other-service", Signing(service="ec2"), error((400, 403), DENIED), differential=False)
-    yield from both("other-bucket", Signing(bucket="other-volume"), error(403, "SignatureDoesNotMatch"))
-    yield from both("anonymous", Signing(how="none"), error((401, 403), "AccessDenied"))
+    yield from both("other-bucket", Signing(bucket=OTHER_VOLUME), error(403, "SignatureDoesNotMatch"))
+    yield from both("anonymous", Signing(how="none"), error(403, "AccessDenied"))
     yield case("auth/skewed-a-little", get("k", Want(200, body=TEN), sign=Signing(skew=-14 * 60)), fixture=FIXTURE)
     yield case("auth/skewed-ahead-a-little", get("k", Want(200, body=TEN), sign=Signing(skew=14 * 60)), fixture=FIXTURE)
     yield case("auth/any-region", get("k", Want(200, body=TEN), sign=Signing(region="eu-nowhere-7")), fixture=FIXTURE)
@@ -47,7 +52,7 @@ def headers():
         ("two-signatures", lambda line: line + ", Signature=" + "0" * 64), ("unknown-field", lambda line: line + ", What=ever"),
     ):
         # Of broken lines the store judges each in its own way. What has no algorithm that is known is no credential at all.
-        want = {"unknown-field": Want((200, 400, 403)), "algorithm-in-small-letters": error((400, 401, 403))}.get(name, refused)
+        want = {"unknown-field": Want((200, 400, 403)), "algorithm-in-small-letters": error((400, 403))}.get(name, refused)
         yield case(f"auth-line/{name}", get("k", want, sign=Signing(rewrite=rewrite)), fixture=FIXTURE, differential=False)
     for name, line in (
         ("empty", ""), ("blank", " "), ("basic", "Basic dXNlcjpwYXNz"), ("v2", "AWS FBCONFORM:c2lnbmF0dXJl"), ("word", "what"), ("bearer-empty", "Bearer "),
@@ -108,7 +113,7 @@ def presigned():
         ("other-algorithm", query(rewrite=lambda text: text.replace("AWS4-HMAC-SHA256", "AWS4-HMAC-SHA512"))),
         ("twice", query(rewrite=lambda text: text + "&X-Amz-Date=20200101T000000Z")),
         ("parameter-added", query(rewrite=lambda text: text + "&response-content-type=a%2Fb")),
-        ("other-bucket", query(bucket="other-volume")),
+        ("other-bucket", query(bucket=OTHER_VOLUME)),
     ):
         yield case(f"presigned-refused/{name}", get("k", refused, sign=sign), fixture=FIXTURE, differential=False)
     yield case("presigned-refused/other-method", put("k", b"evil", refused, sign=query(), raw_query="X-Amz-Algorithm=AWS4-HMAC-SHA256"), get("k", good), fixture=FIXTURE, differential=False)
@@ -116,4 +121,41 @@ def presigned():
     yield case("presigned-refused/and-a-header", get("k", refused, headers={"authorization": "Bearer what-0123456789abcdef"}, sign=query(unsigned=("authorization",))), fixture=FIXTURE, differential=False)
 
 
-TABLES = (headers, presigned)
+def permissions():
+    denied = error(403, "AccessDenied")
+    good = Want(200, body=TEN)
+    mine = [("prefix", P)]
+    yield from both("neighbour", Signing(pair=NEIGHBOUR), denied, differential=False)
+    yield from both("neighbour-presigned", Signing(how="query", pair=NEIGHBOUR), denied, differential=False)
+    reader = Signing(pair=READER)
+    for name, step in (
+        ("put", put("k", b"evil", denied, sign=reader)), ("delete", ask("DELETE", "k", denied, sign=reader)),
+        ("delete-objects", volume("POST", denied, ["delete"], body=f"<Delete><Object><Key>{P}k</Key></Object></Delete>".encode(),
+                                  headers={"content-md5": saved("body-md5")}, sign=reader)),
+        ("copy", put("k", b"", denied, headers={"x-amz-copy-source": f"{B}/{P}k"}, sign=reader)),
+        ("create-upload", ask("POST", "k", denied, query=["uploads"], sign=reader)),
+        ("part", put("k", b"evil", denied, query=[("partNumber", "1"), ("uploadId", "x")], sign=reader)),
+        ("complete", ask("POST", "k", denied, query=[("uploadId", "x")], body=b"<CompleteMultipartUpload/>", sign=reader)),
+        ("abort", ask("DELETE", "k", denied, query=[("uploadId", "x")], sign=reader)),
+        ("presigned-put", put("k", b"evil", denied, sign=Signing(how="query", pair=READER))), ("create-bucket", volume("PUT", denied, sign=reader)),
+    ):
+        yield case(f"reader/{name}", step, get("k", good), fixture=FIXTURE, differential=False)
+    listed = Want(200, xml={"Contents/Key": [P + "k"]})
+    for name, step in (
+        ("get", get("k", good, sign=reader)), ("head", head("k", 200, sign=reader)), ("list", volume("GET", listed, mine, sign=reader)),
+        ("location", volume("GET", 200, ["location"], sign=reader)), ("head-bucket", volume("HEAD", 200, sign=reader)),
+    ):
+        yield case(f"reader/{name}", step, fixture=FIXTURE, differential=False)
+    elsewhere = Signing(how="query", bucket=OTHER_VOLUME)
+    yield case("auth/presigned-for-another-volume", get("k", error(403, "SignatureDoesNotMatch"), sign=elsewhere), fixture=FIXTURE)
+    moved = {"bucket": OTHER_VOLUME, "sign": Signing(bucket=B)}
+    yield case("auth/moved-to-another-volume", ask("PUT", "k", error(403, "SignatureDoesNotMatch|AccessDenied"), body=b"x", **moved), differential=False)
+    theirs = put("target", b"", error((403, 501)), headers={"x-amz-copy-source": f"{OTHER_VOLUME}/k"})
+    yield case("auth/copy-from-a-volume-of-others", ask("PUT", "k", 200, body=TEN, bare_key=True, bucket=OTHER_VOLUME, sign=Signing(pair=NEIGHBOUR)), theirs, head("target", 404), differential=False)
+    buckets = lambda names, pair: ask("GET", None, Want(200, xml={"Bucket/Name": names}), bucket="", sign=Signing(pair=pair))
+    yield case("auth/buckets-of-a-neighbour", buckets([OTHER_VOLUME], NEIGHBOUR), differential=False)
+    yield case("auth/buckets-of-a-reader", buckets([B], READER), differential=False)
+    yield case("auth/buckets-of-a-stranger", ask("GET", None, error(403, "InvalidAccessKeyId"), bucket="", sign=Signing(pair=STRANGER)), differential=False)
+
+
+TABLES = (headers, presigned, permissions)

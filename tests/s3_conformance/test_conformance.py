@@ -19,6 +19,7 @@ import cases_auth  # noqa: E402
 import cases_bodies  # noqa: E402
 import cases_buckets  # noqa: E402
 import cases_objects  # noqa: E402
+from cases_auth import NEIGHBOUR, OTHER_VOLUME, READER  # noqa: E402
 from differences import DIFFERENCES  # noqa: E402
 from forebay_proxy import VOLUME, Proxy, Store  # noqa: E402
 from model import Run  # noqa: E402
@@ -27,6 +28,14 @@ from wire import Endpoint, Request  # noqa: E402
 PAIR = ("FBCONFORM", "conformance-secret-0123456789abcdef")
 BUCKET = "forebay-conformance"
 MODULES = (cases_objects, cases_bodies, cases_buckets, cases_auth)
+
+
+def add_volume(proxy):
+    """Another volume, in a folder, with a pair of its own."""
+    os.mkdir(proxy.path("other"), 0o700)
+    with open(proxy.path("forebay.toml"), "a") as settings:
+        settings.write(f'\n[[volume]]\nname = "{OTHER_VOLUME}"\nstore = "file"\npath = "{proxy.path("other")}"\n')
+    proxy.give_keys([(NEIGHBOUR, "rw")])
 
 
 class LateProxy(Proxy):
@@ -64,7 +73,8 @@ class Conformance(unittest.TestCase):
     def start(cls, name, kind, store, writeback):
         proxy = kind(os.environ["FOREBAY_TEST_BINARY"], store=store, shards=1, block_size="1MiB", tls=False, writeback=writeback)
         cls.addClassCleanup(proxy.close)
-        proxy.give_keys([(PAIR, "rw")])
+        proxy.give_keys([(PAIR, "rw"), (READER, "r")])
+        add_volume(proxy)
         proxy.start()
         cls.targets[name] = Endpoint(name, proxy.url, VOLUME, PAIR)
 
