@@ -185,6 +185,7 @@ fn whole(key: &str, body: impl Into<Bytes>) -> PutRequest {
         headers: Vec::new(),
         crc64nvme: Some(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &body)),
         if_none_match: false,
+        if_match: None,
         attempts: Attempts::StorePolicy,
         body: PutBody::Whole(vec![body]),
     }

@@ -167,6 +167,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             headers: headers.clone(),
             crc64nvme,
             if_none_match,
+            if_match: None,
             attempts: Attempts::StorePolicy,
             body,
         };
