@@ -134,7 +134,9 @@ impl Piece {
     /// The blocks that it reaches into.
     pub fn blocks(&self, volume: &Arc<Volume>) -> Vec<BlockId> {
         let count = self.size.div_ceil(volume.block_bytes);
-        (0..count).map(|number| self.block(volume, number)).collect()
+        (0..count)
+            .map(|number| self.block(volume, number))
+            .collect()
     }
 }
 
@@ -374,12 +376,7 @@ impl Parts {
     }
 
     /// Notes a part of an upload of the object whose block 0 is `home`. Returns what it replaces.
-    pub fn note(
-        &mut self,
-        home: BlockHash,
-        upload_id: &str,
-        part: NotedPart,
-    ) -> Option<NotedPart> {
+    pub fn note(&mut self, home: BlockHash, upload_id: &str, part: NotedPart) -> Option<NotedPart> {
         let name = Parts::name(home, upload_id);
         let known = self.uploads.take(&name);
         let known = known.filter(|known| *known.id == *upload_id);
