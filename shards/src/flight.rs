@@ -28,6 +28,8 @@ pub struct Plan {
     kind: PlanKind,
     /// Whether we have a copy that is only too old: it stands in if the store does not answer.
     checking: bool,
+    /// The version that is wanted, where it is known: the cache may have its bytes under other names.
+    known: Option<Arc<ObjectMeta>>,
 }
 
 enum PlanKind {
@@ -48,6 +50,15 @@ impl Plan {
             id,
             kind: PlanKind::Fill,
             checking: false,
+            known: None,
+        }
+    }
+
+    /// Brings block 0 of an object that is known to be as `meta` says.
+    pub fn fill_known(id: BlockId, meta: Arc<ObjectMeta>) -> Plan {
+        Plan {
+            known: Some(meta),
+            ..Plan::fill(id)
         }
     }
 
@@ -71,7 +82,7 @@ impl Plan {
     }
 
     /// Fetches a block of the version that `meta` describes.
-    pub fn version(id: BlockId, meta: &ObjectMeta) -> Plan {
+    pub fn version(id: BlockId, meta: &Arc<ObjectMeta>) -> Plan {
         let kind = PlanKind::Version {
             etag: meta.etag.clone(),
             size: meta.size,
@@ -80,6 +91,7 @@ impl Plan {
             id,
             kind,
             checking: false,
+            known: Some(meta.clone()),
         }
     }
 
@@ -95,6 +107,7 @@ impl Plan {
             id,
             kind,
             checking: false,
+            known: None,
         }
     }
 
@@ -125,6 +138,8 @@ impl Plan {
 pub enum Landing {
     /// The block arrives.
     Body(Arc<ObjectMeta>, Watch),
+    /// The block is here: the cache had its bytes under other names.
+    Assembled(Arc<ObjectMeta>, Watch),
     /// The object's description is known now.
     Described,
     /// The object's description, which must not be remembered: of its key something is held back.
@@ -160,7 +175,10 @@ impl Flight {
 
     /// Whether the block is complete already.
     pub fn has_arrived(&self) -> bool {
-        matches!(&*self.landing.borrow(), Some(Landing::Body(_, watch)) if watch.is_finished())
+        match &*self.landing.borrow() {
+            Some(Landing::Body(_, watch) | Landing::Assembled(_, watch)) => watch.is_finished(),
+            _ => false,
+        }
     }
 
     /// Keeps what this flight brings out of the cache.
@@ -202,6 +220,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     async fn fly(&self, hash: BlockHash, plan: Plan, flight: &Rc<Flight>) {
         if let PlanKind::Describe = plan.kind {
             return self.describe(hash, &plan, flight).await;
+        }
+        if let Some(meta) = &plan.known
+            && let Some((buffer, checksums)) = self.assemble(&plan.id, meta).await
+        {
+            flight.land(Landing::Assembled(meta.clone(), buffer.watch()));
+            let payload = finished(buffer, checksums);
+            return self
+                .keep_assembled(hash, &plan.id, meta, payload, flight)
+                .await;
         }
         self.stats.fills.add(1);
         let answer = self
@@ -355,6 +382,45 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
     }
 
+    /// Caches a block that was put together. It says nothing new of its object.
+    async fn keep_assembled(
+        &self,
+        hash: BlockHash,
+        id: &BlockId,
+        meta: &Arc<ObjectMeta>,
+        payload: BlockPayload,
+        flight: &Flight,
+    ) {
+        // Block 0 stands for the object: it must be of the version that is current.
+        let is_outdated = id.number == 0 && !self.is_current(hash, meta);
+        if flight.superseded.get() || is_outdated || self.uploads.is_conflict(hash) {
+            return;
+        }
+        let wanted = || !flight.superseded.get();
+        let vouched_at = self.vouched_at(hash, id);
+        let storing = self.store_block_of(hash, id, meta, payload, vouched_at, wanted);
+        let shard = self.shard_number(hash);
+        self.patience.watch_write(shard, storing, || ()).await;
+    }
+
+    /// When the store last vouched for a block, as far as its object's home knows, in seconds since the
+    /// Unix epoch.
+    fn vouched_at(&self, hash: BlockHash, id: &BlockId) -> u64 {
+        let runtime = &self.parts.runtime;
+        let now = runtime.unix_seconds();
+        if id.number > 0 {
+            // Nothing is deduced from this: it is asked for by version.
+            return now;
+        }
+        let validated = self
+            .heads
+            .borrow()
+            .peek(hash)
+            .and_then(|head| head.validated);
+        let age = validated.map(|when| runtime.now().since(when).as_secs());
+        age.map_or(0, |age| now.saturating_sub(age))
+    }
+
     async fn keep(
         &self,
         hash: BlockHash,
@@ -388,15 +454,30 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         payload: BlockPayload,
         wanted: impl Fn() -> bool,
     ) -> bool {
-        let view = payload.buffer.watch().view_all();
         let now = self.parts.runtime.unix_seconds();
+        self.store_block_of(hash, id, meta, payload, now, wanted)
+            .await
+    }
+
+    /// As [`Core::store_block`], of a block for which the store vouched at `vouched_at`, seconds since
+    /// the Unix epoch.
+    async fn store_block_of(
+        &self,
+        hash: BlockHash,
+        id: &BlockId,
+        meta: &ObjectMeta,
+        payload: BlockPayload,
+        vouched_at: u64,
+        wanted: impl Fn() -> bool,
+    ) -> bool {
+        let view = payload.buffer.watch().view_all();
         let header = RecordHeader {
             kind: RecordKind::Block,
             payload_length: view.len() as u32,
             payload_crc64: payload.crc64nvme,
             chunk_crcs: payload.chunk_crcs,
             meta: meta.clone(),
-            ..RecordHeader::tombstone(hash, id, now)
+            ..RecordHeader::tombstone(hash, id, vouched_at)
         };
         let block = RamBlock {
             header: Rc::new(header.clone()),

@@ -24,6 +24,7 @@
 //! segment is never reused while a read or write relies on it; a byte that failed its checksum is
 //! never handed out; a fetch is never tied to a client; a superseded fetch is never cached.
 
+mod assemble;
 pub mod backlog;
 pub mod check;
 pub mod core;
@@ -40,8 +41,10 @@ pub mod key;
 pub mod log;
 pub mod marks;
 pub mod messages;
+mod multipart;
 pub mod names;
 pub mod operator;
+pub mod parts;
 pub mod patience;
 pub mod ram;
 pub mod range;
