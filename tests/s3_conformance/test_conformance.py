@@ -19,6 +19,7 @@ import cases_auth  # noqa: E402
 import cases_bodies  # noqa: E402
 import cases_buckets  # noqa: E402
 import cases_objects  # noqa: E402
+import cases_parts  # noqa: E402
 from cases_auth import NEIGHBOUR, OTHER_VOLUME, READER  # noqa: E402
 from differences import DIFFERENCES  # noqa: E402
 from forebay_proxy import VOLUME, Proxy, Store  # noqa: E402
@@ -27,7 +28,7 @@ from wire import Endpoint, Request  # noqa: E402
 
 PAIR = ("FBCONFORM", "conformance-secret-0123456789abcdef")
 BUCKET = "forebay-conformance"
-MODULES = (cases_objects, cases_bodies, cases_buckets, cases_auth)
+MODULES = (cases_objects, cases_bodies, cases_buckets, cases_auth, cases_parts)
 
 
 def add_volume(proxy):
