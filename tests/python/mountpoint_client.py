@@ -13,7 +13,7 @@ import subprocess
 import boto3
 
 from forebay_proxy import VOLUME
-from tree_clients import REGION, CurrentBoto3, Mount
+from tree_clients import REGION, CurrentBoto3, Mount, copy_tree
 
 VERSION = "0.11.0"
 # What its build needs beside a Rust toolchain.
@@ -61,7 +61,7 @@ class Mountpoint(Mount, CurrentBoto3):
     def down(self, folder):
         def copy():
             for number in range(self.write_config()):
-                shutil.copytree(os.path.join(self.mountpoint, f"d{number}", "tree"), folder, dirs_exist_ok=True)
+                copy_tree(os.path.join(self.mountpoint, f"d{number}", "tree"), folder)
 
         # Its own cache on disk would answer what was read before.
         shutil.rmtree(self.own("cache"), ignore_errors=True)

@@ -253,10 +253,6 @@ class Mount(Client):
     def mountpoint(self):
         return os.path.join(self.place, "mount")
 
-    @property
-    def root(self):
-        return self.mountpoint
-
     def command(self):
         """The words that mount in the foreground, and their environment."""
         raise NotImplementedError
@@ -271,11 +267,13 @@ class Mount(Client):
         deadline = time.monotonic() + MOUNT_SECONDS_MAX
         while not os.path.ismount(self.mountpoint):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                with open(os.path.join(self.place, "mount.log"), errors="replace") as log:
-                    said = log.read()[-1200:]
                 self.close()
-                raise ClientFailed(f"it was not mounted: {said}")
+                raise ClientFailed(f"it was not mounted: {self.last_words()}")
             time.sleep(0.1)
+
+    def last_words(self):
+        with open(os.path.join(self.place, "mount.log"), errors="replace") as log:
+            return log.read()[-1200:]
 
     def unmount(self):
         # A file that was closed a moment ago may still be busy for the kernel.
@@ -304,31 +302,41 @@ class Mount(Client):
         self.mount()
         try:
             do()
-        except (OSError, shutil.Error) as error:
-            raise ClientFailed(f"{type(error).__name__}: {error}") from error
+        except OSError as error:
+            raise ClientFailed(f"{type(error).__name__}: {str(error)[:500]}; it said: {self.last_words()}") from error
         finally:
             self.unmount()
 
     def up(self, folder):
-        self.mounted(lambda: shutil.copytree(folder, os.path.join(self.root, "tree"), dirs_exist_ok=True, copy_function=copy_whole))
+        self.mounted(lambda: copy_tree(folder, os.path.join(self.mountpoint, "tree")))
 
     def down(self, folder):
-        self.mounted(lambda: shutil.copytree(os.path.join(self.root, "tree"), folder, dirs_exist_ok=True))
+        self.mounted(lambda: copy_tree(os.path.join(self.mountpoint, "tree"), folder))
 
     def rename(self, source, target):
         """Renames a file of the tree."""
-        tree = os.path.join(self.root, "tree")
+        tree = os.path.join(self.mountpoint, "tree")
         self.mounted(lambda: os.rename(os.path.join(tree, source), os.path.join(tree, target)))
 
     def delete(self):
-        self.mounted(lambda: shutil.rmtree(os.path.join(self.root, "tree")))
+        self.mounted(lambda: shutil.rmtree(os.path.join(self.mountpoint, "tree")))
 
 
-def copy_whole(source, target):
-    """Copies a file and waits for its close to be told: a mount may report there what went wrong with its upload."""
-    with open(source, "rb") as reader, open(target, "wb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-    return target
+def copy_tree(source, target):
+    """Copies files and their bytes, and waits for each close to be told: a mount may report there what went wrong with an upload.
+
+    Times and attributes are left: not every mount has those of its own.
+    """
+    for directory, _, names in os.walk(source, onerror=raise_it):
+        there = os.path.normpath(os.path.join(target, os.path.relpath(directory, source)))
+        os.makedirs(there, exist_ok=True)
+        for name in names:
+            with open(os.path.join(directory, name), "rb") as reader, open(os.path.join(there, name), "wb") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def raise_it(error):
+    raise error
 
 
 class S3fs(Mount):
@@ -349,11 +357,21 @@ class S3fs(Mount):
 
 class RcloneMount(Mount, Rclone):
     name = "rclone mount"
+    # What is written is kept here until it is uploaded, also from one mount to the next.
+    cache = "cache"
+
+    def down(self, folder):
+        # There, what was written would be read, too.
+        self.cache = "empty-cache"
+        shutil.rmtree(os.path.join(self.place, self.cache), ignore_errors=True)
+        try:
+            super().down(folder)
+        finally:
+            self.cache = "cache"
 
     def command(self):
-        # What is written is kept in a cache of its own until it is uploaded, also from one mount to the next.
         words = ["rclone", "--config", os.devnull, "mount", f"forebay:{VOLUME}", self.mountpoint, "--vfs-cache-mode", "writes"]
-        words += ["--vfs-write-back", "0s", "--cache-dir", os.path.join(self.place, "cache"), "--rc", "--rc-no-auth"]
+        words += ["--vfs-write-back", "0s", "--cache-dir", os.path.join(self.place, self.cache), "--rc", "--rc-no-auth"]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.control = f"127.0.0.1:{probe.getsockname()[1]}"
