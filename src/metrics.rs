@@ -265,7 +265,7 @@ const UPTIME: Metric = Metric(
 );
 
 /// Metrics of the owner cores' counters, by the counter's name.
-const ENGINE: [(&str, Metric); 18] = [
+const ENGINE: [(&str, Metric); 20] = [
     (
         "fills",
         Metric(
@@ -296,6 +296,22 @@ const ENGINE: [(&str, Metric); 18] = [
             "forebay_coalesced_total",
             Kind::Counter,
             "Readers that joined a fetch in flight.",
+        ),
+    ),
+    (
+        "assembled",
+        Metric(
+            "forebay_blocks_assembled_total",
+            Kind::Counter,
+            "Blocks of new objects put together from cached parts or copied objects, without a fetch.",
+        ),
+    ),
+    (
+        "assembled_bytes",
+        Metric(
+            "forebay_blocks_assembled_bytes_total",
+            Kind::Counter,
+            "Bytes of such blocks.",
         ),
     ),
     (

@@ -166,6 +166,13 @@ fn resolve(reference: &BytesRef<'_>) -> Result<String, XmlError> {
     resolved.map(str::to_owned).ok_or_else(refuse)
 }
 
+/// A moment as S3 writes it in documents, from milliseconds since the Unix epoch.
+pub fn moment(unix_ms: u64) -> String {
+    let ms = i64::try_from(unix_ms).unwrap_or(0);
+    let moment = jiff::Timestamp::from_millisecond(ms).unwrap_or_default();
+    moment.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
+
 /// A document in the making, as S3 answers.
 pub struct Document {
     text: String,

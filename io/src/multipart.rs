@@ -1,15 +1,68 @@
 //! Objects that come to a store in parts, or from another object of it: what can be asked.
 //!
-//! This file owns that vocabulary, beside [`crate::store`]. It never talks to a network and knows
-//! nothing of caching: an upload in parts is at the store, and nowhere else, until it is complete.
+//! This file owns that vocabulary, beside [`crate::store`], and what every store that keeps parts
+//! itself must hold them against. It never talks to a network and knows nothing of caching: an
+//! upload in parts is at the store, and nowhere else, until it is complete.
 
 use crate::store::{
     Attempts, ByteSpan, PutBody, PutReply, StoreError, StoreErrorKind, StoreResult,
 };
 use futures::future::LocalBoxFuture;
+use std::cmp::Ordering;
 
 /// Highest number of a part; the lowest is 1. S3's own limit.
 pub const PART_NUMBER_MAX: u32 = 10_000;
+
+/// The least size of every part but the last of a completed upload, bytes. S3's own limit.
+pub const PART_BYTES_MIN: u64 = 5 << 20;
+
+/// Refuses a part's number that no upload has.
+pub fn check_part_number(number: u32) -> StoreResult<()> {
+    if (1..=PART_NUMBER_MAX).contains(&number) {
+        return Ok(());
+    }
+    let message = format!("part {number}: parts are numbered from 1 to {PART_NUMBER_MAX}");
+    Err(StoreError::new(StoreErrorKind::Rejected, message))
+}
+
+/// Holds the parts that an upload is to be completed from against those that are kept, and gives
+/// the kept ones in their order. Every part but the last must have at least `bytes_min` bytes.
+///
+/// # Errors
+/// `Rejected` without any part, `InvalidPart` for one that is not kept, has another ETag or is out
+/// of order, `PartTooSmall` for one that is.
+pub fn choose_parts<'k>(
+    listed: &[CompletedPart],
+    bytes_min: u64,
+    kept: impl Fn(u32) -> Option<&'k PartMeta>,
+) -> StoreResult<Vec<&'k PartMeta>> {
+    let refuse = |kind, why: String| Err(StoreError::new(kind, why));
+    if listed.is_empty() {
+        let message = "an upload cannot be completed from no part".to_owned();
+        return refuse(StoreErrorKind::Rejected, message);
+    }
+    let mut chosen: Vec<&PartMeta> = Vec::with_capacity(listed.len());
+    for part in listed {
+        let number = part.number;
+        if chosen.last().is_some_and(|last| last.number >= number) {
+            let message = format!("part {number} is not in ascending order");
+            return refuse(StoreErrorKind::InvalidPart, message);
+        }
+        match kept(number).filter(|kept| kept.etag == part.etag) {
+            Some(kept) => chosen.push(kept),
+            None => {
+                let message = format!("part {number} is missing or has another ETag");
+                return refuse(StoreErrorKind::InvalidPart, message);
+            }
+        }
+    }
+    let mut all_but_last = chosen.iter().take(chosen.len() - 1);
+    if let Some(small) = all_but_last.find(|part| part.size < bytes_min) {
+        let message = format!("part {} has only {} bytes", small.number, small.size);
+        return refuse(StoreErrorKind::PartTooSmall, message);
+    }
+    Ok(chosen)
+}
 
 /// An upload in parts: the object that it is to become, and the store's name of the upload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -153,6 +206,20 @@ pub struct UploadsRequest {
     pub upload_id_marker: String,
     /// At most so many, 1 … 1,000.
     pub limit: usize,
+}
+
+impl UploadsRequest {
+    /// Whether an upload is behind the markers, in a store whose uploads of one key are in the order
+    /// of their names' bytes.
+    pub fn is_behind_markers(&self, upload: &UploadName) -> bool {
+        match upload.key.as_str().cmp(&self.key_marker) {
+            Ordering::Greater => true,
+            Ordering::Less => false,
+            Ordering::Equal => {
+                !self.upload_id_marker.is_empty() && upload.upload_id > self.upload_id_marker
+            }
+        }
+    }
 }
 
 /// Uploads in the order of their keys' UTF-8 bytes, then in an order of the store's.

@@ -286,6 +286,10 @@ pub struct PutRequest {
     pub crc64nvme: Option<u64>,
     /// Write only if no object has this key (`If-None-Match: *`).
     pub if_none_match: bool,
+    /// Write only if the object's ETag is this one (the store's, unquoted), else
+    /// `PreconditionFailed`. Where there is no object: `NotFound`, as S3 says it, or
+    /// `PreconditionFailed` from stores that say that. `Unsupported` where a store does not know it.
+    pub if_match: Option<String>,
     /// How often a body in memory may be sent; a stream is sent once.
     pub attempts: Attempts,
     /// The body.

@@ -91,6 +91,8 @@ pub struct Upload {
     pub crc64nvme: Option<u64>,
     /// Write only if the key is free.
     pub if_none_match: bool,
+    /// Write only over the object of this ETag; as in [`PutRequest`].
+    pub if_match: Option<String>,
     /// How often a body in memory may be sent.
     pub attempts: Attempts,
     /// The body.
@@ -566,6 +568,7 @@ fn into_request(upload: Upload) -> PutRequest {
         headers: upload.headers,
         crc64nvme: upload.crc64nvme,
         if_none_match: upload.if_none_match,
+        if_match: upload.if_match,
         attempts: upload.attempts,
         body: into_body(upload.body),
     }

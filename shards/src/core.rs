@@ -16,9 +16,11 @@ use crate::index::BlockMap;
 use crate::key::{BlockHash, BlockId, Topology, Volume};
 use crate::messages::{ReadError, WriteError};
 use crate::names::Names;
+use crate::parts::Parts;
 use crate::patience::Patience;
 use crate::ram::RamTier;
 use crate::recover::RecoveryReport;
+use crate::router::Peers;
 use crate::scrub::Scrub;
 use crate::shard::Shard;
 use crate::stats::{CoreSnapshot, CoreStats};
@@ -33,7 +35,7 @@ use forebay_io::uplink::Uplink;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,6 +93,10 @@ pub struct Core<R: Runtime, D: Disk> {
     load_ms: Cell<Option<u64>>,
     /// The scrub of each shard that had one, by its number.
     pub(crate) scrubs: RefCell<BTreeMap<u32, Rc<Scrub<R, D>>>>,
+    /// Of which bytes objects are made that the cache has under other names.
+    pub(crate) assemblies: RefCell<Parts>,
+    /// The way to the other cores; gone when the router is.
+    pub(crate) peers: RefCell<Weak<Peers>>,
 }
 
 impl<R: Runtime, D: Disk> Core<R, D> {
@@ -120,6 +126,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             recovery: Cell::default(),
             load_ms: Cell::default(),
             scrubs: RefCell::default(),
+            assemblies: RefCell::default(),
+            peers: RefCell::default(),
             began,
         });
         core.start_uploads();

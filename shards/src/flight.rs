@@ -28,6 +28,8 @@ pub struct Plan {
     kind: PlanKind,
     /// Whether we have a copy that is only too old: it stands in if the store does not answer.
     checking: bool,
+    /// The version that is wanted, where it is known: the cache may have its bytes under other names.
+    known: Option<Arc<ObjectMeta>>,
 }
 
 enum PlanKind {
@@ -48,6 +50,15 @@ impl Plan {
             id,
             kind: PlanKind::Fill,
             checking: false,
+            known: None,
+        }
+    }
+
+    /// Brings block 0 of an object that is known to be as `meta` says.
+    pub fn fill_known(id: BlockId, meta: Arc<ObjectMeta>) -> Plan {
+        Plan {
+            known: Some(meta),
+            ..Plan::fill(id)
         }
     }
 
@@ -71,7 +82,7 @@ impl Plan {
     }
 
     /// Fetches a block of the version that `meta` describes.
-    pub fn version(id: BlockId, meta: &ObjectMeta) -> Plan {
+    pub fn version(id: BlockId, meta: &Arc<ObjectMeta>) -> Plan {
         let kind = PlanKind::Version {
             etag: meta.etag.clone(),
             size: meta.size,
@@ -80,6 +91,7 @@ impl Plan {
             id,
             kind,
             checking: false,
+            known: Some(meta.clone()),
         }
     }
 
@@ -95,6 +107,7 @@ impl Plan {
             id,
             kind,
             checking: false,
+            known: None,
         }
     }
 
@@ -125,6 +138,8 @@ impl Plan {
 pub enum Landing {
     /// The block arrives.
     Body(Arc<ObjectMeta>, Watch),
+    /// The block is here: the cache had its bytes under other names.
+    Assembled(Arc<ObjectMeta>, Watch),
     /// The object's description is known now.
     Described,
     /// The object's description, which must not be remembered: of its key something is held back.
@@ -187,7 +202,10 @@ impl Flight {
 
     /// Whether the block is complete already.
     pub fn has_arrived(&self) -> bool {
-        matches!(&*self.landing.borrow(), Some(Landing::Body(_, watch)) if watch.is_finished())
+        match &*self.landing.borrow() {
+            Some(Landing::Body(_, watch) | Landing::Assembled(_, watch)) => watch.is_finished(),
+            _ => false,
+        }
     }
 
     /// Keeps what this flight brings out of the cache.
@@ -233,6 +251,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     async fn fly(&self, hash: BlockHash, plan: Plan, flight: &Rc<Flight>) {
         if let PlanKind::Describe = plan.kind {
             return self.describe(hash, &plan, flight).await;
+        }
+        if let Some(meta) = &plan.known
+            && let Some((buffer, checksums)) = self.assemble(&plan.id, meta).await
+        {
+            flight.land(Landing::Assembled(meta.clone(), buffer.watch()));
+            let payload = finished(buffer, checksums);
+            return self
+                .keep_assembled(hash, &plan.id, meta, payload, flight)
+                .await;
         }
         self.stats.fills.add(1);
         let answer = self
@@ -391,6 +418,36 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
     }
 
+    /// Caches a block that was put together. It says nothing new of its object.
+    async fn keep_assembled(
+        &self,
+        hash: BlockHash,
+        id: &BlockId,
+        meta: &Arc<ObjectMeta>,
+        payload: BlockPayload,
+        flight: &Flight,
+    ) {
+        // Block 0 stands for the object: it must be of the version that is current.
+        let is_outdated = id.number == 0 && !self.is_current(hash, meta);
+        if flight.superseded.get() || is_outdated || self.uploads.is_conflict(hash) {
+            return;
+        }
+        let wanted = || !flight.superseded.get();
+        let vouched_at = self.vouched_at(hash, id);
+        let storing = self.store_block(hash, id, meta, payload, vouched_at, wanted);
+        let shard = self.shard_number(hash);
+        self.patience.watch_write(shard, storing, || ()).await;
+    }
+
+    /// When the store last vouched for a block, as far as its object's home knows.
+    fn vouched_at(&self, hash: BlockHash, id: &BlockId) -> Option<MonoTime> {
+        match id.number {
+            0 => self.heads.borrow().peek(hash)?.validated,
+            // Nothing is deduced from this: it is asked for by version.
+            _ => Some(self.parts.runtime.now()),
+        }
+    }
+
     async fn keep(
         &self,
         hash: BlockHash,
@@ -408,12 +465,12 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         let shard = self.shard_number(hash);
         let wanted = || !flight.superseded.get();
-        let storing = self.store_block(hash, id, &meta, payload, flight.asked, wanted);
+        let storing = self.store_block(hash, id, &meta, payload, Some(flight.asked), wanted);
         self.patience.watch_write(shard, storing, || ()).await;
     }
 
     /// Puts a block into the log, and into the RAM tier if it is hot already. A block that cannot
-    /// be written is not cached on disk. `validated` says when the store was asked for it. `wanted`
+    /// be written is not cached on disk. `validated` says when the store was asked for it, if it was. `wanted`
     /// turns false when something newer comes. Returns whether the log was asked: a shard of which
     /// something is overdue is not, for each block that waits for it would keep its memory.
     pub(crate) async fn store_block(
@@ -422,11 +479,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         id: &BlockId,
         meta: &ObjectMeta,
         payload: BlockPayload,
-        validated: MonoTime,
+        validated: Option<MonoTime>,
         wanted: impl Fn() -> bool,
     ) -> bool {
         let view = payload.buffer.watch().view_all();
-        let validated_at = self.unix_seconds_at(validated);
+        let validated_at = validated.map_or(0, |when| self.unix_seconds_at(when));
         let header = RecordHeader {
             kind: RecordKind::Block,
             payload_length: view.len() as u32,

@@ -25,6 +25,7 @@
 //! never handed out; a fetch is never tied to a client; a superseded fetch is never cached.
 
 pub mod absent;
+mod assemble;
 pub mod backlog;
 pub mod check;
 pub mod core;
@@ -41,8 +42,10 @@ pub mod key;
 pub mod log;
 pub mod marks;
 pub mod messages;
+mod multipart;
 pub mod names;
 pub mod operator;
+pub mod parts;
 pub mod patience;
 pub mod ram;
 pub mod range;

@@ -6,11 +6,13 @@
 use crate::backlog::{AbandonError, Backlog, DirtyBlock, Exported, ObjectName};
 use crate::key::{BlockId, Volume};
 use crate::names::NamesError;
+use crate::parts::{Assembly, KnownParts, NotedPart, Place};
 use crate::range::RangeSpec;
 use crate::stats::CoreSnapshot;
 use bytes::Bytes;
 use forebay_io::buffer::{BufferWriter, View, Watch};
 use forebay_io::listing::{ListPage, ListRequest};
+use forebay_io::multipart::CompletedPart;
 use forebay_io::queue::Receiver;
 use forebay_io::store::{ByteSpan, ObjectMeta, StoreError, StoreResult};
 use futures::channel::oneshot;
@@ -127,6 +129,9 @@ pub enum WriteError {
     /// The key is taken, and was to be written only if free.
     #[error("the object exists")]
     Exists,
+    /// The key was to be written only if it holds one version, and it holds another.
+    #[error("the object is of another version")]
+    OtherVersion,
     /// Keys of the volume are written once, and this one holds something else.
     #[error("the volume is immutable, and the object has other content")]
     Immutable,
@@ -178,6 +183,18 @@ pub struct LateFacts {
     pub md5: Option<String>,
 }
 
+/// What must be true of a key for a write of it to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WriteCondition {
+    /// Nothing.
+    #[default]
+    Always,
+    /// It holds no object.
+    Free,
+    /// It holds the version of which clients are told this ETag.
+    Version(String),
+}
+
 /// Writes an object.
 pub struct PutObject {
     /// Block 0 of the object.
@@ -189,10 +206,47 @@ pub struct PutObject {
     pub late: oneshot::Receiver<LateFacts>,
     /// Its size, bytes.
     pub length: u64,
-    /// Only if the key is free.
-    pub if_none_match: bool,
+    /// What must be true of the key.
+    pub condition: WriteCondition,
     /// The bytes.
     pub source: PutSource,
+}
+
+/// Makes an object from the parts of an upload.
+#[derive(Clone, Debug)]
+pub struct CompleteObject {
+    /// Block 0 of the object.
+    pub id: BlockId,
+    /// The store's name of the upload.
+    pub upload_id: String,
+    /// The parts in the order of their numbers.
+    pub parts: Vec<CompletedPart>,
+    /// What must be true of the key.
+    pub condition: WriteCondition,
+    /// Headers of the request that concern the whole object's checksum.
+    pub headers: Vec<(String, String)>,
+}
+
+/// An object that is to be copied, as its home describes it.
+#[derive(Clone, Debug)]
+pub struct CopyFrom {
+    /// The object.
+    pub meta: Arc<ObjectMeta>,
+    /// The store's own ETag of it; nothing if the store does not have it yet.
+    pub store_etag: Option<String>,
+}
+
+/// Makes an object from another one of the same store, there.
+#[derive(Clone, Debug)]
+pub struct CopyObject {
+    /// Block 0 of the object.
+    pub id: BlockId,
+    /// The source's key; it is of the same volume.
+    pub source: Arc<str>,
+    /// The source, as it must be.
+    pub from: CopyFrom,
+    /// The object's headers, if they are not to be the source's.
+    pub headers: Option<Vec<(String, String)>>,
 }
 
 /// A request to the core that owns a block, with the way back for its answer.
@@ -242,6 +296,34 @@ pub enum Message {
     SetDraining(bool, oneshot::Sender<()>),
     /// Make all that was acknowledged durable, and upload without waiting.
     Hurry(oneshot::Sender<()>),
+    /// Note a part that the store has taken, of the object with this block 0, and of which upload.
+    NotePart(BlockId, String, Box<NotedPart>, oneshot::Sender<()>),
+    /// Tell what is known of the parts of an upload.
+    KnownParts(BlockId, String, oneshot::Sender<KnownParts>),
+    /// Make an object from its parts.
+    Complete(
+        Box<CompleteObject>,
+        oneshot::Sender<Result<Written, WriteError>>,
+    ),
+    /// Forget an upload that was given up.
+    EndUpload(BlockId, String, oneshot::Sender<()>),
+    /// Describe an object that is to be copied.
+    DescribeSource(BlockId, oneshot::Sender<Result<CopyFrom, ReadError>>),
+    /// Copy an object inside its store.
+    Copy(
+        Box<CopyObject>,
+        oneshot::Sender<Result<Written, WriteError>>,
+    ),
+    /// Tell how a version of an object was put together, if that is known.
+    FindAssembly(
+        BlockId,
+        Arc<ObjectMeta>,
+        oneshot::Sender<Option<Arc<Assembly>>>,
+    ),
+    /// Give part of a block if it is here in the version that is meant; nothing is fetched.
+    Peek(Box<Place>, oneshot::Sender<Option<View>>),
+    /// Forget blocks of bodies of parts, which nobody needs any more.
+    Discard(Vec<BlockId>, oneshot::Sender<()>),
 }
 
 /// Part of a block of one version of an object.

@@ -12,6 +12,7 @@ use crate::index::Location;
 use crate::key::{BlockHash, BlockId, Freshness};
 use crate::marks::Mark;
 use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError};
+use crate::parts::Place;
 use crate::ram::RamBlock;
 use crate::range::{RangeSpec, block_span, part_of_block};
 use crate::shard::{FoundRecord, ReadFailure, Shard};
@@ -82,9 +83,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     };
                     let plan = match known {
                         Known::Fresh(meta) => {
-                            match self.serve(&id, hash, meta, wanted, story.outcome).await {
+                            let found = self.serve(&id, hash, meta.clone(), wanted, story.outcome);
+                            match found.await {
                                 Some(answer) => return answer,
-                                None => Plan::fill(id.clone()),
+                                None => Plan::fill_known(id.clone(), meta),
                             }
                         }
                         Known::Stale(_, validator) => Plan::check(id.clone(), &validator, wanted),
@@ -142,6 +144,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         story.asked = true;
         match landing {
             Landing::Body(meta, watch) => Ok(Some((meta, watch, outcome))),
+            Landing::Assembled(meta, watch) => Ok(Some((meta, watch, Outcome::HitDisk))),
             Landing::Told(meta) => {
                 story.told = Some(meta);
                 story.outcome = Some(Outcome::Bypass);
@@ -452,6 +455,48 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 Known::Stale(head.meta, validator)
             }
         })
+    }
+
+    /// The version of an object that clients were told of last, as far as it is known here: the store
+    /// may have another one, unless it is dirty.
+    ///
+    /// # Errors
+    /// [`ReadError::Unreadable`] if it is here alone and cannot be read.
+    pub(crate) async fn known_version(
+        &self,
+        id: &BlockId,
+        hash: BlockHash,
+    ) -> Result<Option<Arc<ObjectMeta>>, ReadError> {
+        Ok(match self.known(id, hash).await? {
+            Known::Nothing | Known::Absent => None,
+            Known::Fresh(meta) | Known::Stale(meta, _) => Some(meta),
+        })
+    }
+
+    /// Part of a block if it is here in the version that is meant. Nothing is fetched, and nothing
+    /// that is of another version is forgotten: whoever asks knows only an older one.
+    pub(crate) async fn peek(&self, place: Place) -> Option<View> {
+        let Place { id, meta, range } = place;
+        let hash = id.hash();
+        let in_ram = self.ram.borrow_mut().get(hash);
+        if let Some(block) = in_ram
+            && is_version(&block.header, &id, &meta)
+        {
+            return Some(block.payload.slice(range));
+        }
+        let shard = self.shard(hash)?;
+        let location = shard.find(hash)?;
+        let number = self.shard_number(hash);
+        let expected = block_span(id.number, id.volume.block_bytes, meta.size);
+        let is_fit = u64::from(location.payload_length) == expected.len();
+        if !is_fit || self.patience.is_read_overdue(number) {
+            return None;
+        }
+        self.make_room(range.len(), location.payload_length as usize);
+        let reader = shard.clone();
+        let reading = async move { reader.read(hash, location, range).await };
+        let found = self.patience.read(number, reading).await?.ok()?;
+        is_version(&found.header, &id, &meta).then_some(found.wanted)
     }
 
     async fn head_from_record(

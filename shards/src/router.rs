@@ -7,17 +7,22 @@ use crate::backlog::{AbandonError, Backlog, DirtyBlock, Exported, ObjectName};
 use crate::core::Core;
 use crate::key::{BlockHash, BlockId, Topology, Volume};
 use crate::messages::{
-    BlockBody, BlockPayload, BlockRequest, Message, Opened, Outcome, PutObject, ReadError,
-    WriteError, Written,
+    BlockBody, BlockPayload, BlockRequest, CompleteObject, CopyFrom, CopyObject, Message, Opened,
+    Outcome, PutObject, ReadError, WriteError, Written,
 };
 use crate::names::NamesError;
+use crate::parts::{Assembly, BodyName, KnownParts, NotedPart};
 use crate::range::RangeSpec;
 use crate::stats::CoreSnapshot;
 use forebay_io::disk::Disk;
 use forebay_io::listing::{self, ListPage, ListRequest};
+use forebay_io::multipart::{
+    CopyPartRequest, PartsPage, PartsRequest, UploadName, UploadsPage, UploadsRequest,
+};
 use forebay_io::queue::{Inbox, MeshPort, Sender};
 use forebay_io::runtime::Runtime;
-use forebay_io::store::{ObjectMeta, StoreError, StoreErrorKind};
+use forebay_io::store::{ObjectMeta, PutReply, StoreError, StoreErrorKind, StoreResult};
+use forebay_io::uplink::PartUpload;
 use futures::channel::oneshot;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,7 +34,23 @@ pub const MESH_CAPACITY: usize = 1024;
 /// A core's view of the whole cache.
 pub struct Router<R: Runtime, D: Disk> {
     core: Rc<Core<R, D>>,
-    outgoing: Vec<Sender<Message>>,
+    peers: Rc<Peers>,
+}
+
+/// The ways to all cores, by their number.
+pub struct Peers(Vec<Sender<Message>>);
+
+impl Peers {
+    /// Asks a core; `None` if it is gone.
+    pub(crate) async fn ask<T>(
+        &self,
+        core: usize,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.0[core].send(message(reply)).await.ok()?;
+        answer.await.ok()
+    }
 }
 
 /// Joins a core to the mesh: answers other cores' requests from now on.
@@ -37,7 +58,9 @@ pub fn join<R: Runtime, D: Disk>(core: Rc<Core<R, D>>, port: MeshPort<Message>) 
     let (outgoing, inbox) = port.split();
     let runtime = core.parts.runtime.clone();
     runtime.spawn(serve(core.clone(), inbox));
-    Router { core, outgoing }
+    let peers = Rc::new(Peers(outgoing));
+    *core.peers.borrow_mut() = Rc::downgrade(&peers);
+    Router { core, peers }
 }
 
 async fn serve<R: Runtime, D: Disk>(core: Rc<Core<R, D>>, mut inbox: Inbox<Message>) {
@@ -81,6 +104,28 @@ async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
             core.hurry().await;
             let _ = reply.send(());
         }
+        Message::NotePart(id, upload_id, part, reply) => {
+            core.note_part(&id, &upload_id, *part);
+            let _ = reply.send(());
+        }
+        Message::KnownParts(id, upload_id, reply) => {
+            drop(reply.send(core.known_parts(&id, &upload_id)));
+        }
+        Message::Complete(object, reply) => drop(reply.send(core.complete(*object).await)),
+        Message::EndUpload(id, upload_id, reply) => {
+            core.end_upload(&id, &upload_id);
+            let _ = reply.send(());
+        }
+        Message::DescribeSource(id, reply) => drop(reply.send(core.describe_source(id).await)),
+        Message::Copy(object, reply) => drop(reply.send(core.copy(*object).await)),
+        Message::FindAssembly(id, meta, reply) => {
+            drop(reply.send(core.find_assembly(&id, &meta)));
+        }
+        Message::Peek(place, reply) => drop(reply.send(core.peek(*place).await)),
+        Message::Discard(ids, reply) => {
+            core.discard(&ids);
+            let _ = reply.send(());
+        }
     }
 }
 
@@ -116,9 +161,7 @@ impl<R: Runtime, D: Disk> Router<R, D> {
         core: usize,
         message: impl FnOnce(oneshot::Sender<T>) -> Message,
     ) -> Option<T> {
-        let (reply, answer) = oneshot::channel();
-        self.outgoing[core].send(message(reply)).await.ok()?;
-        answer.await.ok()
+        self.peers.ask(core, message).await
     }
 
     async fn ask_owner<T>(
@@ -251,6 +294,161 @@ impl<R: Runtime, D: Disk> Router<R, D> {
     ) -> Result<ListPage, StoreError> {
         let uplink = &self.core.parts.uplink;
         uplink.list(volume.store_number, request).await
+    }
+
+    /// A name for the body of a part, which no other ever has.
+    pub fn name_body(&self) -> BodyName {
+        let runtime = &self.core.parts.runtime;
+        BodyName::new(runtime.random(), runtime.random())
+    }
+
+    /// Caches a block of the body of a part, whatever becomes of it.
+    pub async fn insert_body(
+        &self,
+        body: BodyName,
+        volume: &Arc<Volume>,
+        number: u64,
+        meta: Arc<ObjectMeta>,
+        payload: BlockPayload,
+    ) {
+        self.insert(body.block(volume, number), meta, payload).await;
+    }
+
+    /// Forgets the blocks of the body of a part of `size` bytes.
+    pub async fn discard_body(&self, body: BodyName, volume: &Arc<Volume>, size: u64) {
+        let count = size.div_ceil(volume.block_bytes);
+        let blocks = (0..count).map(|number| body.block(volume, number));
+        self.core.discard_everywhere(blocks.collect()).await;
+    }
+
+    /// Begins an upload of an object in parts.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn create_upload(
+        &self,
+        id: &BlockId,
+        headers: Vec<(String, String)>,
+    ) -> StoreResult<UploadName> {
+        let uplink = &self.core.parts.uplink;
+        let (number, key) = (id.volume.store_number, id.key.to_string());
+        uplink.create_upload(number, key, headers).await
+    }
+
+    /// Gives a part to the store. Parts have no order among them, so any core may do this.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn put_part(&self, volume: &Volume, part: PartUpload) -> StoreResult<PutReply> {
+        let uplink = &self.core.parts.uplink;
+        uplink.put_part(volume.store_number, part).await
+    }
+
+    /// Makes a part from an object inside the store.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn copy_part(
+        &self,
+        volume: &Volume,
+        request: CopyPartRequest,
+    ) -> StoreResult<PutReply> {
+        let uplink = &self.core.parts.uplink;
+        uplink.copy_part(volume.store_number, request).await
+    }
+
+    /// Notes a part that the store has taken, for the object whose block 0 is `home`.
+    pub async fn note_part(&self, home: &BlockId, upload_id: &str, part: NotedPart) {
+        let (id, upload_id) = (home.clone(), upload_id.to_owned());
+        self.ask_owner(home, |reply| {
+            Message::NotePart(id, upload_id, Box::new(part), reply)
+        })
+        .await;
+    }
+
+    /// What is known of an upload's parts without the store.
+    pub async fn known_parts(&self, home: &BlockId, upload_id: &str) -> KnownParts {
+        let (id, upload_id) = (home.clone(), upload_id.to_owned());
+        let message = |reply| Message::KnownParts(id, upload_id, reply);
+        self.ask_owner(home, message).await.unwrap_or_default()
+    }
+
+    /// See [`Core::complete`]. Runs to its end at the home even if the caller goes away.
+    pub async fn complete(&self, object: CompleteObject) -> Result<Written, WriteError> {
+        let id = object.id.clone();
+        let message = |reply| Message::Complete(Box::new(object), reply);
+        let answer = self.ask_owner(&id, message).await;
+        answer.unwrap_or_else(|| Err(WriteError::Store(core_gone())))
+    }
+
+    /// Discards an upload, at the store and then here.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn abort_upload(&self, home: &BlockId, upload_id: &str) -> StoreResult<()> {
+        let upload = UploadName {
+            key: home.key.to_string(),
+            upload_id: upload_id.to_owned(),
+        };
+        let uplink = &self.core.parts.uplink;
+        uplink
+            .abort_upload(home.volume.store_number, upload)
+            .await?;
+        let (id, upload_id) = (home.clone(), upload_id.to_owned());
+        let message = |reply| Message::EndUpload(id, upload_id, reply);
+        self.ask_owner(home, message).await;
+        Ok(())
+    }
+
+    /// A page of the parts of an upload, as the store has them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list_parts(
+        &self,
+        volume: &Volume,
+        request: PartsRequest,
+    ) -> StoreResult<PartsPage> {
+        let uplink = &self.core.parts.uplink;
+        uplink.list_parts(volume.store_number, request).await
+    }
+
+    /// A page of the uploads that are under way, as the store has them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list_uploads(
+        &self,
+        volume: &Volume,
+        request: UploadsRequest,
+    ) -> StoreResult<UploadsPage> {
+        let uplink = &self.core.parts.uplink;
+        uplink.list_uploads(volume.store_number, request).await
+    }
+
+    /// See [`Core::describe_source`].
+    pub async fn describe_source(&self, id: &BlockId) -> Result<CopyFrom, ReadError> {
+        let message = |reply| Message::DescribeSource(id.clone(), reply);
+        let answer = self.ask_owner(id, message).await;
+        answer.unwrap_or_else(|| Err(ReadError::Store(core_gone())))
+    }
+
+    /// See [`Core::copy`]. Runs to its end at the home even if the caller goes away.
+    pub async fn copy(&self, object: CopyObject) -> Result<Written, WriteError> {
+        let id = object.id.clone();
+        let message = |reply| Message::Copy(Box::new(object), reply);
+        let answer = self.ask_owner(&id, message).await;
+        answer.unwrap_or_else(|| Err(WriteError::Store(core_gone())))
+    }
+
+    /// How a version of an object was put together, if that is known.
+    pub async fn find_assembly(
+        &self,
+        home: &BlockId,
+        meta: &Arc<ObjectMeta>,
+    ) -> Option<Arc<Assembly>> {
+        let message = |reply| Message::FindAssembly(home.clone(), meta.clone(), reply);
+        self.ask_owner(home, message).await.flatten()
     }
 
     /// Lets a held block be tried again, or all quarantined ones; returns how many there were.

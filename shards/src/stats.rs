@@ -118,6 +118,10 @@ pub struct CoreStats {
     pub uploads_conflict: Counter,
     /// Writes held for a moment because the disk is filling up with dirty blocks.
     pub writes_slowed: Counter,
+    /// Blocks put together from what the cache had under other names.
+    pub assembled: Counter,
+    /// Bytes of them.
+    pub assembled_bytes: Counter,
 }
 
 /// One core's values at one moment; they add up across cores.
@@ -198,6 +202,8 @@ impl CoreStats {
             ("uploads_refused", self.uploads_refused.get()),
             ("uploads_conflict", self.uploads_conflict.get()),
             ("writes_slowed", self.writes_slowed.get()),
+            ("assembled", self.assembled.get()),
+            ("assembled_bytes", self.assembled_bytes.get()),
         ])
     }
 }

@@ -547,6 +547,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             headers: header.meta.headers.clone(),
             crc64nvme: Some(header.payload_crc64),
             if_none_match,
+            if_match: None,
             attempts: Attempts::Once,
             body: UploadBody::Whole(vec![outgoing.payload.clone()]),
         };

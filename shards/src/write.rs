@@ -8,7 +8,10 @@
 use crate::core::Core;
 use crate::format::{RecordHeader, RecordState};
 use crate::key::{BlockHash, BlockId, Freshness};
-use crate::messages::{BlockPayload, LateFacts, PutObject, PutSource, WriteError, Written};
+use crate::messages::{
+    BlockPayload, LateFacts, PutObject, PutSource, WriteCondition, WriteError, Written,
+};
+use crate::parts::is_body;
 use crate::patience::DISK_WRITE_WAIT;
 use crate::shard::AppendFailure;
 use crate::writeback::{DirtyWrite, Taken};
@@ -33,10 +36,28 @@ struct ThroughWrite {
     late: Option<oneshot::Receiver<LateFacts>>,
     length: u64,
     crc64nvme: Option<u64>,
-    if_none_match: bool,
+    terms: Terms,
     body: UploadBody,
     /// The block to be cached, if the object came whole.
     payload: Option<BlockPayload>,
+}
+
+/// What the store must find true of a key for a write of it to be done.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Terms {
+    /// It holds no object.
+    pub(crate) if_none_match: bool,
+    /// It holds the version with this ETag of the store's.
+    pub(crate) if_match: Option<String>,
+}
+
+/// A change of an object that its store makes before it is acknowledged.
+pub(crate) struct Change<'c> {
+    pub(crate) hash: BlockHash,
+    pub(crate) id: &'c BlockId,
+    pub(crate) terms: &'c Terms,
+    /// Checksum of what is written, where it is known.
+    pub(crate) crc64nvme: Option<u64>,
 }
 
 impl<R: Runtime, D: Disk> Core<R, D> {
@@ -48,7 +69,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             mut headers,
             late,
             length,
-            if_none_match,
+            condition,
             source,
         } = object;
         let hash = id.hash();
@@ -56,14 +77,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let (body, complete) = match source {
             PutSource::Arriving(body, complete) => (body, complete),
             PutSource::Stream(pieces) => {
-                let turn = self.turn_to_write(hash, if_none_match).await?;
+                let (turn, terms) = self.turn_to_write(&id, hash, &condition).await?;
                 let write = ThroughWrite {
                     id,
                     headers,
                     late: Some(late),
                     length,
                     crc64nvme: None,
-                    if_none_match,
+                    terms,
                     body: UploadBody::Stream(pieces),
                     payload: None,
                 };
@@ -72,9 +93,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         // Before the turn: a body that is slow, or never complete, is in nobody's way.
         let early = async {
-            match if_none_match {
-                true => None,
-                false => self.write_early(&id, hash, body, length).await,
+            match condition {
+                WriteCondition::Always => self.write_early(&id, hash, body, length).await,
+                WriteCondition::Free | WriteCondition::Version(_) => None,
             }
         };
         let (early, payload) = futures::join!(early, complete);
@@ -88,7 +109,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             payload,
             early,
         };
-        self.put_whole(hash, write, if_none_match).await
+        self.put_whole(hash, write, &condition).await
     }
 
     /// Writes an object of which all is here.
@@ -96,14 +117,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self: &Rc<Self>,
         hash: BlockHash,
         write: DirtyWrite<D::File>,
-        if_none_match: bool,
+        condition: &WriteCondition,
     ) -> Result<Written, WriteError> {
-        let turn = self.turn_to_write(hash, if_none_match).await?;
+        let (turn, terms) = self.turn_to_write(&write.id, hash, condition).await?;
         if let Some(meta) = self.same_content(&write.id, hash, &write.payload).await? {
             let is_dirty = self.is_dirty(hash);
             return Ok(Written { meta, is_dirty });
         }
-        let may_write_back = !if_none_match && self.may_write_back(&write.id, hash);
+        let asks_store = terms.if_none_match || terms.if_match.is_some();
+        let may_write_back = !asks_store && self.may_write_back(&write.id, hash);
         let (id, headers) = (write.id.clone(), write.headers.clone());
         let length = write.payload.buffer.filled() as u64;
         let crc64nvme = Some(write.payload.crc64nvme);
@@ -113,7 +135,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             late: None,
             length,
             crc64nvme,
-            if_none_match,
+            terms,
             body: UploadBody::Whole(vec![view]),
             payload,
         };
@@ -132,16 +154,45 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
     }
 
-    async fn turn_to_write(
+    /// Waits for the turn of a key, and judges what can be judged of a condition without the store.
+    /// With the turn comes what the store must judge.
+    ///
+    /// What clients are told of a key decides: of a dirty object the store has another version, or
+    /// none, and calls an uploaded one by a tag of its own.
+    pub(crate) async fn turn_to_write(
         &self,
+        id: &BlockId,
         hash: BlockHash,
-        if_none_match: bool,
-    ) -> Result<Turn<BlockHash>, WriteError> {
+        condition: &WriteCondition,
+    ) -> Result<(Turn<BlockHash>, Terms), WriteError> {
         let turn = self.turn(hash).await?;
-        match if_none_match && self.is_dirty(hash) && !self.uploads.is_conflict(hash) {
-            true => Err(WriteError::Exists),
-            false => Ok(turn),
-        }
+        let is_held_here = || self.is_dirty(hash) && !self.uploads.is_conflict(hash);
+        let terms = match condition {
+            WriteCondition::Always => Terms::default(),
+            WriteCondition::Free if is_held_here() => return Err(WriteError::Exists),
+            WriteCondition::Free => Terms {
+                if_none_match: true,
+                if_match: None,
+            },
+            WriteCondition::Version(etag) => {
+                let known = self.known_version(id, hash).await;
+                let known = known.map_err(|_| WriteError::Stalled)?;
+                let is_known = known.is_some_and(|meta| meta.etag == *etag);
+                let if_match = match (is_held_here(), is_known) {
+                    (true, true) => None,
+                    (true, false) => return Err(WriteError::OtherVersion),
+                    (false, true) => self.known_store_etag(hash),
+                    (false, false) => Some(etag.clone()),
+                };
+                // What was dirty may be uploaded by now; what is not remembered is the store's.
+                let if_match = if_match.or_else(|| (!is_held_here()).then(|| etag.clone()));
+                Terms {
+                    if_none_match: false,
+                    if_match,
+                }
+            }
+        };
+        Ok((turn, terms))
     }
 
     /// Writes an object to its store and, if it came whole, into the cache.
@@ -157,7 +208,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             late,
             length,
             crc64nvme,
-            if_none_match,
+            terms,
             body,
             payload,
         } = write;
@@ -166,42 +217,24 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             length,
             headers: headers.clone(),
             crc64nvme,
-            if_none_match,
+            if_none_match: terms.if_none_match,
+            if_match: terms.if_match.clone(),
             attempts: Attempts::StorePolicy,
             body,
         };
-        let turn = match if_none_match {
-            true => turn,
-            false => self.bury_unchecked(hash, &id, turn).await?,
+        let change = Change {
+            hash,
+            id: &id,
+            terms: &terms,
+            crc64nvme,
         };
-        let held = self.hold_upload(hash).await?;
-        let reply = match self.parts.uplink.put(id.volume.store_number, upload).await {
-            Ok(reply) => reply,
-            Err(error) => {
-                self.resume_upload(held);
-                if let (true, Some(crc64nvme)) = (error.kind.is_retryable(), crc64nvme) {
-                    self.note_in_doubt(hash, crc64nvme);
-                }
-                let failure = self.write_failed(hash, &id, turn, error, if_none_match);
-                return Err(failure.await);
-            }
-        };
+        let putting = self.parts.uplink.put(id.volume.store_number, upload);
+        let (reply, turn) = self.change_store(change, turn, putting).await?;
         if let Some(late) = late {
             headers.extend(late.await.unwrap_or_default().headers);
         }
         let meta = self.written_meta(reply, length, headers);
-        let turn = match held.is_some() {
-            // The older content must be gone for good before the newer one is acknowledged.
-            true => match self.give_up_dirty(hash, &id, turn).await {
-                Ok(turn) => turn,
-                Err(error) => {
-                    self.doubt_upload(held);
-                    return Err(error);
-                }
-            },
-            false => turn,
-        };
-        self.cache_written(hash, id, meta.clone(), payload, turn)
+        self.cache_written(hash, id, Some(meta.clone()), payload, turn)
             .await?;
         Ok(Written {
             meta,
@@ -209,8 +242,50 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         })
     }
 
+    /// Lets the store make a change in the turn of its key: what is dirty of the key waits, and is
+    /// given up for good once the store has what replaces it. Then the cache must be made to agree.
+    pub(crate) async fn change_store(
+        self: &Rc<Self>,
+        change: Change<'_>,
+        turn: Turn<BlockHash>,
+        request: impl Future<Output = Result<PutReply, StoreError>>,
+    ) -> Result<(PutReply, Turn<BlockHash>), WriteError> {
+        let Change {
+            hash,
+            id,
+            terms,
+            crc64nvme,
+        } = change;
+        let turn = match terms.if_none_match {
+            true => turn,
+            false => self.bury_unchecked(hash, id, turn).await?,
+        };
+        let held = self.hold_upload(hash).await?;
+        let reply = match request.await {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.resume_upload(held);
+                if let (true, Some(crc64nvme)) = (error.kind.is_retryable(), crc64nvme) {
+                    self.note_in_doubt(hash, crc64nvme);
+                }
+                return Err(self.write_failed(hash, id, turn, error, terms).await);
+            }
+        };
+        if held.is_none() {
+            return Ok((reply, turn));
+        }
+        // The older content must be gone for good before the newer one is acknowledged.
+        match self.give_up_dirty(hash, id, turn).await {
+            Ok(turn) => Ok((reply, turn)),
+            Err(error) => {
+                self.doubt_upload(held);
+                Err(error)
+            }
+        }
+    }
+
     /// An object as the store has just confirmed it.
-    fn written_meta(
+    pub(crate) fn written_meta(
         &self,
         reply: PutReply,
         length: u64,
@@ -228,16 +303,17 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         })
     }
 
-    /// Makes the cache agree with the store after a write through.
+    /// Makes the cache agree with the store after a write through. `meta` is the object, as far as that
+    /// is known.
     ///
     /// # Errors
     /// [`WriteError::Stalled`] if an older copy may come back, that a restart without the ledger would
     /// serve and upload over what was written now.
-    async fn cache_written(
+    pub(crate) async fn cache_written(
         self: &Rc<Self>,
         hash: BlockHash,
         id: BlockId,
-        meta: Arc<ObjectMeta>,
+        meta: Option<Arc<ObjectMeta>>,
         payload: Option<BlockPayload>,
         turn: Turn<BlockHash>,
     ) -> Result<(), WriteError> {
@@ -251,19 +327,21 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             None => self.forget(hash),
         };
         let written = self.parts.runtime.now();
-        self.learn(&id, hash, meta.clone(), written);
+        if let Some(meta) = &meta {
+            self.learn(&id, hash, meta.clone(), written);
+        }
         let is_gone = !in_flight && !cached;
         let must_be_gone = must_be_buried(&id);
         let core = self.clone();
         let caching = async move {
             let _turn = turn;
-            let outranked = match payload {
-                Some(payload) => {
-                    core.store_block(hash, &id, &meta, payload, written, || true)
+            let outranked = match (payload, meta) {
+                (Some(payload), Some(meta)) => {
+                    core.store_block(hash, &id, &meta, payload, Some(written), || true)
                         .await
                 }
                 // No record of the new version outranks the old one, and nobody promises an insert.
-                None => false,
+                (_, _) => false,
             };
             if outranked || is_gone {
                 return true;
@@ -361,7 +439,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             return;
         };
         // Block 0 stands for the object: it must be the version that was written last.
-        if id.number == 0 && !self.is_current(hash, &meta) {
+        if id.number == 0 && !is_body(&id) && !self.is_current(hash, &meta) {
             return;
         }
         self.supersede(hash);
@@ -369,7 +447,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let written = self.parts.runtime.now();
         let caching = async move {
             let _turn = turn;
-            core.store_block(hash, &id, &meta, payload, written, || true)
+            core.store_block(hash, &id, &meta, payload, Some(written), || true)
                 .await
         };
         self.patience.write(self.shard_number(hash), caching).await;
@@ -391,7 +469,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
             Err(error) => {
                 self.resume_upload(held);
-                return Err(self.write_failed(hash, &id, turn, error, false).await);
+                let terms = Terms::default();
+                return Err(self.write_failed(hash, &id, turn, error, &terms).await);
             }
         }
         if held.is_none() {
@@ -434,7 +513,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ///
     /// # Errors
     /// [`WriteError::Stalled`] if the disk did not say in time that it has the tombstone.
-    async fn drop_key(
+    pub(crate) async fn drop_key(
         self: &Rc<Self>,
         hash: BlockHash,
         id: &BlockId,
@@ -513,12 +592,16 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         id: &BlockId,
         turn: Turn<BlockHash>,
         error: StoreError,
-        if_none_match: bool,
+        terms: &Terms,
     ) -> WriteError {
-        if if_none_match && error.kind == StoreErrorKind::PreconditionFailed {
+        use StoreErrorKind::{NotFound, PreconditionFailed};
+        if terms.if_none_match && error.kind == PreconditionFailed {
             return WriteError::Exists;
         }
-        if error.kind.is_retryable() && !self.is_dirty(hash) {
+        // The store has another version than the client was told of, perhaps from here.
+        let is_other =
+            terms.if_match.is_some() && matches!(error.kind, PreconditionFailed | NotFound);
+        if (error.kind.is_retryable() || is_other) && !self.is_dirty(hash) {
             // It may have been done after all.
             let _ = self.drop_key(hash, id, turn).await;
         }

@@ -11,6 +11,7 @@ use super::delete_objects;
 use super::head::{Framing, Head};
 use super::limits::SEND_BYTES_MAX;
 use super::list::{self, ListParameters, Token};
+use super::list_parts::{self, UploadsParameters};
 use super::reply::ErrorReply;
 use super::{admit, changes_nothing};
 use crate::config::VolumeStore;
@@ -36,6 +37,8 @@ pub enum Plan {
     Describe(String),
     /// List objects.
     List(Arc<Volume>, ListParameters),
+    /// List uploads in parts.
+    ListUploads(Arc<Volume>, UploadsParameters),
     /// Delete the objects that the body names.
     Delete(Arc<Volume>),
 }
@@ -44,6 +47,7 @@ pub enum Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     List,
+    ListUploads,
     Head,
     Location,
     Versioning,
@@ -93,6 +97,10 @@ fn of_volume(
             let parameters = ListParameters::parse(&query)?;
             Plan::List(served.volume.clone(), parameters)
         }
+        Operation::ListUploads => {
+            let parameters = UploadsParameters::parse(&query)?;
+            Plan::ListUploads(served.volume.clone(), parameters)
+        }
         Operation::Head => Plan::Describe(region(served).to_owned()),
         Operation::Location => {
             let root = "LocationConstraint";
@@ -122,6 +130,7 @@ fn operation(method: &str, query: &[(&str, &str)]) -> Result<Operation, ErrorRep
     let only = |wanted: &str| matches!(query, [(name, _)] if *name == wanted);
     match method {
         "GET" if other.is_none() => Ok(Operation::List),
+        "GET" if UploadsParameters::are(query) => Ok(Operation::ListUploads),
         "GET" if only("location") => Ok(Operation::Location),
         "GET" if only("versioning") => Ok(Operation::Versioning),
         "GET" if only("acl") => Ok(Operation::Acl),
@@ -261,6 +270,9 @@ pub async fn serve(
             reply.header("x-amz-bucket-region", region);
             return connection.respond(reply, b"").await;
         }
+        Plan::ListUploads(volume, parameters) => {
+            list_parts::uploads(connection, volume, parameters).await
+        }
         Plan::List(volume, parameters) => list::make(connection, volume, parameters).await,
         Plan::Delete(volume) => match delete_objects::make(connection, head, volume).await {
             Ok(made) => made,
@@ -274,7 +286,7 @@ pub async fn serve(
 }
 
 /// Sends a document, in pieces that each have a deadline.
-async fn respond(connection: &mut Connection, document: &str) -> Result<(), Ended> {
+pub async fn respond(connection: &mut Connection, document: &str) -> Result<(), Ended> {
     let mut reply = connection.reply(200);
     reply
         .header("content-type", "application/xml")
@@ -306,6 +318,11 @@ mod tests {
                 "GET",
                 &[("list-type", "2"), ("prefix", "a")],
                 Operation::List,
+            ),
+            (
+                "GET",
+                &[("uploads", ""), ("prefix", "a")],
+                Operation::ListUploads,
             ),
             ("GET", &[("location", "")], Operation::Location),
             ("GET", &[("versioning", "")], Operation::Versioning),
@@ -340,7 +357,6 @@ mod tests {
             "requestPayment",
             "session",
             "tagging",
-            "uploads",
             "versions",
             "website",
             "anything",
@@ -351,6 +367,9 @@ mod tests {
                 let among = [("prefix", "a"), (subresource, "")];
                 assert_eq!(refusal(method, &among), (501, "NotImplemented"));
             }
+        }
+        for method in ["PUT", "POST", "DELETE", "HEAD"] {
+            assert_eq!(refusal(method, &[("uploads", "")]).0, 501);
         }
         for method in ["PUT", "POST", "DELETE"] {
             assert_eq!(refusal(method, &[("versioning", "")]).0, 501);

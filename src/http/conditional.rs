@@ -15,6 +15,19 @@ pub enum Verdict {
     Failed,
 }
 
+/// Headers that [`judge`] looks at.
+const CONDITIONS: [&str; 4] = [
+    "if-match",
+    "if-none-match",
+    "if-modified-since",
+    "if-unmodified-since",
+];
+
+/// Whether a read has preconditions.
+pub fn is_asked(head: &Head) -> bool {
+    CONDITIONS.iter().any(|name| head.has(name))
+}
+
 /// Judges a read of the object that `meta` describes.
 pub fn judge(head: &Head, meta: &ObjectMeta) -> Verdict {
     match head.header("if-match") {
@@ -31,6 +44,23 @@ pub fn judge(head: &Head, meta: &ObjectMeta) -> Verdict {
         }
         _ => Verdict::Proceed,
     }
+}
+
+/// Whether the preconditions of a copy hold for its source. As in S3, a tag that matches counts more than
+/// a date that does not, and one that does not match more than a date that does.
+pub fn judge_source(head: &Head, meta: &ObjectMeta) -> bool {
+    const PREFIX: &str = "x-amz-copy-source-";
+    let tags = |name: &str| head.header(&format!("{PREFIX}{name}")).map(str::to_owned);
+    let newer = |name: &str| modified_since(head, &format!("{PREFIX}{name}"), meta);
+    let is_meant = match tags("if-match") {
+        Some(list) => matches(&list, &meta.etag, false),
+        None => newer("if-unmodified-since") != Some(true),
+    };
+    let is_new = match tags("if-none-match") {
+        Some(list) => !matches(&list, &meta.etag, true),
+        None => newer("if-modified-since") != Some(false),
+    };
+    is_meant && is_new
 }
 
 /// Whether `If-Range`, where it is, lets a range count (RFC 9110 section 13.1.5): the client's part is
@@ -115,6 +145,43 @@ mod tests {
             ("\u{ff}", false),
         ] {
             assert_eq!(holds(value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_source_of_a_copy_is_judged_by_its_own_headers() {
+        let holds = |headers: &str| {
+            let text = format!("PUT /v/k HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+            let head = super::super::head::parse(text.as_bytes()).expect("good");
+            judge_source(&head, &meta())
+        };
+        let (older, same) = (
+            "Sat, 08 Sep 2001 01:46:40 GMT",
+            "Sun, 09 Sep 2001 01:46:40 GMT",
+        );
+        let line = |name: &str, value: &str| format!("x-amz-copy-source-{name}: {value}\r\n");
+        for (headers, expected) in [
+            (String::new(), true),
+            ("if-match: \"x\"\r\n".into(), true),
+            (line("if-match", "\"abc\""), true),
+            (line("if-match", "abc"), true),
+            (line("if-match", "\"x\""), false),
+            (line("if-none-match", "\"abc\""), false),
+            (line("if-none-match", "\"x\""), true),
+            (line("if-unmodified-since", same), true),
+            (line("if-unmodified-since", older), false),
+            (line("if-modified-since", older), true),
+            (line("if-modified-since", same), false),
+            (
+                line("if-match", "abc") + &line("if-unmodified-since", older),
+                true,
+            ),
+            (
+                line("if-none-match", "abc") + &line("if-modified-since", older),
+                false,
+            ),
+        ] {
+            assert_eq!(holds(&headers), expected, "{headers}");
         }
     }
 

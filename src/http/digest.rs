@@ -115,6 +115,54 @@ pub fn crc64nvme_header(crc64nvme: u64) -> ObjectChecksum {
     (name, STANDARD.encode(crc64nvme.to_be_bytes()))
 }
 
+/// Whether a word names an algorithm, as S3 has them.
+pub fn is_algorithm(word: &str) -> bool {
+    let mut known = ALGORITHMS.iter();
+    known.any(|known| known.word.eq_ignore_ascii_case(word))
+}
+
+/// The checksum of the checksums of an object's parts, as S3 tells it of an object that came in parts;
+/// `None` if one of them is none.
+pub fn composite(name: &str, parts: &[(&str, u64)]) -> Option<String> {
+    let algorithm = algorithm(name)?;
+    let mut hasher = (algorithm.hasher)(algorithm.width);
+    for (checksum, _) in parts {
+        let digest = STANDARD.decode(checksum).ok();
+        hasher.update(&digest.filter(|digest| digest.len() == algorithm.width)?);
+    }
+    Some(format!(
+        "{}-{}",
+        STANDARD.encode(hasher.finish()),
+        parts.len()
+    ))
+}
+
+/// The checksum of an object whose parts have these, and so many bytes each; `None` if it cannot be told
+/// from them.
+pub fn joined(name: &str, parts: &[(&str, u64)]) -> Option<String> {
+    let algorithm = algorithm(name)?;
+    let crc = match algorithm.suffix {
+        "crc32" => CrcAlgorithm::Crc32IsoHdlc,
+        "crc32c" => CrcAlgorithm::Crc32Iscsi,
+        "crc64nvme" => CrcAlgorithm::Crc64Nvme,
+        _ => return None,
+    };
+    let mut sum = None;
+    for (checksum, bytes) in parts {
+        let digest = STANDARD.decode(checksum).ok();
+        let digest = digest.filter(|digest| digest.len() == algorithm.width)?;
+        let value = digest
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        sum = Some(match sum {
+            None => value,
+            Some(sum) => crc_fast::checksum_combine(crc, sum, value, *bytes),
+        });
+    }
+    let bytes = sum?.to_be_bytes();
+    Some(STANDARD.encode(&bytes[bytes.len() - algorithm.width..]))
+}
+
 /// What a checksum is of, and so what a wrong one means.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {

@@ -23,8 +23,8 @@ use std::io;
 use std::sync::Arc;
 
 /// What a read found, before the first byte is sent.
-struct Reading {
-    meta: Arc<ObjectMeta>,
+pub(super) struct Reading {
+    pub(super) meta: Arc<ObjectMeta>,
     span: ByteSpan,
     outcome: Outcome,
     /// The first block with wanted bytes, and those.
@@ -42,6 +42,11 @@ pub struct Wishes {
 }
 
 impl Wishes {
+    /// What to ask for to get the bytes of `spec`, if bytes are wanted.
+    pub(super) fn wanted(&self, spec: RangeSpec) -> Option<RangeSpec> {
+        self.with_body.then_some(spec)
+    }
+
     /// What a request asks for; `query` has no parameter of which the access was not judged.
     pub fn of(
         head: &Head,
@@ -80,6 +85,19 @@ pub async fn serve(
             return finish_with(connection, error.into(), object).await;
         }
     };
+    answer(connection, head, object, wishes, reading, spec, None).await
+}
+
+/// Answers with what was read. `parts` is how many parts the object has, for who asked for one.
+pub(super) async fn answer(
+    connection: &mut Connection,
+    head: &Head,
+    object: &ObjectRequest,
+    wishes: &Wishes,
+    reading: Reading,
+    spec: RangeSpec,
+    parts: Option<usize>,
+) -> Result<(), Ended> {
     match conditional::judge(head, &reading.meta) {
         Verdict::Proceed => {}
         Verdict::NotModified => return not_modified(connection, object, &reading).await,
@@ -102,6 +120,9 @@ pub async fn serve(
     object_headers(&mut reply, &reading.meta, &wishes.overrides);
     if wishes.with_checksum && status == 200 {
         checksum_headers(&mut reply, &reading.meta);
+    }
+    if let Some(parts) = parts {
+        reply.header("x-amz-mp-parts-count", parts);
     }
     reply.header("content-length", span.len());
     if status == 206 {
@@ -140,9 +161,16 @@ async fn read_wanted(
         // Two headers are a list of ranges, which is ignored as a list in one is.
         _ => RangeSpec::All,
     };
-    let wanted = |spec| wishes.with_body.then_some(spec);
+    let wanted = |spec| wishes.wanted(spec);
     if spec == RangeSpec::All || !head.has("if-range") {
-        return Ok((read(connection, object, wanted(spec)).await?, spec));
+        let reading = match read(connection, object, wanted(spec)).await {
+            // Conditions come first: what is not wanted at all is no question of ranges.
+            Err(ReadError::NotSatisfiable { .. }) if conditional::is_asked(head) => {
+                unsatisfied(connection, object, spec).await?
+            }
+            read => read?,
+        };
+        return Ok((reading, spec));
     }
     // A part is wanted only if it is of the version that the client has the rest of.
     let mut reading = read(connection, object, None).await?;
@@ -158,8 +186,22 @@ async fn read_wanted(
     Err(ReadError::Changed)
 }
 
+/// The object without its bytes, of which `spec` wants none.
+async fn unsatisfied(
+    connection: &Connection,
+    object: &ObjectRequest,
+    spec: RangeSpec,
+) -> Result<Reading, ReadError> {
+    let reading = read(connection, object, None).await?;
+    match spec.resolve(reading.meta.size) {
+        Err(_) => Ok(reading),
+        // It was another one a moment ago.
+        Ok(_) => Err(ReadError::Changed),
+    }
+}
+
 /// Opens the object, and the first block that holds wanted bytes; starts over if it changes.
-async fn read(
+pub(super) async fn read(
     connection: &Connection,
     object: &ObjectRequest,
     wanted: Option<RangeSpec>,

@@ -111,6 +111,9 @@ pub const DELETE_KEYS_MAX: usize = 1000;
 /// Body of one DeleteObjects, bytes: S3's own limit.
 pub const DELETE_BODY_BYTES_MAX: u64 = 2 << 20;
 
+/// Body of one CompleteMultipartUpload, bytes: 10,000 parts, each with an ETag and its longest checksum.
+pub const COMPLETE_BODY_BYTES_MAX: u64 = 2 << 20;
+
 /// DeleteObjects of a core at a time, each with its document in memory. Others wait for their turn.
 pub const DELETES_MAX: usize = 3;
 

@@ -23,7 +23,7 @@ use super::bucket::OWNER;
 use super::connection::Connection;
 use super::limits::{LIST_PAUSE_NAMES, LIST_STORE_PAGES_MAX, LIST_WAIT_MAX};
 use super::reply::ErrorReply;
-use crate::xml::Document;
+use crate::xml::{Document, moment};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crc_fast::CrcAlgorithm;
@@ -55,6 +55,11 @@ const PARAMETERS: [&str; 9] = [
     "encoding-type",
     "fetch-owner",
 ];
+
+/// A name as it is told percent-encoded.
+pub fn encoded(name: &str) -> String {
+    utf8_percent_encode(name, PLAIN).to_string()
+}
 
 /// Whether a query parameter is one of a list.
 pub fn is_parameter(name: &str) -> bool {
@@ -336,8 +341,7 @@ impl<'p> Writer<'p> {
     /// An element that holds a name or a part of one.
     fn name(&mut self, element: &str, name: &str) {
         if self.parameters.is_encoded {
-            let encoded = utf8_percent_encode(name, PLAIN).to_string();
-            self.document.element(element, &encoded);
+            self.document.element(element, &encoded(name));
         } else {
             self.document.exact_element(element, name);
         }
@@ -407,13 +411,6 @@ impl<'p> Writer<'p> {
         self.name("Prefix", prefix);
         self.document.close("CommonPrefixes");
     }
-}
-
-/// A moment as S3 writes it in documents.
-fn moment(unix_ms: u64) -> String {
-    let ms = i64::try_from(unix_ms).unwrap_or(0);
-    let moment = jiff::Timestamp::from_millisecond(ms).unwrap_or_default();
-    moment.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
 
 #[cfg(test)]

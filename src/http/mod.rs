@@ -12,6 +12,7 @@ pub mod bucket;
 pub mod conditional;
 pub mod connection;
 pub mod control;
+pub mod copy;
 pub mod delete_objects;
 pub mod digest;
 pub mod envelope;
@@ -20,14 +21,20 @@ pub mod head;
 pub mod hoist;
 pub mod limits;
 pub mod list;
+pub mod list_parts;
 pub mod md5_queue;
+pub mod multipart;
+pub mod operation;
 pub mod overrides;
+pub mod part;
 pub mod put;
 pub mod range;
 pub mod reply;
 pub mod sigv4;
+pub mod source;
 pub mod stats;
 pub mod target;
+pub mod upload_part;
 
 use crate::server::ServerState;
 use crate::server::volumes::{ServedVolume, VolumeTable};
@@ -42,6 +49,7 @@ use forebay_shards::router::Router;
 use get::Wishes;
 use head::{Framing, Head};
 use md5_queue::Md5Queue;
+use operation::Operation;
 use reply::ErrorReply;
 use stats::HttpStats;
 use std::borrow::Cow;
@@ -210,32 +218,88 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
     }
     let admitted = prepared.and_then(|(identity, chunks, head, query)| {
         let served = admit(&table, volume.as_deref(), identity, &head)?;
-        object_operation(&head, &query, identity)?;
+        let is_signed = matches!(identity, Identity::Pair(_));
+        let operation = operation::of(&head, &query, is_signed).map_err(|error| {
+            match head.framing == Framing::Chunked {
+                true => error.closing(),
+                false => error,
+            }
+        })?;
+        let source = match operation {
+            Operation::Copy | Operation::CopyPart(_) => Some(source::of(&table, identity, &head)?),
+            _ => None,
+        };
         let is_anonymous = matches!(identity, Identity::Anonymous);
         let wishes = Wishes::of(&head, &query, is_anonymous)?;
-        let is_signed = matches!(identity, Identity::Pair(_));
-        let wants_md5 = served.settings.etag.is_md5(is_signed);
         let signed = put::Signed {
             is_signed,
-            wants_md5,
+            wants_md5: served.settings.etag.is_md5(is_signed),
             chunks,
         };
-        Ok((served, head, wishes, signed))
+        let task = Task {
+            operation,
+            source,
+            wishes,
+            signed,
+        };
+        Ok((served, head, task))
     });
-    let (served, head, wishes, signed) = match admitted {
+    let (served, head, task) = match admitted {
         Ok(admitted) => admitted,
         Err(error) => return connection.respond_error(&error, &resource).await,
     };
-    let head = head.as_ref();
     let object = ObjectRequest {
         volume: served.volume.clone(),
         key: key.into(),
     };
-    match head.method.as_str() {
-        "GET" => get::serve(connection, head, &object, &wishes).await,
-        "HEAD" => get::serve(connection, head, &object, &wishes).await,
-        "PUT" => put::serve(connection, head, &object, signed).await,
-        _ => put::delete(connection, head, &object).await,
+    carry_out(connection, head.as_ref(), &object, task).await
+}
+
+/// What a request that may do what it wants is to have done.
+struct Task {
+    operation: Operation,
+    /// Of a copy.
+    source: Option<ObjectRequest>,
+    wishes: Wishes,
+    signed: put::Signed,
+}
+
+async fn carry_out(
+    connection: &mut Connection,
+    head: &Head,
+    object: &ObjectRequest,
+    task: Task,
+) -> Result<(), Ended> {
+    let Task {
+        operation,
+        source,
+        wishes,
+        signed,
+    } = task;
+    let source = || source.as_ref().expect("a copy has a source");
+    match operation {
+        Operation::Read(None) => get::serve(connection, head, object, &wishes).await,
+        Operation::Read(Some(number)) => {
+            part::serve(connection, head, object, &wishes, number).await
+        }
+        Operation::Put => put::serve(connection, head, object, signed).await,
+        Operation::Copy => copy::serve(connection, head, object, source()).await,
+        Operation::Delete => put::delete(connection, head, object).await,
+        Operation::CreateUpload => multipart::create(connection, head, object).await,
+        Operation::PutPart(part) => {
+            upload_part::serve(connection, head, object, &part, signed).await
+        }
+        Operation::CopyPart(part) => {
+            copy::serve_part(connection, head, object, &part, source()).await
+        }
+        Operation::Complete(upload_id) => {
+            multipart::complete(connection, head, object, upload_id, signed).await
+        }
+        Operation::Abort(upload_id) => multipart::abort(connection, head, object, &upload_id).await,
+        Operation::ListParts(query) => match list_parts::parts(connection, object, &query).await {
+            Ok(document) => bucket::respond(connection, &document).await,
+            Err(error) => finish_with(connection, error, object).await,
+        },
     }
 }
 
@@ -263,41 +327,6 @@ fn admit<'a>(
             "there is no volume of this name",
         )),
         None => Err(auth::refuse_stranger(identity)),
-    }
-}
-
-/// Whether the request is one of the four operations on an object that are served.
-fn object_operation(
-    head: &Head,
-    query: &[(String, String)],
-    identity: Identity<'_>,
-) -> Result<(), ErrorReply> {
-    let signed = matches!(identity, Identity::Pair(_));
-    let refused = match head.method.as_str() {
-        "GET" | "HEAD" | "PUT" | "DELETE" => {
-            let reads = matches!(head.method.as_str(), "GET" | "HEAD");
-            let other = query.iter().find(|(name, value)| {
-                let is_wish = reads && overrides::is_override(name);
-                !is_wish && !changes_nothing(name, value, signed)
-            });
-            other.map(|(name, _)| {
-                ErrorReply::not_implemented(&format!("the query parameter {name:?}"))
-            })
-        }
-        "POST" => Some(ErrorReply::not_implemented("POST on an object")),
-        _ => Some(
-            ErrorReply::new(
-                405,
-                "MethodNotAllowed",
-                "objects take GET, HEAD, PUT and DELETE",
-            )
-            .with("allow", "GET, HEAD, PUT, DELETE"),
-        ),
-    };
-    match refused {
-        Some(reply) if head.framing == Framing::Chunked => Err(reply.closing()),
-        Some(reply) => Err(reply),
-        None => Ok(()),
     }
 }
 

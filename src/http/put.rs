@@ -22,7 +22,7 @@ use forebay_io::runtime::Runtime;
 use forebay_io::store::{StoreError, StoreErrorKind, StoreResult};
 use forebay_shards::format::PayloadChecksums;
 use forebay_shards::messages::{
-    BlockPayload, LateFacts, PutObject, PutSource, WriteError, Written,
+    BlockPayload, LateFacts, PutObject, PutSource, WriteCondition, WriteError, Written,
 };
 use futures::channel::oneshot;
 
@@ -34,7 +34,7 @@ const PAUSE_BYTES: usize = 512 << 10;
 
 /// Pieces of a streamed body on their way to the store. Each pins its block's buffer, so this
 /// bounds a large PUT to a few blocks whatever its size.
-const STREAM_PIECES_MAX: usize = 4;
+pub(super) const STREAM_PIECES_MAX: usize = 4;
 
 /// Request headers that belong to the object, beside `x-amz-meta-*`.
 const OBJECT_HEADERS: [&str; 6] = [
@@ -48,12 +48,11 @@ const OBJECT_HEADERS: [&str; 6] = [
 
 /// Request headers whose meaning we do not carry to the store. Ignoring one would be a success
 /// that is none.
-const REFUSED_HEADERS: [&str; 17] = [
+const REFUSED_HEADERS: [&str; 16] = [
     "content-range",
     "if-modified-since",
     "if-unmodified-since",
     "x-amz-grant-write",
-    "x-amz-copy-source",
     "x-amz-tagging",
     "x-amz-grant-read",
     "x-amz-grant-read-acp",
@@ -138,7 +137,7 @@ async fn put(
         headers,
         late: facts,
         length: 0,
-        if_none_match: if_none_match(head)?,
+        condition: condition(head)?,
         source: PutSource::Stream(queue::bounded(1).1),
     };
     let incoming = Incoming {
@@ -201,7 +200,7 @@ impl Incoming {
     }
 }
 
-fn refuse_unknown(head: &Head) -> Result<(), ErrorReply> {
+pub(super) fn refuse_unknown(head: &Head) -> Result<(), ErrorReply> {
     if let Some(name) = REFUSED_HEADERS.iter().find(|name| head.has(name)) {
         return Err(ErrorReply::not_implemented(&format!("the header {name}")));
     }
@@ -213,14 +212,31 @@ fn refuse_unknown(head: &Head) -> Result<(), ErrorReply> {
             return Err(ErrorReply::not_implemented(&what));
         }
     }
+    match head.header("x-amz-storage-class") {
+        None | Some("STANDARD") => {}
+        Some(class) => {
+            let what = format!("the storage class {class:?}");
+            return Err(ErrorReply::not_implemented(&what));
+        }
+    }
     match head.header("x-amz-acl") {
         None | Some("private" | "bucket-owner-full-control") => Ok(()),
         Some(acl) => Err(ErrorReply::not_implemented(&format!("the ACL {acl:?}"))),
     }
 }
 
-/// Conditions of a DELETE. One that is not judged must not be taken for one that holds.
-const DELETE_CONDITIONS: [&str; 6] = [
+/// Refuses a condition where none is judged: it must not be taken for one that holds.
+pub(super) fn refuse_conditions(head: &Head, operation: &str) -> Result<(), ErrorReply> {
+    match WRITE_CONDITIONS.iter().find(|name| head.has(name)) {
+        None => Ok(()),
+        Some(name) => Err(ErrorReply::not_implemented(&format!(
+            "{name} on {operation}"
+        ))),
+    }
+}
+
+/// Conditions that a write may have.
+const WRITE_CONDITIONS: [&str; 6] = [
     "if-match",
     "if-none-match",
     "if-modified-since",
@@ -229,26 +245,40 @@ const DELETE_CONDITIONS: [&str; 6] = [
     "x-amz-if-match-size",
 ];
 
-fn if_none_match(head: &Head) -> Result<bool, ErrorReply> {
-    // The condition would have to hold at the store, which may not have the version that clients are
-    // told of, and which calls it by another tag.
-    if head.has("if-match") {
-        return Err(ErrorReply::not_implemented("If-Match on a write"));
-    }
-    match head.header("if-none-match").map(str::trim) {
-        None if head.has("if-none-match") => Err(ErrorReply::not_implemented(
+/// What a write is only to be done if.
+pub(super) fn condition(head: &Head) -> Result<WriteCondition, ErrorReply> {
+    let one = |name: &'static str| {
+        let mut values = head.values(name);
+        let value = values.next().map(str::trim);
+        let is_one = values.next().is_none() && value.is_some() == head.has(name);
+        let refusal = || ErrorReply::not_implemented(&format!("{name} of this kind on a write"));
+        is_one.then_some(value).ok_or_else(refusal)
+    };
+    match (one("if-none-match")?, one("if-match")?) {
+        (None, None) => Ok(WriteCondition::Always),
+        (Some("*"), None) => Ok(WriteCondition::Free),
+        (Some(_), None) => Err(ErrorReply::not_implemented(
             "If-None-Match other than * on a write",
         )),
-        None => Ok(false),
-        Some("*") => Ok(true),
-        Some(_) => Err(ErrorReply::not_implemented(
-            "If-None-Match other than * on a write",
+        (None, Some(tag)) => {
+            let bare = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+            let bare = bare.unwrap_or(tag);
+            let is_list = bare.contains(['"', ',', ' ']) || tag.starts_with("W/");
+            match is_list || matches!(bare, "" | "*") {
+                true => Err(ErrorReply::not_implemented(
+                    "If-Match other than one strong ETag on a write",
+                )),
+                false => Ok(WriteCondition::Version(bare.to_owned())),
+            }
+        }
+        (Some(_), Some(_)) => Err(ErrorReply::not_implemented(
+            "If-Match beside If-None-Match on a write",
         )),
     }
 }
 
 /// The headers that are kept with the object.
-fn object_headers(head: &Head) -> Result<Vec<(String, String)>, ErrorReply> {
+pub(super) fn object_headers(head: &Head) -> Result<Vec<(String, String)>, ErrorReply> {
     let mut kept = Vec::new();
     let mut user_bytes = 0;
     for (name, value) in &head.headers {
@@ -284,7 +314,10 @@ fn object_headers(head: &Head) -> Result<Vec<(String, String)>, ErrorReply> {
     Ok(kept)
 }
 
-async fn take_buffer(connection: &Connection, bytes: u64) -> Result<BufferWriter, ErrorReply> {
+pub(super) async fn take_buffer(
+    connection: &Connection,
+    bytes: u64,
+) -> Result<BufferWriter, ErrorReply> {
     let core = connection.context().router.core();
     core.take_buffer(bytes as usize)
         .await
@@ -292,7 +325,7 @@ async fn take_buffer(connection: &Connection, bytes: u64) -> Result<BufferWriter
 }
 
 /// Reads one block's worth of the body.
-async fn read_block(
+pub(super) async fn read_block(
     connection: &mut Connection,
     body: &mut Body,
     bytes: u64,
@@ -337,7 +370,11 @@ async fn fill_block(
 }
 
 /// A whole block, from its bytes and what they were checksummed to.
-fn payload(mut buffer: BufferWriter, crc64nvme: u64, chunk_crcs: Vec<u32>) -> BlockPayload {
+pub(super) fn payload(
+    mut buffer: BufferWriter,
+    crc64nvme: u64,
+    chunk_crcs: Vec<u32>,
+) -> BlockPayload {
     buffer.finish();
     BlockPayload {
         buffer,
@@ -462,12 +499,12 @@ async fn stream_blocks(
 }
 
 /// The CRC64-NVME of bytes with `first`, and `bytes` more with `second`.
-fn join_crc64nvme(first: u64, second: u64, bytes: u64) -> u64 {
+pub(super) fn join_crc64nvme(first: u64, second: u64, bytes: u64) -> u64 {
     crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, first, second, bytes)
 }
 
 /// Sends a block in pieces, so that the store's side works while the next block is read.
-async fn send_split(
+pub(super) async fn send_split(
     sender: &Sender<StoreResult<Bytes>>,
     mut block: Bytes,
 ) -> Result<(), StoreError> {
@@ -485,8 +522,7 @@ pub async fn delete(
     head: &Head,
     object: &ObjectRequest,
 ) -> Result<(), Ended> {
-    if let Some(name) = DELETE_CONDITIONS.iter().find(|name| head.has(name)) {
-        let error = ErrorReply::not_implemented(&format!("{name} on a DELETE"));
+    if let Err(error) = refuse_conditions(head, "a DELETE") {
         return finish_with(connection, error, object).await;
     }
     let deleted: Result<(), WriteError> = connection.context().router.delete(object.block(0)).await;

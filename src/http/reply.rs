@@ -293,6 +293,9 @@ impl From<WriteError> for ErrorReply {
             WriteError::Exists => {
                 ErrorReply::new(412, "PreconditionFailed", "the object exists already")
             }
+            WriteError::OtherVersion => {
+                ErrorReply::new(412, "PreconditionFailed", "a precondition did not hold")
+            }
             WriteError::Immutable => ErrorReply::new(409, "ObjectImmutable", error.to_string()),
             WriteError::Store(error) => ErrorReply::from(&*error),
             WriteError::Stalled => {

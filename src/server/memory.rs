@@ -17,6 +17,7 @@ use forebay_shards::absent::ABSENCES_BYTES_MAX;
 use forebay_shards::heads::HEADS_BYTES_MAX;
 use forebay_shards::messages::Message;
 use forebay_shards::names::NAMES_BYTES_MAX;
+use forebay_shards::parts::PARTS_BYTES_MAX;
 use forebay_shards::ram::hot::{WINDOW_BLOCK_BYTES, WINDOW_BLOCKS_MAX};
 use forebay_shards::router::MESH_CAPACITY;
 use std::fmt;
@@ -281,9 +282,9 @@ fn store_transfers(needs: &MemoryNeeds) -> u64 {
     operations * (FETCH_BYTES_MAX as u64 + UPLOAD_BYTES_MAX)
 }
 
-/// What each core remembers of objects.
+/// What each core remembers of objects, and of their parts.
 fn heads(needs: &MemoryNeeds) -> u64 {
-    (needs.cores * (HEADS_BYTES_MAX + ABSENCES_BYTES_MAX)) as u64
+    (needs.cores * (HEADS_BYTES_MAX + PARTS_BYTES_MAX + ABSENCES_BYTES_MAX)) as u64
 }
 
 /// The names that each core keeps of what is dirty, and the documents that it makes and takes.

@@ -2,16 +2,19 @@
 //!
 //! This file owns what a folder answers. Objects appear and change by one rename of a file that is
 //! whole and synced, with its metadata in it (`trailer`); names follow [`name`]; no call leaves
-//! the folder (`folder`). Calls that block run on tokio's blocking threads, one bounded piece
+//! the folder (`folder`); uploads in parts are where no key leads (`parts`). Calls that block run on tokio's blocking threads, one bounded piece
 //! at a time. It never changes a file in place.
 //!
 //! A plain file that somebody puts into the folder under a name that a key maps to is an object as
 //! well, with an ETag made of its identity, size and time. It should be put there by a rename:
 //! one that is changed while it is read ends the read with `Corrupt`.
 
+mod composite;
+mod copy;
 mod folder;
 mod list;
 pub mod name;
+mod parts;
 mod trailer;
 
 use super::BuildError;
@@ -19,7 +22,6 @@ use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use folder::{Folder, Temporary};
 use forebay_io::listing::{ListPage, ListRequest};
-use forebay_io::multipart::PartStore;
 use forebay_io::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
@@ -133,32 +135,28 @@ impl FileStore {
         check_key(&request.key)?;
         let folder = Arc::clone(&self.folder);
         let names = name::names_of(&request.key);
-        let mut writing = blocking(move || {
-            // Refused before the body is read; whether it still holds is checked when it is linked.
-            if request.if_none_match && folder.find(&names)?.is_some() {
-                return Err(Trouble::Exists);
-            }
+        let condition = Condition {
+            only_new: request.if_none_match,
+            only_over: request.if_match,
+        };
+        let checked = condition.clone();
+        let writing = blocking(move || {
+            // Refused before the body is read; whether it still holds is checked at the end.
+            checked.check(&folder, &names)?;
             Writing::start(&folder)
         })
         .await?;
-        let mut pieces = match request.body {
-            PutBody::Whole(pieces) => stream::iter(pieces).map(Ok).boxed_local(),
-            PutBody::Stream(pieces) => pieces,
-        };
-        while let Some(piece) = pieces.next().await {
-            writing = writing.write(piece?, request.length).await?;
-        }
-        if writing.length != request.length {
-            return Err(wrong_length(writing.length, request.length));
-        }
+        let writing = writing.receive(request.body, request.length).await?;
         let folder = Arc::clone(&self.folder);
         let names = name::names_of(&request.key);
-        let (headers, crc, only_new) = (request.headers, request.crc64nvme, request.if_none_match);
-        blocking(move || writing.publish(&folder, &names, headers, crc, only_new)).await
+        let (headers, crc) = (request.headers, request.crc64nvme);
+        blocking(move || {
+            let sealed = writing.seal(headers, crc)?;
+            sealed.publish(&folder, &names, &condition)
+        })
+        .await
     }
 }
-
-impl PartStore for FileStore {}
 
 impl Store for FileStore {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
@@ -185,7 +183,10 @@ impl Store for FileStore {
             let folder = Arc::clone(&self.folder);
             blocking(move || match folder.is_gone() {
                 true => Err(Trouble::Gone),
-                false => Ok(folder.remove(&name::names_of(&key))?),
+                false => {
+                    let _others_may_write_too = folder.lock(false)?;
+                    Ok(folder.remove(&name::names_of(&key))?)
+                }
             })
             .await
         })
@@ -231,44 +232,111 @@ impl Writing {
         Ok(self)
     }
 
-    fn publish(
-        mut self,
-        folder: &Folder,
-        names: &[String],
+    /// Writes a whole body.
+    async fn receive(mut self, body: PutBody, length: u64) -> StoreResult<Self> {
+        let mut pieces = match body {
+            PutBody::Whole(pieces) => stream::iter(pieces).map(Ok).boxed_local(),
+            PutBody::Stream(pieces) => pieces,
+        };
+        while let Some(piece) = pieces.next().await {
+            self = self.write(piece?, length).await?;
+        }
+        match self.length == length {
+            true => Ok(self),
+            false => Err(wrong_length(self.length, length)),
+        }
+    }
+
+    /// Ends the file with what was learned of its bytes.
+    fn seal(
+        self,
         headers: Vec<(String, String)>,
         crc64nvme: Option<u64>,
-        only_new: bool,
-    ) -> Result<PutReply, Trouble> {
+    ) -> Result<Sealed, Trouble> {
         let crc = self.crc.finalize();
         if crc64nvme.is_some_and(|announced| announced != crc) {
             return Err(Trouble::Damaged(
                 "the body does not have the checksum announced",
             ));
         }
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-        let last_modified = since_epoch.map_or(0, |since_epoch| since_epoch.as_secs());
         let etag = hex::encode(self.md5.finalize());
         let head = ObjectHead {
             meta: ObjectMeta {
                 size: self.length,
-                etag: etag.clone(),
-                last_modified,
+                etag,
+                last_modified: unix_seconds(),
                 headers,
             },
             crc64nvme: Some(crc),
         };
-        let trailer = trailer::encode(&head).ok_or(Trouble::LongHeaders)?;
-        self.temporary.file.write_all(&trailer)?;
-        self.temporary.sync()?;
-        match folder.publish(self.temporary, names, only_new) {
+        Sealed::new(self.temporary, &head)
+    }
+}
+
+/// A file that is whole and synced, and that nobody sees yet.
+struct Sealed {
+    temporary: Temporary,
+    reply: PutReply,
+}
+
+impl Sealed {
+    /// Ends a file that holds an object's bytes with what is known of it.
+    fn new(mut temporary: Temporary, head: &ObjectHead) -> Result<Self, Trouble> {
+        let trailer = trailer::encode(head).ok_or(Trouble::LongHeaders)?;
+        temporary.file.write_all(&trailer)?;
+        temporary.sync()?;
+        let reply = PutReply {
+            etag: head.meta.etag.clone(),
+            last_modified: head.meta.last_modified,
+        };
+        Ok(Sealed { temporary, reply })
+    }
+
+    fn publish(
+        self,
+        folder: &Folder,
+        names: &[String],
+        condition: &Condition,
+    ) -> Result<PutReply, Trouble> {
+        let _guard = folder.lock(condition.only_over.is_some())?;
+        if condition.only_over.is_some() {
+            condition.check(folder, names)?;
+        }
+        match folder.publish(self.temporary, names, condition.only_new) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Trouble::Exists),
             other => Ok(other?),
         }?;
-        Ok(PutReply {
-            etag,
-            last_modified,
-        })
+        Ok(self.reply)
     }
+}
+
+/// What must hold for an object to be written.
+#[derive(Clone, Default)]
+struct Condition {
+    /// No object has the key.
+    only_new: bool,
+    /// An object with this ETag has it.
+    only_over: Option<String>,
+}
+
+impl Condition {
+    fn check(&self, folder: &Folder, names: &[String]) -> Result<(), Trouble> {
+        if !self.only_new && self.only_over.is_none() {
+            return Ok(());
+        }
+        let found = folder.find(names)?.map(describe).transpose()?;
+        match (&found, &self.only_over) {
+            (None, Some(_)) => Err(Trouble::NotFound),
+            (Some(found), Some(tag)) if found.meta.etag != *tag => Err(Trouble::Changed),
+            (Some(_), _) if self.only_new => Err(Trouble::Exists),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn unix_seconds() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_epoch.map_or(0, |since_epoch| since_epoch.as_secs())
 }
 
 /// Why a blocking call failed.
@@ -277,8 +345,17 @@ enum Trouble {
     NotFound,
     Gone,
     Exists,
+    Changed,
     LongHeaders,
     Damaged(&'static str),
+    /// As it is.
+    Refused(StoreError),
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Trouble::Refused(error)
+    }
 }
 
 impl From<io::Error> for Trouble {
@@ -296,6 +373,10 @@ impl From<Trouble> for StoreError {
             Trouble::Exists => {
                 StoreError::new(Kind::PreconditionFailed, "an object has this key already")
             }
+            Trouble::Changed => {
+                StoreError::new(Kind::PreconditionFailed, "the object has another ETag")
+            }
+            Trouble::Refused(error) => error,
             Trouble::LongHeaders => StoreError::new(
                 Kind::Rejected,
                 "the object's headers are too long to be kept",

@@ -246,6 +246,7 @@ impl<S: Store + 'static, P: Pace + 'static> Store for Retrying<S, P> {
                     headers: request.headers.clone(),
                     crc64nvme: request.crc64nvme,
                     if_none_match: request.if_none_match,
+                    if_match: request.if_match.clone(),
                     attempts: request.attempts,
                     body: PutBody::Whole(pieces.clone()),
                 })

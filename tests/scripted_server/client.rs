@@ -105,6 +105,7 @@ pub fn whole(body: impl Into<Bytes>) -> PutRequest {
         headers: Vec::new(),
         crc64nvme: None,
         if_none_match: false,
+        if_match: None,
         attempts: Attempts::StorePolicy,
         body: PutBody::Whole(vec![body]),
     }

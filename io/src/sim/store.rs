@@ -5,9 +5,13 @@
 //! key overlap. It never reads a clock and never draws from a global random number generator: time
 //! passes through the sleep it is given, and equal seeds give equal runs.
 
+mod parts;
+
+pub use parts::parts_tag;
+
 use super::random::Dice;
 use crate::listing::{ListPage, ListRequest, ListedObject, PageBuilder, Wanted};
-use crate::multipart::PartStore;
+use crate::multipart::PART_BYTES_MIN;
 use crate::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
@@ -43,6 +47,23 @@ pub enum Verb {
     Delete,
     /// [`Store::list`]; its prefix stands for the key.
     List,
+    /// [`PartStore::copy`](crate::multipart::PartStore::copy); its key is the one that is written.
+    Copy,
+    /// [`PartStore::create_upload`](crate::multipart::PartStore::create_upload).
+    CreateUpload,
+    /// [`PartStore::put_part`](crate::multipart::PartStore::put_part).
+    PutPart,
+    /// [`PartStore::copy_part`](crate::multipart::PartStore::copy_part); its key is the upload's.
+    CopyPart,
+    /// [`PartStore::complete_upload`](crate::multipart::PartStore::complete_upload).
+    CompleteUpload,
+    /// [`PartStore::abort_upload`](crate::multipart::PartStore::abort_upload).
+    AbortUpload,
+    /// [`PartStore::list_parts`](crate::multipart::PartStore::list_parts).
+    ListParts,
+    /// [`PartStore::list_uploads`](crate::multipart::PartStore::list_uploads); its prefix stands for
+    /// the key.
+    ListUploads,
 }
 
 /// One thing that goes wrong with one request.
@@ -70,7 +91,7 @@ pub enum Fault {
     SlowBody(Duration),
     /// GET: the head names another version than the one that the bytes are of.
     WrongEtag,
-    /// PUT and DELETE: the change is made, the answer is lost.
+    /// Whatever changes the store: the change is made, the answer is lost.
     LostReply,
 }
 
@@ -91,7 +112,7 @@ pub struct FaultChances {
     pub delay_ms_max: u64,
     /// [`Fault::Cut`] somewhere in the body; for GET only.
     pub cut: u32,
-    /// [`Fault::LostReply`]; for PUT and DELETE only.
+    /// [`Fault::LostReply`]; for what changes the store only.
     pub lost_reply: u32,
 }
 
@@ -108,9 +129,13 @@ struct ScriptedFault {
     fault: Fault,
 }
 
-#[derive(Default)]
 struct Inside {
     objects: BTreeMap<String, Object>,
+    uploads: parts::Uploads,
+    /// Uploads ever begun; names them.
+    uploads_begun: u64,
+    /// The least size of every part but the last, bytes.
+    part_bytes_min: u64,
     bucket_missing: bool,
     /// Whether HEAD tells no checksum, as of stores that keep none.
     checksums_hidden: bool,
@@ -141,7 +166,7 @@ impl MemoryStore {
     /// An empty store without faults, whose delays pass through `sleep`.
     pub fn new(sleep: Sleep) -> Self {
         MemoryStore {
-            inside: Rc::default(),
+            inside: Rc::new(RefCell::new(Inside::new())),
             sleep,
         }
     }
@@ -227,7 +252,7 @@ impl MemoryStore {
 
     /// Counts the request, chooses its fault and lets it strike as far as it strikes up front.
     async fn begin(&self, verb: Verb, key: &str) -> StoreResult<Option<Fault>> {
-        if verb != Verb::List {
+        if !matches!(verb, Verb::List | Verb::ListUploads) {
             check_key(key)?;
         }
         let fault = self.inside.borrow_mut().next_fault(verb, key);
@@ -257,19 +282,25 @@ impl MemoryStore {
     }
 
     fn commit(&self, key: &str, bytes: Bytes, headers: Vec<(String, String)>) -> PutReply {
+        self.commit_tagged(key, content_tag(&bytes), bytes, headers)
+    }
+
+    fn commit_tagged(
+        &self,
+        key: &str,
+        etag: String,
+        bytes: Bytes,
+        headers: Vec<(String, String)>,
+    ) -> PutReply {
         let mut inside = self.inside.borrow_mut();
-        let last_modified = match &inside.clock {
-            Some(clock) => clock(),
-            None => FIRST_WRITE_UNIX_SECONDS + inside.writes,
-        };
+        let last_modified = inside.now();
         inside.writes += 1;
         let meta = ObjectMeta {
             size: bytes.len() as u64,
-            etag: content_tag(&bytes),
+            etag: etag.clone(),
             last_modified,
             headers,
         };
-        let etag = meta.etag.clone();
         let object = Object { meta, bytes };
         inside.objects.insert(key.to_owned(), object);
         PutReply {
@@ -335,6 +366,12 @@ impl MemoryStore {
             let message = "an object has this key already";
             return Err(StoreError::new(StoreErrorKind::PreconditionFailed, message));
         }
+        if let Some(tag) = request.if_match
+            && self.find(&request.key)?.meta.etag != tag
+        {
+            let message = "the object has another ETag";
+            return Err(StoreError::new(StoreErrorKind::PreconditionFailed, message));
+        }
         let reply = self.commit(&request.key, bytes, request.headers);
         lose_reply(fault.as_ref()).map(|()| reply)
     }
@@ -369,8 +406,6 @@ impl MemoryStore {
     }
 }
 
-impl PartStore for MemoryStore {}
-
 impl Store for MemoryStore {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         Box::pin(self.get_inner(request))
@@ -402,6 +437,34 @@ impl Store for MemoryStore {
 }
 
 impl Inside {
+    fn new() -> Self {
+        Inside {
+            objects: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            uploads_begun: 0,
+            part_bytes_min: PART_BYTES_MIN,
+            bucket_missing: false,
+            checksums_hidden: false,
+            chances: None,
+            dice: None,
+            script: VecDeque::new(),
+            writes: 0,
+            clock: None,
+            requests: BTreeMap::new(),
+            puts_in_flight: BTreeMap::new(),
+            puts_in_flight_max: BTreeMap::new(),
+            faults_struck: 0,
+        }
+    }
+
+    /// What a change made now is stamped with.
+    fn now(&self) -> u64 {
+        match &self.clock {
+            Some(clock) => clock(),
+            None => FIRST_WRITE_UNIX_SECONDS + self.writes,
+        }
+    }
+
     fn next_fault(&mut self, verb: Verb, key: &str) -> Option<Fault> {
         *self.requests.entry((verb, key.to_owned())).or_default() += 1;
         let scripted = self.script.iter().position(|entry| {
@@ -419,7 +482,7 @@ impl Inside {
 
     fn draw(&mut self, chances: FaultChances, verb: Verb, key: &str) -> Option<Fault> {
         let is_read = verb == Verb::Get;
-        let is_write = matches!(verb, Verb::Put | Verb::Delete);
+        let is_write = parts::is_change(verb);
         if self.strikes(chances.internal) {
             return Some(Fault::Fail(StoreErrorKind::Internal));
         }
@@ -612,6 +675,7 @@ mod tests {
             headers: Vec::new(),
             crc64nvme: None,
             if_none_match: false,
+            if_match: None,
             attempts: Attempts::StorePolicy,
             body: PutBody::Whole(vec![Bytes::from_static(body)]),
         }

@@ -135,7 +135,7 @@ fn an_overwrite_that_is_not_cached_still_buries_the_old_version() {
                 headers: Vec::new(),
                 late: futures::channel::oneshot::channel().1,
                 length: 20_000,
-                if_none_match: false,
+                condition: forebay_shards::messages::WriteCondition::Always,
                 source: forebay_shards::messages::PutSource::Stream(receiver),
             };
             node.router.put(object).await

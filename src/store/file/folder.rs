@@ -15,6 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Where files grow until they are published. No key has a name that begins with a dot.
 const TEMPORARY_FOLDER: &str = ".forebay-tmp";
 
+/// Where uploads in parts are kept, a directory for each, until they are complete.
+pub(super) const UPLOADS_FOLDER: &str = ".forebay-uploads";
+
+/// What an upload's directory holds first and loses first: without it there is no such upload.
+pub(super) const UPLOAD_FILE: &str = "upload";
+
 /// Makes and removes of one directory may cross each other; each try begins anew from the top.
 const RACE_TRIES_MAX: u32 = 16;
 
@@ -62,6 +68,7 @@ impl Folder {
         let folder = Folder { root, temporary };
         folder.refuse_folded_names()?;
         folder.remove_leftovers()?;
+        folder.remove_dead_uploads()?;
         Ok(folder)
     }
 
@@ -102,6 +109,65 @@ impl Folder {
             }
         }
         Ok(())
+    }
+
+    /// Removes what is left of uploads that a crash stopped while they were begun or removed. One that
+    /// is being begun right now finds its directory gone and makes it again.
+    fn remove_dead_uploads(&self) -> io::Result<()> {
+        let uploads = [UPLOADS_FOLDER.to_owned()];
+        let mut names = Vec::new();
+        self.names_in(&uploads, |name| {
+            if !name.starts_with('.') {
+                names.push(name.to_owned());
+            }
+        })?;
+        for name in names {
+            let upload = [UPLOADS_FOLDER.to_owned(), name];
+            let file = [&upload[..], &[UPLOAD_FILE.to_owned()]].concat();
+            // What is no directory is not ours to remove.
+            if let Ok(None) = self.find(&file) {
+                self.clear_upload(&upload)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the parts in the directory of an upload that is over, and the directory.
+    pub(super) fn clear_upload(&self, directories: &[String]) -> io::Result<()> {
+        let Some(directory) = self.find_directory(directories)? else {
+            return Ok(());
+        };
+        for entry in fs::Dir::read_from(&directory)? {
+            let entry = match entry {
+                Ok(entry) => entry,
+                // Another cleaner was quicker.
+                Err(Errno::NOENT) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            let name = entry.file_name();
+            // Never the file by which an upload is one: it may be begun this moment.
+            if name.to_bytes().starts_with(b".") || name.to_bytes() == UPLOAD_FILE.as_bytes() {
+                continue;
+            }
+            match fs::unlinkat(&directory, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.remove_empty(directories)
+    }
+
+    /// Makes writers whose condition is checked and then relied on exclude all others, in every
+    /// process, as long as the guard lives. Blocks.
+    pub(super) fn lock(&self, is_exclusive: bool) -> io::Result<OwnedFd> {
+        // Opened anew: a lock belongs to what was opened.
+        let directory = fs::openat(&self.temporary, ".", OPEN_FOLDER, Mode::empty())?;
+        let operation = match is_exclusive {
+            true => FlockOperation::LockExclusive,
+            false => FlockOperation::LockShared,
+        };
+        fs::flock(&directory, operation)?;
+        Ok(directory)
     }
 
     /// A new file for writing, locked as long as it is open.
@@ -232,7 +298,11 @@ impl Folder {
             Err(Errno::NOENT | Errno::ISDIR) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        let mut directories = directories;
+        self.remove_empty(directories)
+    }
+
+    /// Removes a directory and those that it is in as far as they are empty.
+    fn remove_empty(&self, mut directories: &[String]) -> io::Result<()> {
         while let Some((last, parents)) = directories.split_last() {
             let Some(parent) = self.find_directory(parents)? else {
                 break;

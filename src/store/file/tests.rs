@@ -20,6 +20,7 @@ fn put(key: &str, body: &[u8]) -> PutRequest {
         headers: vec![("x-amz-meta-a".into(), "b".into())],
         crc64nvme: None,
         if_none_match: false,
+        if_match: None,
         attempts: Attempts::StorePolicy,
         body: PutBody::Whole(vec![Bytes::copy_from_slice(body)]),
     }

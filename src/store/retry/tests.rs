@@ -60,6 +60,7 @@ fn whole(key: &str, body: &'static [u8]) -> PutRequest {
         headers: Vec::new(),
         crc64nvme: None,
         if_none_match: false,
+        if_match: None,
         attempts: Attempts::StorePolicy,
         body: PutBody::Whole(vec![Bytes::from_static(body)]),
     }

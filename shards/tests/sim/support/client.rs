@@ -13,7 +13,7 @@ use forebay_shards::format::PayloadChecksums;
 use forebay_shards::key::Volume;
 use forebay_shards::messages::{
     BlockBody, BlockPayload, BlockRequest, LateFacts, Opened, Outcome, PutObject, PutSource,
-    ReadError, WriteError, Written,
+    ReadError, WriteCondition, WriteError, Written,
 };
 use forebay_shards::range::{RangeSpec, part_of_block};
 use futures::channel::oneshot;
@@ -178,7 +178,7 @@ fn object(volume: &Arc<Volume>, key: &str, bytes: &Bytes, source: PutSource) -> 
         headers: Vec::new(),
         late: facts,
         length: bytes.len() as u64,
-        if_none_match: false,
+        condition: WriteCondition::Always,
         source,
     }
 }
@@ -213,11 +213,30 @@ pub async fn put_block(
     if_none_match: bool,
     arrival: Arrival,
 ) -> Result<Written, WriteError> {
+    let condition = condition(if_none_match);
+    put_block_when(node, volume, key, bytes, condition, arrival).await
+}
+
+fn condition(if_none_match: bool) -> WriteCondition {
+    match if_none_match {
+        true => WriteCondition::Free,
+        false => WriteCondition::Always,
+    }
+}
+
+async fn put_block_when(
+    node: &Node,
+    volume: &Arc<Volume>,
+    key: &str,
+    bytes: &Bytes,
+    condition: WriteCondition,
+    arrival: Arrival,
+) -> Result<Written, WriteError> {
     let mut buffer = node.pool.take(bytes.len()).await;
     let (sender, complete) = oneshot::channel();
     let source = PutSource::Arriving(buffer.watch(), complete);
     let write = node.router.put(PutObject {
-        if_none_match,
+        condition,
         ..object(volume, key, bytes, source)
     });
     let send = async {
@@ -258,11 +277,22 @@ pub async fn put(
     bytes: &Bytes,
     if_none_match: bool,
 ) -> Result<Written, WriteError> {
+    put_when(node, volume, key, bytes, condition(if_none_match)).await
+}
+
+/// As [`put`], if the key is as it must be.
+pub async fn put_when(
+    node: &Node,
+    volume: &Arc<Volume>,
+    key: &str,
+    bytes: &Bytes,
+    condition: WriteCondition,
+) -> Result<Written, WriteError> {
     let id = home(volume, key);
     let block_bytes = volume.block_bytes as usize;
     if bytes.len() <= block_bytes {
         let arrival = Arrival::whole(bytes);
-        return put_block(node, volume, key, bytes, if_none_match, arrival).await;
+        return put_block_when(node, volume, key, bytes, condition, arrival).await;
     }
     let (sender, receiver) = queue::bounded(2);
     let send = async {
@@ -276,7 +306,7 @@ pub async fn put(
         drop(sender);
     };
     let write = node.router.put(PutObject {
-        if_none_match,
+        condition,
         ..object(volume, key, bytes, PutSource::Stream(receiver))
     });
     let (written, ()) = futures::join!(write, send);

@@ -192,6 +192,7 @@ impl Clients {
                 WriteError::Exists
                 | WriteError::Loading
                 | WriteError::Immutable
+                | WriteError::OtherVersion
                 | WriteError::Incomplete,
             ) => Ending::NotDone,
             Err(WriteError::Store(_) | WriteError::Stalled) => Ending::Unknown,

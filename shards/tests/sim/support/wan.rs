@@ -5,7 +5,10 @@
 
 use bytes::Bytes;
 use forebay_io::listing::{ListPage, ListRequest};
-use forebay_io::multipart::PartStore;
+use forebay_io::multipart::{
+    CompleteRequest, CopyPartRequest, CopyRequest, PartRequest, PartStore, PartsPage, PartsRequest,
+    UploadName, UploadsPage, UploadsRequest,
+};
 use forebay_io::runtime::Runtime;
 use forebay_io::sim::SimRuntime;
 use forebay_io::sim::store::MemoryStore;
@@ -18,6 +21,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// The least size of a part but the last, bytes: parts of a simulation are small.
+const PART_BYTES_MIN: u64 = 1;
 
 /// Bytes of a body that arrive at once: smaller than a page, so that nothing is aligned by luck.
 const PIECE_BYTES: usize = 3000;
@@ -44,6 +50,7 @@ impl Wan {
             let runtime = sleeper.borrow().clone().expect("attached to a run");
             Box::pin(async move { runtime.sleep(pause).await })
         }));
+        memory.set_part_bytes_min(PART_BYTES_MIN);
         let pause_us_max = Rc::new(Cell::new(300));
         Wan {
             memory,
@@ -112,7 +119,91 @@ impl Wan {
     }
 }
 
-impl PartStore for Wan {}
+impl Wan {
+    /// Carries a request out behind the line, and notes it.
+    async fn over<T>(
+        &self,
+        what: &str,
+        key: &str,
+        request: impl Future<Output = StoreResult<T>>,
+    ) -> StoreResult<T> {
+        self.pause().await;
+        let reply = request.await;
+        self.note(what, key, reply.is_ok());
+        self.pause().await;
+        reply
+    }
+}
+
+impl PartStore for Wan {
+    fn copy(&self, request: CopyRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
+        let key = request.key.clone();
+        Box::pin(async move { self.over("copy", &key, self.memory.copy(request)).await })
+    }
+
+    fn create_upload(
+        &self,
+        key: String,
+        headers: Vec<(String, String)>,
+    ) -> LocalBoxFuture<'_, StoreResult<UploadName>> {
+        Box::pin(async move {
+            let name = key.clone();
+            let request = self.memory.create_upload(key, headers);
+            self.over("create", &name, request).await
+        })
+    }
+
+    fn put_part(&self, request: PartRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
+        let key = request.upload.key.clone();
+        Box::pin(async move { self.over("part", &key, self.memory.put_part(request)).await })
+    }
+
+    fn copy_part(&self, request: CopyPartRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
+        let key = request.upload.key.clone();
+        Box::pin(async move {
+            let request = self.memory.copy_part(request);
+            self.over("copy part", &key, request).await
+        })
+    }
+
+    fn complete_upload(
+        &self,
+        request: CompleteRequest,
+    ) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
+        let key = request.upload.key.clone();
+        Box::pin(async move {
+            let request = self.memory.complete_upload(request);
+            self.over("complete", &key, request).await
+        })
+    }
+
+    fn abort_upload(&self, upload: UploadName) -> LocalBoxFuture<'_, StoreResult<()>> {
+        let key = upload.key.clone();
+        Box::pin(async move {
+            let request = self.memory.abort_upload(upload);
+            self.over("abort", &key, request).await
+        })
+    }
+
+    fn list_parts(&self, request: PartsRequest) -> LocalBoxFuture<'_, StoreResult<PartsPage>> {
+        let key = request.upload.key.clone();
+        Box::pin(async move {
+            let request = self.memory.list_parts(request);
+            self.over("list parts", &key, request).await
+        })
+    }
+
+    fn list_uploads(
+        &self,
+        request: UploadsRequest,
+    ) -> LocalBoxFuture<'_, StoreResult<UploadsPage>> {
+        let prefix = request.prefix.clone();
+        Box::pin(async move {
+            let request = self.memory.list_uploads(request);
+            self.over("list uploads", &prefix, request).await
+        })
+    }
+}
 
 impl Store for Wan {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
