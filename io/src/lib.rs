@@ -22,6 +22,7 @@
 //! | [`store`] | what a store can be asked and may answer |
 //! | [`listing`] | names of objects in order: pages, and many pages as one |
 //! | [`multipart`] | objects that come in parts, or from another one |
+//! | [`tags`] | tags of objects |
 //! | [`net`] | listeners, sockets with vectored writes, TLS |
 //! | [`sim`] | the simulated twins |
 
@@ -43,4 +44,5 @@ pub mod rt;
 pub mod runtime;
 pub mod sim;
 pub mod store;
+pub mod tags;
 pub mod uplink;

@@ -60,6 +60,7 @@ pub mod shard;
 pub mod stats;
 pub mod superblock;
 pub mod table;
+mod tags;
 pub mod upload;
 mod verdict;
 pub mod write;

@@ -33,6 +33,7 @@ pub mod reply;
 pub mod sigv4;
 pub mod source;
 pub mod stats;
+pub mod tagging;
 pub mod target;
 pub mod upload_part;
 
@@ -296,6 +297,9 @@ async fn carry_out(
             multipart::complete(connection, head, object, upload_id, signed).await
         }
         Operation::Abort(upload_id) => multipart::abort(connection, head, object, &upload_id).await,
+        Operation::ReadTags => tagging::read(connection, object).await,
+        Operation::WriteTags => tagging::write(connection, head, object, signed).await,
+        Operation::ClearTags => tagging::clear(connection, head, object).await,
         Operation::ListParts(query) => match list_parts::parts(connection, object, &query).await {
             Ok(document) => bucket::respond(connection, &document).await,
             Err(error) => finish_with(connection, error, object).await,

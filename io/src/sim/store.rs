@@ -16,6 +16,7 @@ use crate::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
 };
+use crate::tags::{TagStore, Tags};
 use bytes::{Bytes, BytesMut};
 use crc_fast::CrcAlgorithm;
 use futures::future::LocalBoxFuture;
@@ -131,6 +132,8 @@ struct ScriptedFault {
 
 struct Inside {
     objects: BTreeMap<String, Object>,
+    /// Of the present versions.
+    tags: BTreeMap<String, Tags>,
     uploads: parts::Uploads,
     /// Uploads ever begun; names them.
     uploads_begun: u64,
@@ -303,6 +306,7 @@ impl MemoryStore {
         };
         let object = Object { meta, bytes };
         inside.objects.insert(key.to_owned(), object);
+        inside.tags.remove(key);
         PutReply {
             etag,
             last_modified,
@@ -406,6 +410,26 @@ impl MemoryStore {
     }
 }
 
+impl TagStore for MemoryStore {
+    fn tags(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Tags>> {
+        Box::pin(async move {
+            self.begin(Verb::Head, &key).await?;
+            self.find(&key)?;
+            let inside = self.inside.borrow();
+            Ok(inside.tags.get(&key).cloned().unwrap_or_default())
+        })
+    }
+
+    fn set_tags(&self, key: String, tags: Tags) -> LocalBoxFuture<'_, StoreResult<()>> {
+        Box::pin(async move {
+            let fault = self.begin(Verb::Head, &key).await?;
+            self.find(&key)?;
+            self.inside.borrow_mut().tags.insert(key, tags);
+            lose_reply(fault.as_ref())
+        })
+    }
+}
+
 impl Store for MemoryStore {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         Box::pin(self.get_inner(request))
@@ -440,6 +464,7 @@ impl Inside {
     fn new() -> Self {
         Inside {
             objects: BTreeMap::new(),
+            tags: BTreeMap::new(),
             uploads: BTreeMap::new(),
             uploads_begun: 0,
             part_bytes_min: PART_BYTES_MIN,
