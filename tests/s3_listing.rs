@@ -633,13 +633,6 @@ fn buckets_say_what_is_true_of_them_and_refuse_the_rest() {
         (
             READ_WRITE,
             "GET",
-            &format!("{bucket}?uploads"),
-            501,
-            "NotImplemented",
-        ),
-        (
-            READ_WRITE,
-            "GET",
             &format!("{bucket}?versions&prefix=a"),
             501,
             "NotImplemented",
@@ -655,13 +648,6 @@ fn buckets_say_what_is_true_of_them_and_refuse_the_rest() {
             READ_WRITE,
             "GET",
             &format!("{bucket}/key?tagging"),
-            501,
-            "NotImplemented",
-        ),
-        (
-            READ_WRITE,
-            "POST",
-            &format!("{bucket}/key?uploads"),
             501,
             "NotImplemented",
         ),
