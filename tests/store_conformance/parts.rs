@@ -408,7 +408,10 @@ async fn uploads_are_listed_in_order(subject: &Subject) {
         !names.contains(&"u/a"),
         "none of the marker's key: {names:?}"
     );
-    assert!(names.ends_with(&["u/a/b", "u/b&c=d", "u/ü"]), "{names:?}");
+    // Swift leaves out what goes on behind the marker's key with a `/`.
+    assert!(names.ends_with(&["u/b&c=d", "u/ü"]), "{names:?}");
+    let is_exact = subject.has_uploads_in_order;
+    assert!(!is_exact || names.contains(&"u/a/b"), "{names:?}");
     for upload in begun {
         store.abort_upload(upload).await.expect("aborted");
     }
