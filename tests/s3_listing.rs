@@ -580,7 +580,7 @@ fn the_service_lists_the_volumes_that_a_key_may_see() {
     let answer = proxy.request("GET", "/", &[("Authorization", "")], b"");
     assert_eq!(
         (answer.status, answer.error_code().as_str()),
-        (401, "AccessDenied")
+        (403, "AccessDenied")
     );
     assert_eq!(as_whom(&proxy, "wrong", "GET", "/").status, 403);
     assert_eq!(
@@ -687,7 +687,7 @@ fn buckets_say_what_is_true_of_them_and_refuse_the_rest() {
             .text()
             .contains("AllUsers")
     );
-    assert_eq!(open.request("DELETE", &bucket, &anonymous, b"").status, 401);
+    assert_eq!(open.request("DELETE", &bucket, &anonymous, b"").status, 403);
 }
 
 /// The stub takes what a proxy sends and asks: kept here so that a change of either is seen.

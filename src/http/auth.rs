@@ -188,7 +188,8 @@ fn not_for_this_volume() -> ErrorReply {
     ErrorReply::denied("this key is not for this volume")
 }
 
+/// S3 answers strangers 403, and its clients know no other status for it.
 fn unauthorized() -> ErrorReply {
     let message = "a key is needed: `Authorization: Bearer TOKEN`, or an AWS signature (V4)";
-    ErrorReply::new(401, "AccessDenied", message).with("www-authenticate", "Bearer")
+    ErrorReply::denied(message).with("www-authenticate", "Bearer")
 }

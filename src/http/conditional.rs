@@ -15,6 +15,19 @@ pub enum Verdict {
     Failed,
 }
 
+/// Headers that [`judge`] looks at.
+const CONDITIONS: [&str; 4] = [
+    "if-match",
+    "if-none-match",
+    "if-modified-since",
+    "if-unmodified-since",
+];
+
+/// Whether a read has preconditions.
+pub fn is_asked(head: &Head) -> bool {
+    CONDITIONS.iter().any(|name| head.has(name))
+}
+
 /// Judges a read of the object that `meta` describes.
 pub fn judge(head: &Head, meta: &ObjectMeta) -> Verdict {
     match head.header("if-match") {

@@ -163,7 +163,14 @@ async fn read_wanted(
     };
     let wanted = |spec| wishes.wanted(spec);
     if spec == RangeSpec::All || !head.has("if-range") {
-        return Ok((read(connection, object, wanted(spec)).await?, spec));
+        let reading = match read(connection, object, wanted(spec)).await {
+            // Conditions come first: what is not wanted at all is no question of ranges.
+            Err(ReadError::NotSatisfiable { .. }) if conditional::is_asked(head) => {
+                unsatisfied(connection, object, spec).await?
+            }
+            read => read?,
+        };
+        return Ok((reading, spec));
     }
     // A part is wanted only if it is of the version that the client has the rest of.
     let mut reading = read(connection, object, None).await?;
@@ -177,6 +184,20 @@ async fn read_wanted(
         }
     }
     Err(ReadError::Changed)
+}
+
+/// The object without its bytes, of which `spec` wants none.
+async fn unsatisfied(
+    connection: &Connection,
+    object: &ObjectRequest,
+    spec: RangeSpec,
+) -> Result<Reading, ReadError> {
+    let reading = read(connection, object, None).await?;
+    match spec.resolve(reading.meta.size) {
+        Err(_) => Ok(reading),
+        // It was another one a moment ago.
+        Ok(_) => Err(ReadError::Changed),
+    }
 }
 
 /// Opens the object, and the first block that holds wanted bytes; starts over if it changes.

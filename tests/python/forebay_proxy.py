@@ -15,6 +15,7 @@ import urllib.request
 
 VOLUME = "vol"
 TOKEN = "token-read-write-0123456789abcdef"
+OPERATOR_TOKEN = "token-operator-0123456789abcdef"
 READY_SECONDS_MAX = 60
 
 
@@ -51,7 +52,7 @@ class Proxy:
         descriptor = os.open(self.path("forebay.toml"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(
-                f'[operator]\ntoken = "token-operator-0123456789abcdef"\n\n[[volume]]\nname = "{VOLUME}"\n{settings}'
+                f'[operator]\ntoken = "{OPERATOR_TOKEN}"\n\n[[volume]]\nname = "{VOLUME}"\n{settings}'
                 f'block_size = "{block_size}"\nttl = "3600s"\nwriteback = {str(writeback).lower()}\n\n[[volume.key]]\ntoken = "{TOKEN}"\npermission = "rw"\n'
             )
 
