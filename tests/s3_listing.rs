@@ -632,6 +632,13 @@ fn buckets_say_what_is_true_of_them_and_refuse_the_rest() {
         (READ_WRITE, "PATCH", &bucket, 405, "MethodNotAllowed"),
         (
             READ_WRITE,
+            "PUT",
+            &format!("{bucket}?uploads"),
+            501,
+            "NotImplemented",
+        ),
+        (
+            READ_WRITE,
             "GET",
             &format!("{bucket}?versions&prefix=a"),
             501,
@@ -648,6 +655,13 @@ fn buckets_say_what_is_true_of_them_and_refuse_the_rest() {
             READ_WRITE,
             "GET",
             &format!("{bucket}/key?tagging"),
+            501,
+            "NotImplemented",
+        ),
+        (
+            READ_WRITE,
+            "POST",
+            &format!("{bucket}/key?restore"),
             501,
             "NotImplemented",
         ),
