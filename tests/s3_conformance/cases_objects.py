@@ -120,6 +120,8 @@ def bodies():
         *(ask(method, "k", Want(404, code="NoSuchBucket"), bucket="no-such-volume") for method in ("GET", "HEAD", "PUT", "DELETE")),
     )
     yield case("body/get-with-a-body", put("k", TEN), get("k", Want((200, 400)), body=b"what is this"), get("k", Want(200, body=TEN)))
+    yield case("body/expects-nothing", put("k", TEN, headers={"expect": ""}), get("k", Want(200, body=TEN)), differential=False)
+    yield case("body/expects-what-nobody-knows", put("k", TEN, Want((200, 417)), headers={"expect": "200-ok"}), differential=False)
     yield case("body/prefix-of-another", put("k/a", TEN), get("k", error(404, "NoSuchKey")), get("k/", error(404, "NoSuchKey")))
     yield case("body/object-and-folder", put("k", b"1"), put("k/", b"2"), put("k/a", b"3"), *(
         get(key, Want(200, body=body)) for key, body in (("k", b"1"), ("k/", b"2"), ("k/a", b"3"))

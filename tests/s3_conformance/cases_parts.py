@@ -36,7 +36,8 @@ def copies():
     yield case("copy/read-before", source, get("source"), get("target", 404), copy("target", SOURCE), same)
     for name, key, escaped in (
         ("blank", "a b", "a%20b"), ("plus", "a+b", "a%2Bb"), ("percent", "a%b", "a%25b"), ("umlaut", "ü", "%C3%BC"), ("slashes", "a/b//c/", "a/b//c/"),
-        ("question-mark", "a?b", "a%3Fb"), ("slash-escaped", "a/b", "a%2Fb"), ("hash", "a#b", "a%23b"),
+        ("question-mark", "a?b", "a%3Fb"), ("slash-escaped", "a/b", "a%2Fb"), ("hash", "a#b", "a%23b"), ("version-id-in-its-name", "?versionId", "%3FversionId"),
+        ("underscores", "__", "__"), ("only-a-blank", " ", "%20"),
     ):
         yield case(f"copy/source-with-{name}", put(key, TEN), copy("target", f"{B}/{P}{escaped}"), get("target", Want(200, body=TEN)))
         yield case(f"copy/target-with-{name}", put("source", TEN), copy(key, SOURCE), get(key, Want(200, body=TEN)))

@@ -78,6 +78,7 @@ class Conformance(unittest.TestCase):
         add_volume(proxy)
         proxy.start()
         cls.targets[name] = Endpoint(name, proxy.url, VOLUME, PAIR)
+        cls.targets[name].is_ours = True
 
     def run_case(self, number, case, endpoint):
         """What is wrong, and what was seen in each step."""
