@@ -123,7 +123,7 @@ def pages(mine):
         fixture=fixture,
     )
     # Names, prefix and token of such length that the request's target is long.
-    long = "ü" * 400
+    long = "ü" * 480
     yield case(
         "list/v2-long-names", put(long + "a"), put(long + "b"),
         volume("GET", found([long + "a"], [], True)._replace(save={"token": "xml:NextContinuationToken"}), [
