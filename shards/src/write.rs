@@ -594,9 +594,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if terms.if_none_match && error.kind == PreconditionFailed {
             return WriteError::Exists;
         }
-        // The store has another version than the client was told of, perhaps from here.
-        let is_other =
-            terms.if_match.is_some() && matches!(error.kind, PreconditionFailed | NotFound);
+        // The store has another version than the one that the client was told of, from here.
+        let is_other = matches!(error.kind, PreconditionFailed | NotFound)
+            && terms.if_match.is_some()
+            && self.known_store_etag(hash) == terms.if_match;
         if (error.kind.is_retryable() || is_other) && !self.is_dirty(hash) {
             // It may have been done after all.
             let _ = self.drop_key(hash, id, turn).await;
