@@ -131,6 +131,8 @@ pub struct StoreError {
     pub object_size: Option<u64>,
     /// How many times the request was sent before this was given up.
     pub attempts: u32,
+    /// Whether there was no connection at the last attempt, so that nothing of it reached the store.
+    pub was_never_sent: bool,
 }
 
 impl StoreError {
@@ -143,6 +145,7 @@ impl StoreError {
             retry_after: None,
             object_size: None,
             attempts: 1,
+            was_never_sent: false,
         }
     }
 }

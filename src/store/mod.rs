@@ -10,7 +10,9 @@
 //! | [`s3`] | buckets over HTTP: signing, sending, checking answers |
 //! | [`file`](mod@file) | a folder as a bucket |
 //! | [`retry`] | when a request is sent again |
+//! | `etag` | ETags made of MD5s |
 
+mod etag;
 pub mod file;
 pub mod retry;
 pub mod s3;

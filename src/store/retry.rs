@@ -5,9 +5,10 @@
 //! cannot be repeated twice (a streamed PUT), never mixes two versions of an object in one body,
 //! and never passes a body off as whole that is not.
 
+mod parts;
+
 use bytes::Bytes;
 use forebay_io::listing::{ListPage, ListRequest};
-use forebay_io::multipart::PartStore;
 use forebay_io::store::{
     Attempts, ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply,
     PutRequest, Store, StoreError, StoreErrorKind, StoreResult,
@@ -210,8 +211,6 @@ impl<S: Store + 'static, P: Pace + 'static> Retrying<S, P> {
     }
 }
 
-impl<S: Store + 'static, P: Pace + 'static> PartStore for Retrying<S, P> {}
-
 impl<S: Store + 'static, P: Pace + 'static> Store for Retrying<S, P> {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         let inner = Rc::clone(&self.inner);
@@ -279,6 +278,19 @@ impl<S: Store, P: Pace> Inner<S, P> {
     where
         F: Future<Output = StoreResult<T>>,
     {
+        self.repeat_if(backoff, send, |_| true).await
+    }
+
+    /// The same, and not after a failure that `may_again` refuses.
+    async fn repeat_if<T, F>(
+        &self,
+        backoff: &mut Backoff,
+        send: impl Fn() -> F,
+        may_again: impl Fn(&StoreError) -> bool,
+    ) -> StoreResult<T>
+    where
+        F: Future<Output = StoreResult<T>>,
+    {
         let started = self.pace.now();
         loop {
             backoff.attempt();
@@ -287,8 +299,14 @@ impl<S: Store, P: Pace> Inner<S, P> {
                     self.budget.borrow_mut().succeeded();
                     return Ok(value);
                 }
-                Err(error) => error,
+                Err(mut error) => {
+                    error.attempts = backoff.attempts();
+                    error
+                }
             };
+            if !may_again(&error) {
+                return Err(error);
+            }
             self.wait_or_give_up(backoff, started, error).await?;
         }
     }

@@ -8,7 +8,9 @@
 mod answer;
 mod body;
 mod client;
+mod documents;
 mod list;
+mod parts;
 mod sign;
 
 use super::{BuildError, S3Spec, UploadCheck};
@@ -17,7 +19,6 @@ use base64::Engine;
 use bytes::Bytes;
 use client::Client;
 use forebay_io::listing::{ListPage, ListRequest};
-use forebay_io::multipart::PartStore;
 use forebay_io::store::{
     CHECKSUM_PREFIX, GetReply, GetRequest, ObjectHead, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult,
@@ -27,7 +28,7 @@ use futures::stream::{self, LocalBoxStream, StreamExt};
 use md5::{Digest, Md5};
 use reqwest::Response;
 use reqwest::header::{self, HeaderName, HeaderValue};
-use sign::{Signer, Verb};
+use sign::{Signer, Target, Verb};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -56,6 +57,19 @@ pub struct Deadlines {
     pub put_answer: Duration,
     /// For each 64 KiB of a body, out or in.
     pub stall: Duration,
+    /// From a request for a copy or a completion to the head of its answer, and from there to its
+    /// end.
+    pub store_work: Duration,
+}
+
+impl Deadlines {
+    /// How long the head of the answer to a request without a stream may take.
+    fn answer(&self, verb: Verb) -> Duration {
+        match verb.is_store_work() {
+            true => self.store_work,
+            false => self.first_byte,
+        }
+    }
 }
 
 impl Default for Deadlines {
@@ -69,6 +83,9 @@ impl Default for Deadlines {
             put_answer: Duration::from_secs(30),
             // See `body::PROGRESS_BYTES` for the rate that this means.
             stall: Duration::from_secs(10),
+            // A copy moves up to 5 GiB inside the store, and Swift moves them through its front: at
+            // 6 MB/s that takes so long. Meanwhile stores may send nothing at all.
+            store_work: Duration::from_secs(15 * 60),
         }
     }
 }
@@ -129,6 +146,10 @@ struct RequestHeaders {
 impl RequestHeaders {
     fn ask_checksums(&mut self) {
         let (name, value) = CHECKSUM_MODE;
+        self.sign(name, value);
+    }
+
+    fn sign(&mut self, name: &str, value: &str) {
         self.signed.push((name.to_owned(), value.to_owned()));
     }
 }
@@ -199,41 +220,45 @@ impl S3Store {
 
     async fn put_inner(&self, mut request: PutRequest) -> StoreResult<PutReply> {
         let body = std::mem::replace(&mut request.body, PutBody::Whole(Vec::new()));
+        let target = Target::of(Verb::Put, &request.key);
+        let headers = |pieces: Option<&[Bytes]>| self.put_headers(&request, pieces);
+        self.send_body(&target, request.length, body, headers).await
+    }
+
+    /// Sends a body; one in memory once more if what was wrong could be put right. `headers` are
+    /// made anew each time, from the body where it is in memory.
+    async fn send_body(
+        &self,
+        target: &Target<'_>,
+        length: u64,
+        body: PutBody,
+        headers: impl Fn(Option<&[Bytes]>) -> StoreResult<RequestHeaders>,
+    ) -> StoreResult<PutReply> {
         let pieces = match body {
             PutBody::Whole(pieces) => pieces,
             PutBody::Stream(source) => {
-                let headers = self.put_headers(&request, None)?;
-                let sent = self.put_once(&request, headers, source).await;
+                let sent = self.put_once(target, length, headers(None)?, source).await;
                 return sent.map_err(streamed_refusal);
             }
         };
         let mut was_put_right = false;
         loop {
-            let headers = self.put_headers(&request, Some(&pieces))?;
+            let headers = headers(Some(&pieces))?;
             let source = stream::iter(pieces.clone()).map(Ok).boxed_local();
-            match self.put_once(&request, headers, source).await {
+            match self.put_once(target, length, headers, source).await {
                 Err(refusal) if refusal.is_put_right && !was_put_right => was_put_right = true,
                 other => return other.map_err(|refusal| refusal.error),
             }
         }
     }
 
-    /// Headers of a PUT; `pieces` is its body where it is in memory.
-    fn put_headers(
-        &self,
-        request: &PutRequest,
-        pieces: Option<&[Bytes]>,
-    ) -> StoreResult<RequestHeaders> {
+    /// The headers of an object that is to be, but for its checksums.
+    fn object_headers(&self, given: &[(String, String)]) -> StoreResult<RequestHeaders> {
         let mut headers = RequestHeaders::default();
         let mut names = BTreeSet::new();
-        let (checksums, kept): (Vec<_>, Vec<_>) = request
-            .headers
+        let kept = given
             .iter()
-            .partition(|(name, _)| name.starts_with(CHECKSUM_PREFIX));
-        // An upload has one checksum, and what is in memory has ours.
-        if pieces.is_none() && request.crc64nvme.is_none() && self.takes_checksums() {
-            headers.signed.extend(checksums.into_iter().cloned());
-        }
+            .filter(|(name, _)| !name.starts_with(CHECKSUM_PREFIX));
         for (name, value) in kept {
             let is_users = name.starts_with(META_PREFIX);
             let is_objects = is_users || OBJECT_HEADERS.contains(&name.as_str());
@@ -250,15 +275,34 @@ impl S3Store {
                 }
             }
         }
+        if self.sse {
+            headers.sign("x-amz-server-side-encryption", "AES256");
+        }
+        Ok(headers)
+    }
+
+    /// Headers of a PUT; `pieces` is its body where it is in memory.
+    fn put_headers(
+        &self,
+        request: &PutRequest,
+        pieces: Option<&[Bytes]>,
+    ) -> StoreResult<RequestHeaders> {
+        let mut headers = self.object_headers(&request.headers)?;
+        // An upload has one checksum, and what is in memory has ours.
+        if pieces.is_none() && request.crc64nvme.is_none() && self.takes_checksums() {
+            let checksums = request.headers.iter();
+            let checksums = checksums.filter(|(name, _)| name.starts_with(CHECKSUM_PREFIX));
+            headers.signed.extend(checksums.cloned());
+        }
         headers
             .plain
             .push((header::CONTENT_LENGTH, request.length.to_string()));
         if request.if_none_match {
             headers.plain.push((header::IF_NONE_MATCH, "*".to_owned()));
         }
-        if self.sse {
-            let name = "x-amz-server-side-encryption";
-            headers.signed.push((name.to_owned(), "AES256".to_owned()));
+        if let Some(tag) = &request.if_match {
+            // Bare: S3 takes it either way, and Ceph compares the quotes too.
+            headers.plain.push((header::IF_MATCH, tag.clone()));
         }
         let may_crc = match self.upload_check {
             UploadCheck::Auto => self.crc_support.get() != CrcSupport::Absent,
@@ -297,22 +341,21 @@ impl S3Store {
     /// Sends a PUT once. The answer may come before the body was sent; then the body is dropped.
     async fn put_once(
         &self,
-        request: &PutRequest,
+        target: &Target<'_>,
+        length: u64,
         headers: RequestHeaders,
         source: LocalBoxStream<'static, StoreResult<Bytes>>,
     ) -> Result<PutReply, Refusal> {
-        let outgoing = body::outgoing(source, request.length, self.deadlines);
+        let outgoing = body::outgoing(source, length, self.deadlines);
         let signed_ahead = self.clock_ahead_seconds.get();
-        let signed = self
-            .sign(Verb::Put, &request.key, &headers)?
-            .body(outgoing.body);
+        let signed = self.sign(target, &headers)?.body(outgoing.body);
         let sending = Box::pin(signed.send());
         let sent = match select(outgoing.pump, sending).await {
             Either::Left((Ok(()), sending)) => {
                 let deadline = self.deadlines.put_answer;
                 tokio::time::timeout(deadline, sending)
                     .await
-                    .map_err(|_| self.no_answer(Verb::Put, deadline))?
+                    .map_err(|_| self.no_answer(target.verb, deadline))?
             }
             Either::Left((Err(error), _)) => return Err(error.into()),
             Either::Right((sent, _)) => sent,
@@ -324,7 +367,7 @@ impl S3Store {
             .find(|(name, _)| name == CHECKSUM_HEADER);
         let checksum = checksum.map(|(_, value)| value.as_str());
         let asked = Asked {
-            verb: Verb::Put,
+            verb: target.verb,
             signed_ahead,
             had_checksum: checksum.is_some(),
         };
@@ -354,8 +397,8 @@ impl S3Store {
 
     /// Sends a request without a body, once more if what was wrong could be put right.
     async fn ask(&self, verb: Verb, key: &str, headers: &RequestHeaders) -> StoreResult<Response> {
-        self.ask_signed(verb, || self.sign(verb, key, headers))
-            .await
+        let target = Target::of(verb, key);
+        self.ask_signed(verb, || self.sign(&target, headers)).await
     }
 
     /// The same for a request that is signed anew each time.
@@ -384,7 +427,7 @@ impl S3Store {
             had_checksum: false,
         };
         let sending = request.send();
-        let deadline = self.deadlines.connect + self.deadlines.first_byte;
+        let deadline = self.deadlines.connect + self.deadlines.answer(verb);
         let response = tokio::time::timeout(deadline, sending)
             .await
             .map_err(|_| self.no_answer(verb, deadline))?
@@ -395,17 +438,16 @@ impl S3Store {
     /// A request that is ready to go.
     fn sign(
         &self,
-        verb: Verb,
-        key: &str,
+        target: &Target<'_>,
         headers: &RequestHeaders,
     ) -> StoreResult<reqwest::RequestBuilder> {
         let now = shifted(SystemTime::now(), self.clock_ahead_seconds.get());
-        let url = self.signer.sign(verb, key, &headers.signed, now)?;
+        let url = self.signer.sign(target, &headers.signed, now)?;
         // Transparent compression would change lengths and tags.
         let mut request = self
             .client
             .get()
-            .request(verb.method(), url)
+            .request(target.verb.method(), url)
             .header(header::ACCEPT_ENCODING, "identity");
         for (name, value) in &headers.plain {
             request = request.header(name, header_value(name.as_str(), value)?);
@@ -517,11 +559,12 @@ impl S3Store {
             false => StoreErrorKind::Unreachable,
         };
         let bucket_url = self.signer.bucket_url();
-        StoreError::new(kind, format!("{bucket_url}: {}", describe(error)))
+        let was_never_sent = error.is_connect();
+        let mut error = StoreError::new(kind, format!("{bucket_url}: {}", describe(error)));
+        error.was_never_sent = was_never_sent;
+        error
     }
 }
-
-impl PartStore for S3Store {}
 
 impl Store for S3Store {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {

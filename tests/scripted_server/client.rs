@@ -18,6 +18,7 @@ pub const DEADLINES: Deadlines = Deadlines {
     first_byte: Duration::from_millis(500),
     put_answer: Duration::from_millis(500),
     stall: Duration::from_millis(500),
+    store_work: Duration::from_millis(1500),
 };
 
 /// What no request of these tests may take, whatever the store does.

@@ -35,6 +35,10 @@ struct Subject {
     has_conditional_put: bool,
     /// Whether a write can be bound to the version that it replaces.
     has_if_match: bool,
+    /// Whether an upload can be completed without some of its parts. Ceph wants all of them.
+    may_leave_parts_out: bool,
+    /// Whether uploads are listed by their keys' bytes; see `UploadsPage`.
+    has_uploads_in_order: bool,
 }
 
 fn run(future: impl Future<Output = ()>) {
@@ -51,6 +55,8 @@ fn memory() {
         store: Rc::new(store),
         has_conditional_put: true,
         has_if_match: true,
+        may_leave_parts_out: true,
+        has_uploads_in_order: true,
     }));
 }
 
@@ -66,6 +72,8 @@ fn folder() {
             store,
             has_conditional_put: true,
             has_if_match: true,
+            may_leave_parts_out: true,
+            has_uploads_in_order: true,
         })
         .await;
     });
@@ -99,6 +107,8 @@ fn s3_servers() {
                 store,
                 has_conditional_put,
                 has_if_match: has_conditional_put,
+                may_leave_parts_out: name != "RGW",
+                has_uploads_in_order: name != "RGW",
             })
             .await;
             prefixes_are_apart(&spec).await;

@@ -8,6 +8,7 @@ use super::{
     Condition, FileStore, Found, PIECE_BYTES, Sealed, Trouble, Writing, blocking, name, read_piece,
     unix_seconds,
 };
+use crate::store::etag;
 use forebay_io::multipart::{CopyRequest, CopySource};
 use forebay_io::store::{
     ByteSpan, ObjectHead, ObjectMeta, PutReply, StoreError, StoreErrorKind, StoreResult, check_key,
@@ -91,7 +92,7 @@ impl FileStore {
 fn known_head(found: &Found, span: ByteSpan, headers: &[(String, String)]) -> Option<ObjectHead> {
     let is_whole = span.start == 0 && span.end == found.meta.size;
     let is_ours = found.plain.is_none() && found.crc64nvme.is_some();
-    (is_whole && is_ours && super::parts::md5_of(&found.meta.etag).is_some()).then(|| ObjectHead {
+    (is_whole && is_ours && etag::md5_of(&found.meta.etag).is_some()).then(|| ObjectHead {
         meta: ObjectMeta {
             size: found.meta.size,
             etag: found.meta.etag.clone(),

@@ -17,6 +17,7 @@ use super::{
     Condition, FileStore, Found, Sealed, Trouble, Writing, blocking, composite, describe, name,
     unix_seconds,
 };
+use crate::store::etag;
 use crc_fast::CrcAlgorithm;
 use forebay_io::multipart::{
     CompleteRequest, CompletedPart, CopyPartRequest, CopyRequest, PART_BYTES_MIN, PartMeta,
@@ -28,7 +29,6 @@ use forebay_io::store::{
     StoreResult, check_key,
 };
 use futures::future::LocalBoxFuture;
-use md5::{Digest, Md5};
 use rustix::fs::FlockOperation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -250,10 +250,10 @@ impl Assembly {
         })?;
         let size = chosen.iter().map(|part| part.size).sum();
         check_size(&request.headers, size)?;
-        let mut md5s = Md5::new();
+        let etags = chosen.iter().map(|part| part.etag.as_str());
+        let etag = etag::of_parts(etags).ok_or(DAMAGED_PART)?;
         let mut crc = Some(0);
         for part in &chosen {
-            md5s.update(md5_of(&part.etag).ok_or(DAMAGED_PART)?);
             let (_, found) = &kept[&part.number];
             crc = crc.zip(found.crc64nvme).map(|(all, next)| {
                 let algorithm = CrcAlgorithm::Crc64Nvme;
@@ -266,7 +266,7 @@ impl Assembly {
         let head = ObjectHead {
             meta: ObjectMeta {
                 size,
-                etag: format!("{}-{}", hex::encode(md5s.finalize()), chosen.len()),
+                etag,
                 last_modified: unix_seconds(),
                 headers,
             },
@@ -492,13 +492,6 @@ fn check_size(headers: &[(String, String)], size: u64) -> Result<(), Trouble> {
         }
         _ => Ok(()),
     }
-}
-
-/// The MD5 that an ETag of 32 hex digits is.
-pub(super) fn md5_of(etag: &str) -> Option<[u8; 16]> {
-    let mut md5 = [0; 16];
-    hex::decode_to_slice(etag, &mut md5).ok()?;
-    Some(md5)
 }
 
 /// Nobody else's: the time, the process and a count. Names of later uploads sort behind.

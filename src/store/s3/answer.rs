@@ -59,6 +59,8 @@ pub(super) struct ErrorDocument {
     region: String,
     /// Of a refused range.
     object_size: Option<u64>,
+    /// Which part of the request an `InvalidArgument` is about.
+    argument: String,
 }
 
 /// Reads an S3 error document; `None` if this is none.
@@ -109,6 +111,7 @@ impl ErrorDocument {
         match name {
             b"Code" => self.code = value.to_owned(),
             b"Message" => self.message = value.to_owned(),
+            b"ArgumentName" => self.argument = value.to_owned(),
             b"Region" => self.region = value.to_owned(),
             b"ActualObjectSize" => self.object_size = value.parse().ok(),
             _ => {}
@@ -147,6 +150,26 @@ pub(super) fn refusal(
     error
 }
 
+/// The error that a store tells in the body of an answer that began as a success.
+pub(super) fn late_refusal(verb: Verb, document: &ErrorDocument) -> StoreError {
+    // What the status would have been.
+    let status = match document.code.as_str() {
+        "AccessDenied" => 403,
+        "NoSuchKey" | "NoSuchBucket" => 404,
+        "PreconditionFailed" => 412,
+        "ConditionalRequestConflict" | "OperationAborted" => 409,
+        "InvalidRange" => 416,
+        "NotImplemented" => 501,
+        code if code.starts_with("Invalid") || code.starts_with("EntityToo") => 400,
+        "BadDigest" | "MalformedXML" => 400,
+        _ => 500,
+    };
+    let kind = refusal_kind(verb, status, Some(document));
+    let code = &document.code;
+    let message = format!("{verb:?} failed late: {code}: {}", document.message);
+    StoreError::new(kind, shortened(&message))
+}
+
 fn refusal_kind(verb: Verb, status: u16, document: Option<&ErrorDocument>) -> StoreErrorKind {
     use StoreErrorKind as Kind;
     let code = document.map_or("", |document| document.code.as_str());
@@ -155,6 +178,13 @@ fn refusal_kind(verb: Verb, status: u16, document: Option<&ErrorDocument>) -> St
         (_, "NoSuchBucket") => Kind::NoSuchBucket,
         (_, "SlowDown" | "ServiceUnavailable" | "TooManyRequests") => Kind::SlowDown,
         (_, "RequestTimeout") => Kind::Timeout,
+        (_, "NoSuchUpload") => Kind::NoSuchUpload,
+        (_, "InvalidPart" | "InvalidPartOrder") => Kind::InvalidPart,
+        (_, "EntityTooSmall") if verb == Verb::Complete => Kind::PartTooSmall,
+        // S3's and Swift's words for a span that reaches past the end of the source.
+        (400, "InvalidArgument") if verb == Verb::CopyPart && is_about_range(document) => {
+            Kind::RangeNotSatisfiable
+        }
         // The store says that what arrived is not what we sent.
         (
             400,
@@ -180,9 +210,11 @@ fn refusal_kind(verb: Verb, status: u16, document: Option<&ErrorDocument>) -> St
             "ConditionalRequestConflict" | "OperationAborted" | "ConcurrentModification" | "",
         ) => Kind::Contended,
         // Some stores answer a conditional PUT so.
-        (304, _) if verb == Verb::Put => Kind::PreconditionFailed,
+        (304, _) if verb.is_write() => Kind::PreconditionFailed,
         (304, _) => Kind::NotModified,
         (401 | 403, _) => Kind::Denied,
+        // Ceph's word for it in an answer to some of them.
+        (404, "NoSuchKey") if verb.is_of_upload() => Kind::NoSuchUpload,
         (404, "NoSuchKey" | "NoSuchVersion") => Kind::NotFound,
         // An answer to HEAD has no body that could say more.
         (404, "") if verb == Verb::Head => Kind::NotFound,
@@ -201,6 +233,11 @@ fn refusal_kind(verb: Verb, status: u16, document: Option<&ErrorDocument>) -> St
         // 1xx and 2xx that no request of ours asks for.
         _ => Kind::Corrupt,
     }
+}
+
+fn is_about_range(document: Option<&ErrorDocument>) -> bool {
+    let argument = document.map_or("", |document| document.argument.as_str());
+    matches!(argument, "x-amz-copy-source-range" | "x-amz-source-range")
 }
 
 fn redirect_message(headers: &HeaderMap, document: &ErrorDocument) -> String {

@@ -21,11 +21,11 @@ use std::time::{Duration, SystemTime};
 pub const ANSWER_BYTES_MAX: usize = 6 << 20;
 
 /// How long an answer may take from its head to its end: a page of usual keys has 400 KiB.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Pages without a name that are asked for in a row: of prefixes that are past, or of what was
 /// deleted. Each costs a round trip while a client waits.
-const EMPTY_PAGES_MAX: usize = 20;
+pub(super) const EMPTY_PAGES_MAX: usize = 20;
 
 /// An answer as the store wrote it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl S3Store {
                     Ok(sending.header(header::ACCEPT_ENCODING, "identity"))
                 })
                 .await?;
-            let reading = read_body(response);
+            let reading = read_body(response, ANSWER_BYTES_MAX);
             let body = tokio::time::timeout(ANSWER_TIME_MAX, reading).await;
             let body = body.map_err(|_| self.no_answer(Verb::List, ANSWER_TIME_MAX))??;
             let answer = parse(&body).map_err(|error| corrupt(&format!("a list: {error}")))?;
@@ -118,16 +118,17 @@ impl S3Store {
     }
 }
 
-async fn read_body(response: Response) -> StoreResult<Vec<u8>> {
+/// All of an answer's body, if it has no more than `bytes_max`.
+pub(super) async fn read_body(response: Response, bytes_max: usize) -> StoreResult<Vec<u8>> {
     let mut body = Vec::new();
     let mut pieces = response.bytes_stream();
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|error| {
-            let message = format!("a list broke off: {}", super::describe(error));
+            let message = format!("an answer broke off: {}", super::describe(error));
             StoreError::new(StoreErrorKind::Corrupt, message)
         })?;
-        if body.len() + piece.len() > ANSWER_BYTES_MAX {
-            return Err(corrupt("a list that is too long"));
+        if body.len() + piece.len() > bytes_max {
+            return Err(corrupt("an answer that is too long"));
         }
         body.extend_from_slice(&piece);
     }
@@ -191,7 +192,7 @@ fn parse(body: &[u8]) -> Result<Answer, XmlError> {
 }
 
 /// A name that was percent-encoded as in a query, where a plus is a blank.
-fn decoded(name: &str) -> Result<String, XmlError> {
+pub(super) fn decoded(name: &str) -> Result<String, XmlError> {
     let blanks = name.replace('+', " ");
     let text = percent_decode_str(&blanks).decode_utf8();
     let text = text.map_err(|_| XmlError::new("a name that is not UTF-8"))?;

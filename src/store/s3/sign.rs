@@ -8,8 +8,8 @@ use super::super::{BuildError, S3Spec};
 use forebay_io::listing::ListRequest;
 use forebay_io::store::{StoreError, StoreErrorKind, StoreResult, check_key};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use rusty_s3::actions::S3Action;
 use rusty_s3::{Bucket, Credentials, UrlStyle};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use url::Url;
 
@@ -34,15 +34,72 @@ pub(super) enum Verb {
     Put,
     Delete,
     List,
+    Copy,
+    CreateUpload,
+    PutPart,
+    CopyPart,
+    Complete,
+    Abort,
+    ListParts,
+    ListUploads,
 }
 
 impl Verb {
     pub(super) fn method(self) -> reqwest::Method {
         match self {
-            Verb::Get | Verb::List => reqwest::Method::GET,
+            Verb::Get | Verb::List | Verb::ListParts | Verb::ListUploads => reqwest::Method::GET,
             Verb::Head => reqwest::Method::HEAD,
-            Verb::Put => reqwest::Method::PUT,
-            Verb::Delete => reqwest::Method::DELETE,
+            Verb::Put | Verb::Copy | Verb::PutPart | Verb::CopyPart => reqwest::Method::PUT,
+            Verb::CreateUpload | Verb::Complete => reqwest::Method::POST,
+            Verb::Delete | Verb::Abort => reqwest::Method::DELETE,
+        }
+    }
+
+    fn signed_method(self) -> rusty_s3::Method {
+        match self {
+            Verb::Get | Verb::List | Verb::ListParts | Verb::ListUploads => rusty_s3::Method::Get,
+            Verb::Head => rusty_s3::Method::Head,
+            Verb::Put | Verb::Copy | Verb::PutPart | Verb::CopyPart => rusty_s3::Method::Put,
+            Verb::CreateUpload | Verb::Complete => rusty_s3::Method::Post,
+            Verb::Delete | Verb::Abort => rusty_s3::Method::Delete,
+        }
+    }
+
+    /// Whether the store moves whole objects before it answers.
+    pub(super) fn is_store_work(self) -> bool {
+        matches!(self, Verb::Copy | Verb::CopyPart | Verb::Complete)
+    }
+
+    /// Whether the only thing that is asked for is an upload in parts.
+    pub(super) fn is_of_upload(self) -> bool {
+        matches!(
+            self,
+            Verb::PutPart | Verb::Complete | Verb::Abort | Verb::ListParts
+        )
+    }
+
+    /// Whether an object is written.
+    pub(super) fn is_write(self) -> bool {
+        matches!(self, Verb::Put | Verb::Copy | Verb::Complete)
+    }
+}
+
+/// What a request is for.
+pub(super) struct Target<'k> {
+    pub(super) verb: Verb,
+    /// Of the volume; empty for what is asked of the bucket.
+    pub(super) key: &'k str,
+    /// In the order of the names.
+    pub(super) query: Vec<(&'static str, String)>,
+}
+
+impl<'k> Target<'k> {
+    /// Without a query.
+    pub(super) fn of(verb: Verb, key: &'k str) -> Self {
+        Target {
+            verb,
+            key,
+            query: Vec::new(),
         }
     }
 }
@@ -100,32 +157,69 @@ impl Signer {
         self.bucket.base_url()
     }
 
-    /// The URL that asks for `verb` on `key` at `now`, with `headers` (lower-case names) covered by
-    /// the signature.
+    /// The URL that asks for `target` at `now`, with `headers` (lower-case names) covered by the
+    /// signature.
     pub(super) fn sign(
         &self,
-        verb: Verb,
-        key: &str,
+        target: &Target<'_>,
         headers: &[(String, String)],
         now: SystemTime,
     ) -> StoreResult<Url> {
-        let name = format!("{}{key}", self.prefix);
-        check_key(key)?;
-        check_key(&name)?;
-        let moment = moment_of(now)?;
-        let (bucket, credentials) = (&self.bucket, Some(&self.credentials));
-        let url = match verb {
-            Verb::Get => signed(bucket.get_object(credentials, &name), headers, moment),
-            Verb::Head => signed(bucket.head_object(credentials, &name), headers, moment),
-            Verb::Put => signed(bucket.put_object(credentials, &name), headers, moment),
-            Verb::Delete => signed(bucket.delete_object(credentials, &name), headers, moment),
-            Verb::List => {
-                let message = "a list is of a bucket, not of a key";
-                return Err(StoreError::new(StoreErrorKind::Unsupported, message));
-            }
-        };
+        if matches!(target.verb, Verb::List | Verb::ListUploads) {
+            let url = self.bucket.base_url().clone();
+            return self.signed(url, target, headers, now);
+        }
+        let name = self.checked_name(target.key)?;
+        let url = self.signed(self.bucket.object_url(&name), target, headers, now)?;
         self.check_path(&url, &name)?;
         Ok(url)
+    }
+
+    fn signed(
+        &self,
+        url: Url,
+        target: &Target<'_>,
+        headers: &[(String, String)],
+        now: SystemTime,
+    ) -> StoreResult<Url> {
+        debug_assert!(target.query.is_sorted_by(|one, other| one.0 < other.0));
+        let headers: BTreeMap<&str, &str> = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        let query = target.query.iter();
+        let credentials = &self.credentials;
+        Ok(rusty_s3::signing::sign(
+            &moment_of(now)?,
+            target.verb.signed_method(),
+            url,
+            credentials.key(),
+            credentials.secret(),
+            credentials.token(),
+            self.bucket.region(),
+            SIGNATURE_LIFETIME.as_secs(),
+            query.map(|(name, value)| (*name, value.as_str())),
+            headers.iter().map(|(name, value)| (*name, *value)),
+        ))
+    }
+
+    /// A key of the volume as a key of the bucket.
+    pub(super) fn name(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    fn checked_name(&self, key: &str) -> StoreResult<String> {
+        let name = self.name(key);
+        check_key(key)?;
+        check_key(&name)?;
+        Ok(name)
+    }
+
+    /// Bucket and key as the header that names the source of a copy has them.
+    pub(super) fn source_path(&self, key: &str) -> StoreResult<String> {
+        let name = self.checked_name(key)?;
+        let name = utf8_percent_encode(&name, KEY_ENCODED);
+        Ok(format!("/{}/{name}", self.bucket.name()))
     }
 
     /// The URL that asks for a page of the list of this bucket and prefix at `now`. It goes on with
@@ -136,7 +230,6 @@ impl Signer {
         token: Option<&str>,
         now: SystemTime,
     ) -> StoreResult<Url> {
-        let moment = moment_of(now)?;
         // In the order of their names, as the signature wants them.
         let mut query = vec![("encoding-type", "url".to_owned())];
         if let Some(token) = token {
@@ -152,19 +245,9 @@ impl Signer {
         if token.is_none() && !start.is_empty() {
             query.push(("start-after", format!("{}{start}", self.prefix)));
         }
-        let credentials = &self.credentials;
-        Ok(rusty_s3::signing::sign(
-            &moment,
-            rusty_s3::Method::Get,
-            self.bucket.base_url().clone(),
-            credentials.key(),
-            credentials.secret(),
-            credentials.token(),
-            self.bucket.region(),
-            SIGNATURE_LIFETIME.as_secs(),
-            query.iter().map(|(name, value)| (*name, value.as_str())),
-            std::iter::empty(),
-        ))
+        let mut target = Target::of(Verb::List, "");
+        target.query = query;
+        self.sign(&target, &[], now)
     }
 
     /// A key of the bucket as a key of the volume; `None` if it is not under the prefix.
@@ -213,17 +296,6 @@ fn moment_of(now: SystemTime) -> StoreResult<jiff::Timestamp> {
         let message = format!("the clock cannot be signed with: {error}");
         StoreError::new(StoreErrorKind::Rejected, message)
     })
-}
-
-fn signed<'a>(
-    mut action: impl S3Action<'a>,
-    headers: &'a [(String, String)],
-    moment: jiff::Timestamp,
-) -> Url {
-    for (name, value) in headers {
-        action.headers_mut().insert(name.as_str(), value.as_str());
-    }
-    action.sign_with_time(SIGNATURE_LIFETIME, &moment)
 }
 
 /// A user and password in the endpoint are a mistake; they are not repeated in a message.
@@ -317,7 +389,9 @@ mod tests {
             let signer = signer("http://h:1", prefix);
             for key in keys {
                 for verb in VERBS {
-                    let url = signer.sign(verb, key, &[], SystemTime::now()).expect(key);
+                    let url = signer
+                        .sign(&Target::of(verb, key), &[], SystemTime::now())
+                        .expect(key);
                     let parted = if prefix.is_empty() { "" } else { "/" };
                     assert_eq!(seen_by_server(&url), format!("{prefix}{parted}{key}"));
                 }
@@ -343,7 +417,7 @@ mod tests {
         ] {
             for verb in VERBS {
                 let error = signer
-                    .sign(verb, key, &[], SystemTime::now())
+                    .sign(&Target::of(verb, key), &[], SystemTime::now())
                     .expect_err(key);
                 assert_eq!(error.kind, StoreErrorKind::InvalidKey, "{key}");
             }
@@ -357,7 +431,7 @@ mod tests {
         spec.secret_key = "secret".into();
         let signer = Signer::new(&spec).expect("a good spec");
         let url = signer
-            .sign(Verb::Get, "k", &[], SystemTime::now())
+            .sign(&Target::of(Verb::Get, "k"), &[], SystemTime::now())
             .expect("a good key");
         assert_eq!(url.path(), "/s3/bkt/k");
     }
@@ -373,7 +447,7 @@ mod tests {
         ];
         let signer = signer("http://h:1", "");
         let url = signer
-            .sign(Verb::Put, "k", &headers, SystemTime::now())
+            .sign(&Target::of(Verb::Put, "k"), &headers, SystemTime::now())
             .expect("a good key");
         let names = "X-Amz-SignedHeaders=host%3Bx-amz-checksum-crc64nvme%3Bx-amz-meta-b";
         assert!(url.as_str().contains(names), "{url}");
@@ -407,7 +481,7 @@ mod tests {
         #[test]
         fn any_key_is_refused_or_arrives_unchanged(key in any_key()) {
             let signer = signer("http://h:1", "pre/fix");
-            match signer.sign(Verb::Put, &key, &[], SystemTime::now()) {
+            match signer.sign(&Target::of(Verb::Put, &key), &[], SystemTime::now()) {
                 Ok(url) => prop_assert_eq!(seen_by_server(&url), format!("pre/fix/{}", key)),
                 Err(error) => {
                     prop_assert_eq!(error.kind, StoreErrorKind::InvalidKey);
