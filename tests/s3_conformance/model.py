@@ -56,6 +56,8 @@ class Case(NamedTuple):
     fixture: tuple = ()
     # Whether the store is asked, too. Where it is not, there is a reason in the table that says so.
     differential: bool = True
+    # Whether only the store can do it: then a proxy before it may answer as the store does.
+    as_store: bool = False
 
 
 # The tables' short forms.

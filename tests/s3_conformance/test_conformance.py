@@ -100,6 +100,10 @@ class Conformance(unittest.TestCase):
             endpoints.append(self.store)
         results = dict(zip((one.name for one in endpoints), self.pool.map(lambda one: self.run_case(number, case, one), endpoints)))
         store = results.pop("store", None)
+        if store and case.as_store:
+            outcomes = lambda seen: [(one["status"], one.get("code")) for one in seen]
+            same = lambda name, seen: name != "folder" and outcomes(seen) == outcomes(store[1])
+            results = {name: ([] if same(name, seen) else problems, seen) for name, (problems, seen) in results.items()}
         wrong = [f"{name}: {problem}" for name, (problems, _) in results.items() for problem in problems]
         if store:
             wrong += self.compare(case, store, results)
