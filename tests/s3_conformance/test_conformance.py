@@ -20,7 +20,7 @@ import cases_bodies  # noqa: E402
 import cases_buckets  # noqa: E402
 import cases_objects  # noqa: E402
 import cases_parts  # noqa: E402
-from cases_auth import NEIGHBOUR, OTHER_VOLUME, READER  # noqa: E402
+from cases_auth import NEIGHBOUR, OTHER_VOLUME, READER, TRAVELLER  # noqa: E402
 from differences import DIFFERENCES  # noqa: E402
 from forebay_proxy import VOLUME, Proxy, Store  # noqa: E402
 from model import Run  # noqa: E402
@@ -36,7 +36,7 @@ def add_volume(proxy):
     os.mkdir(proxy.path("other"), 0o700)
     with open(proxy.path("forebay.toml"), "a") as settings:
         settings.write(f'\n[[volume]]\nname = "{OTHER_VOLUME}"\nstore = "file"\npath = "{proxy.path("other")}"\n')
-    proxy.give_keys([(NEIGHBOUR, "rw")])
+    proxy.give_keys([(NEIGHBOUR, "rw"), (TRAVELLER, "rw")])
 
 
 class LateProxy(Proxy):
@@ -74,7 +74,7 @@ class Conformance(unittest.TestCase):
     def start(cls, name, kind, store, writeback):
         proxy = kind(os.environ["FOREBAY_TEST_BINARY"], store=store, shards=1, block_size="1MiB", tls=False, writeback=writeback)
         cls.addClassCleanup(proxy.close)
-        proxy.give_keys([(PAIR, "rw"), (READER, "r")])
+        proxy.give_keys([(PAIR, "rw"), (READER, "r"), (TRAVELLER, "rw")])
         add_volume(proxy)
         proxy.start()
         cls.targets[name] = Endpoint(name, proxy.url, VOLUME, PAIR)
