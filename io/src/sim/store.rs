@@ -230,6 +230,13 @@ impl MemoryStore {
         inside.objects.get(key).map(|object| object.bytes.clone())
     }
 
+    /// The ETag of an object, past every fault and count.
+    pub fn etag(&self, key: &str) -> Option<String> {
+        let inside = self.inside.borrow();
+        let object = inside.objects.get(key);
+        object.map(|object| object.meta.etag.clone())
+    }
+
     /// All keys, in order.
     pub fn keys(&self) -> Vec<String> {
         self.inside.borrow().objects.keys().cloned().collect()

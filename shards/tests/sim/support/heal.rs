@@ -7,7 +7,6 @@ use super::ops::{Clients, Op, is_immutable};
 use super::workload::{self, Life};
 use super::world::{SETTLE, World};
 use forebay_io::sim::Crash;
-use forebay_io::sim::store::content_tag;
 use forebay_shards::backlog::BlockState;
 use forebay_shards::messages::Outcome;
 use forebay_shards::range::RangeSpec;
@@ -91,8 +90,7 @@ fn settle_model(life: &mut Life, world: &mut World) {
     let mut model = clients.model.borrow_mut();
     model.clean();
     for key in workload::key_names().chain(key_names()) {
-        let stored = clients.machine.store.object(&key);
-        let stored = stored.map(|bytes| content_tag(&bytes));
+        let stored = clients.machine.store.etag(&key);
         model.settle_by(&key, stored.as_deref());
         let puts = clients.machine.store.puts_in_flight_max(&key);
         assert!(puts <= 1, "{key}: {puts} uploads at once");

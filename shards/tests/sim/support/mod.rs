@@ -5,6 +5,7 @@ pub mod heal;
 pub mod journal;
 pub mod model;
 pub mod ops;
+pub mod parts;
 pub mod wan;
 pub mod workload;
 pub mod world;

@@ -165,6 +165,16 @@ impl Model {
     /// A write begins; nothing as `bytes` is a delete.
     pub fn begin_write(&mut self, key: &str, bytes: Option<&Bytes>) -> WriteTicket {
         let etag = bytes.map(|bytes| content_tag(bytes));
+        self.begin_write_as(key, bytes, etag)
+    }
+
+    /// As [`Model::begin_write`], of a version that the store will call `etag`.
+    pub fn begin_write_as(
+        &mut self,
+        key: &str,
+        bytes: Option<&Bytes>,
+        etag: Option<String>,
+    ) -> WriteTicket {
         if let (Some(etag), Some(bytes)) = (&etag, bytes) {
             let name = (key.to_owned(), etag.clone());
             self.contents.insert(name, bytes.clone());
@@ -365,6 +375,12 @@ impl Model {
                 write.dead_from = write.dead_from.min(now);
             }
         }
+    }
+
+    /// The bytes of a version of `key` that was written once.
+    pub fn content(&self, key: &str, etag: &str) -> Option<Bytes> {
+        let name = (key.to_owned(), etag.to_owned());
+        self.contents.get(&name).cloned()
     }
 
     /// `bytes` were given as the first of those from `start` of version `etag`.

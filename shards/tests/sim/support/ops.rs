@@ -5,13 +5,17 @@
 use super::client::{self, Answer, Arrival, Refusal};
 use super::journal::Journal;
 use super::model::{Ending, Model, WriteTicket};
+use super::parts::{self, Begun, NotCopied};
 use super::world::{Machine, Node, home};
 use bytes::Bytes;
 use forebay_io::runtime::{CLOCK_START_NS, Runtime};
 use forebay_io::sim::SimRuntime;
 use forebay_io::sim::random::Dice;
+use forebay_io::sim::store::parts_tag;
+use forebay_io::store::StoreErrorKind;
 use forebay_shards::key::Volume;
-use forebay_shards::messages::{Outcome, ReadError, WriteError};
+use forebay_shards::messages::{Outcome, ReadError, WriteCondition, WriteError};
+use forebay_shards::parts::BodyName;
 use forebay_shards::range::RangeSpec;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -66,6 +70,28 @@ pub enum Op {
     ExternalDelete {
         key: String,
     },
+    /// A write in parts, which are completed at once or by a later request.
+    PutParts {
+        key: String,
+        version: u64,
+        length: u64,
+        later: bool,
+    },
+    /// Completes an upload that is left, or gives it up.
+    EndParts {
+        key: String,
+        abort: bool,
+    },
+    Copy {
+        source: String,
+        key: String,
+    },
+    /// A write of what replaces the version that a reader was told of.
+    PutIf {
+        key: String,
+        version: u64,
+        length: u64,
+    },
 }
 
 impl Op {
@@ -78,7 +104,11 @@ impl Op {
             | Op::Head { key }
             | Op::Invalidate { key }
             | Op::ExternalPut { key, .. }
-            | Op::ExternalDelete { key } => key,
+            | Op::ExternalDelete { key }
+            | Op::PutParts { key, .. }
+            | Op::EndParts { key, .. }
+            | Op::Copy { key, .. }
+            | Op::PutIf { key, .. } => key,
         }
     }
 }
@@ -97,6 +127,10 @@ pub struct Clients {
     pub checked: Arc<Volume>,
     pub immutable: Arc<Volume>,
     pub machine: Machine,
+    /// Uploads whose parts are at the store, and that nobody has completed yet.
+    pub begun: RefCell<Vec<Begun>>,
+    /// All bodies of parts that were ever sent.
+    pub bodies: RefCell<Vec<BodyName>>,
 }
 
 impl Clients {
@@ -108,6 +142,8 @@ impl Clients {
             checked: machine.checked(),
             immutable: machine.immutable(),
             machine,
+            begun: RefCell::default(),
+            bodies: RefCell::default(),
         }
     }
 
@@ -180,8 +216,118 @@ impl Clients {
                 self.machine.store.remove(&key);
                 "gone".into()
             }
+            Op::PutParts {
+                version,
+                length,
+                later,
+                ..
+            } => {
+                let bytes = content(version, length);
+                self.put_parts(node, &key, &bytes, version, later).await
+            }
+            Op::EndParts { abort, .. } => self.end_parts(node, &key, abort).await,
+            Op::Copy { source, .. } => self.copy(node, &source, &key).await,
+            Op::PutIf {
+                version, length, ..
+            } => self.put_if(node, &key, &content(version, length)).await,
         };
         request.end(microseconds(runtime), result);
+    }
+
+    async fn put_parts(
+        &self,
+        node: &Node,
+        key: &str,
+        bytes: &Bytes,
+        seed: u64,
+        later: bool,
+    ) -> String {
+        let begun = parts::begin(node, self.volume(key), key, bytes, seed, &self.bodies);
+        match begun.await {
+            Ok(begun) if later => {
+                self.begun.borrow_mut().push(begun);
+                "begun".into()
+            }
+            Ok(begun) => self.complete(node, &begun).await,
+            // No object is there before all parts are.
+            Err(error) => format!("no part: {error}"),
+        }
+    }
+
+    async fn complete(&self, node: &Node, begun: &Begun) -> String {
+        let etag = parts_tag(&begun.bytes, begun.parts.len());
+        let (key, bytes) = (&begun.key, Some(&begun.bytes));
+        let mut model = self.model.borrow_mut();
+        let write = model.begin_write_as(key, bytes, Some(etag));
+        drop(model);
+        let result = parts::complete(node, self.volume(key), begun).await;
+        self.end_write(&write, &result.map(|written| written.is_dirty))
+    }
+
+    async fn end_parts(&self, node: &Node, key: &str, abort: bool) -> String {
+        let begun = {
+            let mut begun = self.begun.borrow_mut();
+            let place = begun.iter().position(|begun| begun.key == key);
+            place.map(|place| begun.remove(place))
+        };
+        match begun {
+            None => "nothing is left".into(),
+            Some(begun) if abort => {
+                let aborted = parts::abort(node, self.volume(key), &begun).await;
+                format!("given up: {aborted:?}")
+            }
+            Some(begun) => self.complete(node, &begun).await,
+        }
+    }
+
+    /// Copies as S3 does: a read of the source, then a write of just that.
+    async fn copy(&self, node: &Node, source: &str, key: &str) -> String {
+        let volume = self.volume(key);
+        let began = self.model.borrow_mut().begin_read();
+        let from = match parts::describe(node, volume, source).await {
+            Ok(from) => from,
+            Err(error) => return format!("no source: {error}"),
+        };
+        let etag = &from.meta.etag;
+        let mut model = self.model.borrow_mut();
+        model.check_version(source, began, Some(etag));
+        let Some(bytes) = model.content(source, etag) else {
+            drop(model);
+            self.journal
+                .accuse(source, &format!("unknown version {etag}"))
+        };
+        let write = model.begin_write(key, Some(&bytes));
+        drop(model);
+        match parts::copy(node, volume, source, &from, key).await {
+            Ok(written) => self.end_write(&write, &Ok(written.is_dirty)),
+            Err(NotCopied::Write(error)) => self.end_write(&write, &Err(error)),
+            Err(NotCopied::Changed | NotCopied::Unread) => {
+                self.end_write(&write, &Err(WriteError::OtherVersion))
+            }
+        }
+    }
+
+    async fn put_if(&self, node: &Node, key: &str, bytes: &Bytes) -> String {
+        let volume = self.volume(key);
+        let etag = match client::read(node, volume, key, None).await {
+            Ok(answer) => answer.meta.etag.clone(),
+            Err(_) => return "no version to replace".into(),
+        };
+        let write = self.model.borrow_mut().begin_write(key, Some(bytes));
+        let condition = WriteCondition::Version(etag);
+        let result = client::put_when(node, volume, key, bytes, condition).await;
+        let result = match result {
+            Err(WriteError::Store(error))
+                if matches!(
+                    error.kind,
+                    StoreErrorKind::NotFound | StoreErrorKind::PreconditionFailed
+                ) =>
+            {
+                Err(WriteError::OtherVersion)
+            }
+            result => result.map(|written| written.is_dirty),
+        };
+        self.end_write(&write, &result)
     }
 
     fn end_write(&self, write: &WriteTicket, result: &Result<bool, WriteError>) -> String {

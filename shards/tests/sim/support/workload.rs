@@ -359,7 +359,13 @@ impl Life {
     pub fn blocks(&self) -> Vec<BlockId> {
         let keys = key_names().chain(heal::key_names());
         let homes = keys.map(|key| home(self.clients.volume(&key), &key));
+        let bodies = self.clients.bodies.borrow();
+        let volumes = [&self.clients.checked, &self.clients.immutable];
+        let bodies = bodies
+            .iter()
+            .flat_map(|body| volumes.map(|volume| body.block(volume, 0)));
         homes
+            .chain(bodies)
             .flat_map(|home| (0..BLOCKS_MAX).map(move |number| home.sibling(number)))
             .collect()
     }
@@ -420,9 +426,10 @@ impl Life {
     fn choose_op(&mut self) -> Op {
         let immutable = self.dice.one_in(2);
         let key = key_name(immutable, self.dice.below(KEYS));
-        match self.dice.below(21) {
+        match self.dice.below(28) {
             0..5 => self.new_put(key),
             20 => self.broken_put(key),
+            21..28 => self.put_otherwise(key, immutable),
             5..7 => Op::Delete { key },
             7..15 => Op::Get {
                 key,
@@ -458,6 +465,45 @@ impl Life {
             key,
             version,
             length,
+        }
+    }
+
+    /// A write in parts, by a copy, or of a known version.
+    fn put_otherwise(&mut self, key: String, immutable: bool) -> Op {
+        if immutable && self.writes_back() {
+            // Clients must keep what they promised: see `new_put`.
+            return self.new_put(key);
+        }
+        match self.dice.below(7) {
+            0..3 => {
+                let (version, length) = self.new_version();
+                Op::PutParts {
+                    key,
+                    version,
+                    length: length.max(1),
+                    later: self.dice.one_in(4),
+                }
+            }
+            3 => Op::EndParts {
+                key,
+                abort: self.dice.one_in(4),
+            },
+            4 | 5 => {
+                let source = key_name(immutable, self.dice.below(KEYS));
+                match source == key {
+                    // A copy onto itself would change nothing.
+                    true => Op::Head { key },
+                    false => Op::Copy { source, key },
+                }
+            }
+            _ => {
+                let (version, length) = self.new_version();
+                Op::PutIf {
+                    key,
+                    version,
+                    length,
+                }
+            }
         }
     }
 
