@@ -235,54 +235,28 @@ pub struct UploadsPage {
 /// What a [`crate::store::Store`] does with parts and copies. The same rules hold for its calls.
 pub trait PartStore {
     /// Copies an object inside the store.
-    fn copy(&self, _request: CopyRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
-        unsupported()
-    }
+    fn copy(&self, request: CopyRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>>;
     /// Begins an upload; `headers` become the object's. Returns its name.
     fn create_upload(
         &self,
-        _key: String,
-        _headers: Vec<(String, String)>,
-    ) -> LocalBoxFuture<'_, StoreResult<UploadName>> {
-        unsupported()
-    }
+        key: String,
+        headers: Vec<(String, String)>,
+    ) -> LocalBoxFuture<'_, StoreResult<UploadName>>;
     /// Writes a part, whole or not at all.
-    fn put_part(&self, _request: PartRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
-        unsupported()
-    }
+    fn put_part(&self, request: PartRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>>;
     /// Copies a part inside the store.
-    fn copy_part(&self, _request: CopyPartRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
-        unsupported()
-    }
+    fn copy_part(&self, request: CopyPartRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>>;
     /// Makes the object from its parts, whole or not at all. The ETag of the answer is the object's,
     /// also where the store's own answer has none (Ceph's before 18).
     fn complete_upload(
         &self,
-        _request: CompleteRequest,
-    ) -> LocalBoxFuture<'_, StoreResult<PutReply>> {
-        unsupported()
-    }
+        request: CompleteRequest,
+    ) -> LocalBoxFuture<'_, StoreResult<PutReply>>;
     /// Discards an upload and its parts.
-    fn abort_upload(&self, _upload: UploadName) -> LocalBoxFuture<'_, StoreResult<()>> {
-        unsupported()
-    }
+    fn abort_upload(&self, upload: UploadName) -> LocalBoxFuture<'_, StoreResult<()>>;
     /// Lists the parts of an upload.
-    fn list_parts(&self, _request: PartsRequest) -> LocalBoxFuture<'_, StoreResult<PartsPage>> {
-        unsupported()
-    }
+    fn list_parts(&self, request: PartsRequest) -> LocalBoxFuture<'_, StoreResult<PartsPage>>;
     /// Lists uploads.
-    fn list_uploads(
-        &self,
-        _request: UploadsRequest,
-    ) -> LocalBoxFuture<'_, StoreResult<UploadsPage>> {
-        unsupported()
-    }
-}
-
-fn unsupported<T: 'static>() -> LocalBoxFuture<'static, StoreResult<T>> {
-    let error = StoreError::new(
-        StoreErrorKind::Unsupported,
-        "this store knows neither parts nor copies",
-    );
-    Box::pin(async move { Err(error) })
+    fn list_uploads(&self, request: UploadsRequest)
+    -> LocalBoxFuture<'_, StoreResult<UploadsPage>>;
 }

@@ -39,6 +39,9 @@ struct Subject {
     may_leave_parts_out: bool,
     /// Whether uploads are listed by their keys' bytes; see `UploadsPage`.
     has_uploads_in_order: bool,
+    /// Whether the parts of an upload cannot be listed any more once it is complete. At Swift they
+    /// can: the object is made of them.
+    forgets_complete_uploads: bool,
 }
 
 fn run(future: impl Future<Output = ()>) {
@@ -57,6 +60,7 @@ fn memory() {
         has_if_match: true,
         may_leave_parts_out: true,
         has_uploads_in_order: true,
+        forgets_complete_uploads: true,
     }));
 }
 
@@ -74,6 +78,7 @@ fn folder() {
             has_if_match: true,
             may_leave_parts_out: true,
             has_uploads_in_order: true,
+            forgets_complete_uploads: true,
         })
         .await;
     });
@@ -109,6 +114,7 @@ fn s3_servers() {
                 has_if_match: has_conditional_put,
                 may_leave_parts_out: name != "RGW",
                 has_uploads_in_order: name != "RGW",
+                forgets_complete_uploads: name != "SWIFT",
             })
             .await;
             prefixes_are_apart(&spec).await;

@@ -521,3 +521,6 @@ fn part_names(upload_id: &str, number: u32) -> [String; 3] {
 fn no_such_upload() -> Trouble {
     StoreError::new(StoreErrorKind::NoSuchUpload, "there is no such upload").into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,10 +59,11 @@ fn what_was_made_is_read() {
 
 #[test]
 fn a_success_that_tells_an_error_is_one() {
+    let missing = made(Verb::Copy, error("NoSuchKey").as_bytes());
+    assert_eq!(missing.expect_err("no source").kind, Kind::NotFound);
     for (code, kind) in [
         ("InternalError", Kind::Internal),
         ("SlowDown", Kind::SlowDown),
-        ("NoSuchKey", Kind::NotFound),
         ("NoSuchUpload", Kind::NoSuchUpload),
         ("InvalidPart", Kind::InvalidPart),
         ("PreconditionFailed", Kind::PreconditionFailed),
