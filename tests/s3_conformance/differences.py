@@ -52,6 +52,7 @@ DIFFERENCES = {
     "copy-if/*modified-since-*": "the store knows conditions of copies by names of its own only, and does not heed S3's",
     "multipart/part-left-out": "S3 leaves out parts that are not named; the store refuses, and so does a proxy before it",
     "multipart/listed-with-delimiter": "the store gives no common prefixes of uploads",
+    "multipart/listed-after-a-key": "the store lists uploads of the marker's key again where no upload is named",
     "multipart/parts-of-an-ended-upload": "S3: NoSuchUpload; the store says NoSuchKey",
     "multipart/aborted": "S3: NoSuchUpload; the store answers 500 as long as it cleans up",
     "multipart/order-wrong": "S3: InvalidPartOrder; the store sorts",
