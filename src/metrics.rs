@@ -265,7 +265,7 @@ const UPTIME: Metric = Metric(
 );
 
 /// Metrics of the owner cores' counters, by the counter's name.
-const ENGINE: [(&str, Metric); 19] = [
+const ENGINE: [(&str, Metric); 20] = [
     (
         "fills",
         Metric(
@@ -320,6 +320,14 @@ const ENGINE: [(&str, Metric); 19] = [
             "forebay_revalidations_total",
             Kind::Counter,
             "Cached copies that a store confirmed.",
+        ),
+    ),
+    (
+        "negative_hits",
+        Metric(
+            "forebay_negative_hits_total",
+            Kind::Counter,
+            "Reads told that there is no such object without asking a store (negative_ttl).",
         ),
     ),
     (

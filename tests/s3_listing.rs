@@ -632,7 +632,7 @@ fn buckets_say_what_is_true_of_them_and_refuse_the_rest() {
         (READ_WRITE, "PATCH", &bucket, 405, "MethodNotAllowed"),
         (
             READ_WRITE,
-            "GET",
+            "PUT",
             &format!("{bucket}?uploads"),
             501,
             "NotImplemented",
@@ -661,7 +661,7 @@ fn buckets_say_what_is_true_of_them_and_refuse_the_rest() {
         (
             READ_WRITE,
             "POST",
-            &format!("{bucket}/key?uploads"),
+            &format!("{bucket}/key?restore"),
             501,
             "NotImplemented",
         ),

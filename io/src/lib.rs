@@ -13,6 +13,7 @@
 //! | [`buffer`] | pooled, 4 KiB-aligned memory with a fill watermark |
 //! | [`checksum`] | both checksums of what enters the cache, in one pass |
 //! | [`disk`] | direct files on the core's own ring |
+//! | [`md5`] | MD5 of several bodies at once |
 //! | [`memory`] | how much of it there is |
 //! | [`probe`] | what the machine must permit, asked before glommio is |
 //! | [`queue`] | bounded lock-free queues; the mesh between cores |
@@ -21,6 +22,7 @@
 //! | [`store`] | what a store can be asked and may answer |
 //! | [`listing`] | names of objects in order: pages, and many pages as one |
 //! | [`multipart`] | objects that come in parts, or from another one |
+//! | [`tags`] | tags of objects |
 //! | [`net`] | listeners, sockets with vectored writes, TLS |
 //! | [`sim`] | the simulated twins |
 
@@ -31,6 +33,7 @@ pub mod histogram;
 pub mod ledger;
 pub mod listing;
 pub mod local;
+pub mod md5;
 pub mod memory;
 pub mod multipart;
 pub mod net;
@@ -41,4 +44,5 @@ pub mod rt;
 pub mod runtime;
 pub mod sim;
 pub mod store;
+pub mod tags;
 pub mod uplink;

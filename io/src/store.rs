@@ -7,6 +7,7 @@
 
 use crate::listing::{ListPage, ListRequest};
 use crate::multipart::PartStore;
+use crate::tags::TagStore;
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::LocalBoxStream;
@@ -313,7 +314,7 @@ pub struct PutReply {
 /// Methods are called on the companion thread of one core, whose runtime is tokio's
 /// current-thread one (or the simulator's executor); futures and streams never leave that thread.
 /// Dropping a future abandons the request, whose outcome is then unknown.
-pub trait Store: PartStore {
+pub trait Store: PartStore + TagStore {
     /// Reads an object or a span of it. `Ok` as soon as the head is known and agrees with the
     /// request.
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>>;

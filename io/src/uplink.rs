@@ -18,6 +18,7 @@ use crate::store::{
     Attempts, ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply,
     PutRequest, Store, StoreError, StoreErrorKind, StoreResult,
 };
+use crate::tags::Tags;
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::LocalBoxFuture;
@@ -341,6 +342,22 @@ impl<R: Runtime> Uplink<R> {
     ) -> StoreResult<UploadsPage> {
         self.ask(Verb("LIST_UPLOADS", 200), volume, |store| {
             Box::pin(async move { store.list_uploads(request).await })
+        })
+        .await
+    }
+
+    /// The tags of an object.
+    pub async fn tags(&self, volume: u32, key: String) -> StoreResult<Tags> {
+        self.ask(Verb("TAGS", 200), volume, |store| {
+            Box::pin(async move { store.tags(key).await })
+        })
+        .await
+    }
+
+    /// Replaces the tags of an object.
+    pub async fn set_tags(&self, volume: u32, key: String, tags: Tags) -> StoreResult<()> {
+        self.tell(Verb("SET_TAGS", 200), volume, |store| {
+            Box::pin(async move { store.set_tags(key, tags).await })
         })
         .await
     }

@@ -66,6 +66,7 @@ fn main() -> Result<(), Failure> {
             store_identity: 7,
             block_bytes,
             freshness: Freshness::Immutable,
+            absence_ttl: std::time::Duration::ZERO,
             writeback: false,
         }),
         records_max,

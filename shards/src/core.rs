@@ -8,6 +8,7 @@
 //! The *home* of an object is the owner of its block 0. Only the home knows which version of the
 //! object is current; other blocks are asked for by version.
 
+use crate::absent::Absences;
 use crate::flight::Flight;
 use crate::format::CHUNK_BYTES;
 use crate::heads::{HEADS_BYTES_MAX, Head, Heads};
@@ -78,6 +79,7 @@ pub struct Core<R: Runtime, D: Disk> {
     pub(crate) parts: CoreParts<R, D>,
     pub(crate) ram: RefCell<RamTier>,
     pub(crate) heads: RefCell<Heads>,
+    pub(crate) absences: RefCell<Absences>,
     pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
@@ -114,6 +116,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             parts,
             ram,
             heads: RefCell::new(Heads::new(HEADS_BYTES_MAX)),
+            absences: RefCell::default(),
             flights: RefCell::default(),
             turns: Turns::default(),
             stats: CoreStats::default(),
@@ -263,9 +266,16 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.shard(hash).is_some_and(|shard| shard.is_dirty(hash))
     }
 
-    /// Remembers what the store has just said of an object.
-    pub(crate) fn learn(&self, id: &BlockId, hash: BlockHash, meta: Arc<ObjectMeta>) {
-        let validated = Some(self.parts.runtime.now());
+    /// Remembers what the store said of an object when it was asked at `asked`: what it says may be
+    /// as old as that.
+    pub(crate) fn learn(
+        &self,
+        id: &BlockId,
+        hash: BlockHash,
+        meta: Arc<ObjectMeta>,
+        asked: MonoTime,
+    ) {
+        let validated = Some(asked);
         let store_identity = id.volume.store_identity;
         let head = Head {
             meta,
@@ -275,6 +285,24 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             excused_until: None,
         };
         self.heads.borrow_mut().put(hash, head);
+    }
+
+    /// Remembers that the store has just said there is no such object, where the volume wants that.
+    pub(crate) fn learn_absence(&self, id: &BlockId, hash: BlockHash) {
+        let volume = &id.volume;
+        if !volume.absence_ttl.is_zero() {
+            let until = self.parts.runtime.now().plus(volume.absence_ttl);
+            let mut absences = self.absences.borrow_mut();
+            absences.note(hash, volume.store_identity, until);
+        }
+    }
+
+    /// Whether the store has lately said that there is no such object.
+    pub(crate) fn is_absent(&self, id: &BlockId, hash: BlockHash) -> bool {
+        let now = self.parts.runtime.now();
+        let identity = id.volume.store_identity;
+        // A volume that was told to forget does so at once.
+        !id.volume.absence_ttl.is_zero() && self.absences.borrow_mut().holds(hash, identity, now)
     }
 
     /// Whether `meta` is what the home takes for the current version.
@@ -313,10 +341,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         heads.put(hash, head);
     }
 
-    /// The store has confirmed what is known of an object.
-    pub(crate) fn confirm(&self, hash: BlockHash) {
+    /// The store, asked at `asked`, has confirmed what is known of an object.
+    pub(crate) fn confirm(&self, hash: BlockHash, asked: MonoTime) {
         if let Some(head) = self.heads.borrow_mut().get(hash) {
-            head.validated = Some(self.parts.runtime.now());
+            head.validated = Some(asked);
         }
     }
 

@@ -7,7 +7,7 @@
 
 use crate::core::Core;
 use crate::format::{PayloadChecksums, RecordHeader, RecordKind};
-use crate::key::{BlockHash, BlockId};
+use crate::key::{BlockHash, BlockId, Freshness, Volume};
 use crate::messages::{BlockPayload, ReadError};
 use crate::ram::RamBlock;
 use crate::range::{RangeSpec, block_span};
@@ -15,7 +15,7 @@ use crate::shard::AppendFailure;
 use forebay_io::buffer::{BufferWriter, Watch};
 use forebay_io::disk::Disk;
 use forebay_io::local::Event;
-use forebay_io::runtime::Runtime;
+use forebay_io::runtime::{MonoTime, Runtime};
 use forebay_io::store::{ByteSpan, GetRequest, ObjectMeta, StoreError, StoreErrorKind};
 use forebay_io::uplink::Fetched;
 use std::cell::{Cell, RefCell};
@@ -153,15 +153,28 @@ pub enum Landing {
 }
 
 /// A fetch in flight.
-#[derive(Default)]
 pub struct Flight {
+    /// When it was launched: what the store says may be as old as that, however long the bytes take.
+    asked: MonoTime,
     landed: Event,
     landing: RefCell<Option<Landing>>,
+    /// Nobody can join it any more.
+    ended: Event,
     /// Something newer than this fetch was written: it must not be cached.
     superseded: Cell<bool>,
 }
 
 impl Flight {
+    fn new(asked: MonoTime) -> Flight {
+        Flight {
+            asked,
+            landed: Event::default(),
+            landing: RefCell::default(),
+            ended: Event::default(),
+            superseded: Cell::default(),
+        }
+    }
+
     fn land(&self, landing: Landing) {
         *self.landing.borrow_mut() = Some(landing);
         self.landed.set();
@@ -171,6 +184,20 @@ impl Flight {
     pub async fn landing(&self) -> Landing {
         self.landed.wait().await;
         self.landing.borrow().clone().expect("landed")
+    }
+
+    /// Whether a read of `volume` that began at `since` may be answered by it. What the store has said
+    /// by then must be no older than what is cached may be; what it has yet to say is news.
+    pub fn is_young_enough(&self, volume: &Volume, since: MonoTime, now: MonoTime) -> bool {
+        let Freshness::RevalidateAfter(limit) = volume.freshness else {
+            return true;
+        };
+        self.asked >= since || self.landing.borrow().is_none() || now.since(self.asked) < limit
+    }
+
+    /// Waits until nobody can join it any more.
+    pub async fn end(&self) {
+        self.ended.wait().await;
     }
 
     /// Whether the block is complete already.
@@ -184,13 +211,14 @@ impl Flight {
     /// Keeps what this flight brings out of the cache.
     pub fn supersede(&self) {
         self.superseded.set(true);
+        self.ended.set();
     }
 }
 
 impl<R: Runtime, D: Disk> Core<R, D> {
     /// Starts a flight for a block that has none.
     pub(crate) fn launch(self: &Rc<Self>, hash: BlockHash, plan: Plan) -> Rc<Flight> {
-        let flight: Rc<Flight> = Rc::default();
+        let flight = Rc::new(Flight::new(self.parts.runtime.now()));
         let before = self.flights.borrow_mut().insert(hash, flight.clone());
         assert!(before.is_none(), "one flight per block");
         let (core, task) = (self.clone(), flight.clone());
@@ -209,10 +237,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         {
             flights.remove(&hash);
         }
+        flight.ended.set();
     }
 
-    /// Cuts a flight off from new readers and from the cache; returns whether there was one.
+    /// Cuts a flight off from new readers and from the cache; returns whether there was one. What is
+    /// written now exists.
     pub(crate) fn supersede(&self, hash: BlockHash) -> bool {
+        self.absences.borrow_mut().end(hash);
         let flight = self.flights.borrow_mut().remove(&hash);
         flight.inspect(|flight| flight.supersede()).is_some()
     }
@@ -263,8 +294,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     match flight.superseded.get() {
                         true => {}
                         // What clients were told of it stays true.
-                        false if same => self.confirm(hash),
-                        false => self.learn(id, hash, Arc::new(meta.clone())),
+                        false if same => self.confirm(hash, flight.asked),
+                        false => self.learn(id, hash, Arc::new(meta.clone()), flight.asked),
                     }
                     flight.land(if same {
                         Landing::Confirmed
@@ -289,13 +320,18 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         match error.kind {
             StoreErrorKind::NotModified if plan.checking => {
                 if !flight.superseded.get() {
-                    self.confirm(hash);
+                    self.confirm(hash, flight.asked);
                 }
                 self.stats.revalidations.add(1);
                 flight.land(Landing::Confirmed);
             }
             StoreErrorKind::NotFound if plan.id.number == 0 => {
-                let answer = || flight.land(Landing::Failed(ReadError::NotFound));
+                let answer = || {
+                    if !flight.superseded.get() {
+                        self.learn_absence(&plan.id, hash);
+                    }
+                    flight.land(Landing::Failed(ReadError::NotFound));
+                };
                 if !flight.superseded.get() && self.forget(hash) {
                     let shard = self.shard_number(hash);
                     let burying = self.bury(hash, &plan.id, || !flight.superseded.get());
@@ -337,7 +373,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             // It has been replaced since: its readers look again.
             Ok(meta) => {
                 if !flight.superseded.get() {
-                    self.learn(&plan.id, hash, Arc::new(meta));
+                    self.learn(&plan.id, hash, Arc::new(meta), flight.asked);
                 }
                 return flight.land(Landing::Described);
             }
@@ -398,27 +434,18 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         let wanted = || !flight.superseded.get();
         let vouched_at = self.vouched_at(hash, id);
-        let storing = self.store_block_of(hash, id, meta, payload, vouched_at, wanted);
+        let storing = self.store_block(hash, id, meta, payload, vouched_at, wanted);
         let shard = self.shard_number(hash);
         self.patience.watch_write(shard, storing, || ()).await;
     }
 
-    /// When the store last vouched for a block, as far as its object's home knows, in seconds since the
-    /// Unix epoch.
-    fn vouched_at(&self, hash: BlockHash, id: &BlockId) -> u64 {
-        let runtime = &self.parts.runtime;
-        let now = runtime.unix_seconds();
-        if id.number > 0 {
+    /// When the store last vouched for a block, as far as its object's home knows.
+    fn vouched_at(&self, hash: BlockHash, id: &BlockId) -> Option<MonoTime> {
+        match id.number {
+            0 => self.heads.borrow().peek(hash)?.validated,
             // Nothing is deduced from this: it is asked for by version.
-            return now;
+            _ => Some(self.parts.runtime.now()),
         }
-        let validated = self
-            .heads
-            .borrow()
-            .peek(hash)
-            .and_then(|head| head.validated);
-        let age = validated.map(|when| runtime.now().since(when).as_secs());
-        age.map_or(0, |age| now.saturating_sub(age))
     }
 
     async fn keep(
@@ -434,50 +461,36 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             return;
         }
         if id.number == 0 {
-            self.learn(id, hash, meta.clone());
+            self.learn(id, hash, meta.clone(), flight.asked);
         }
         let shard = self.shard_number(hash);
         let wanted = || !flight.superseded.get();
-        let storing = self.store_block(hash, id, &meta, payload, wanted);
+        let storing = self.store_block(hash, id, &meta, payload, Some(flight.asked), wanted);
         self.patience.watch_write(shard, storing, || ()).await;
     }
 
     /// Puts a block into the log, and into the RAM tier if it is hot already. A block that cannot
-    /// be written is not cached on disk. `wanted` turns false when something newer comes. Returns
-    /// whether the log was asked: a shard of which something is overdue is not, for each block
-    /// that waits for it would keep its memory.
+    /// be written is not cached on disk. `validated` says when the store was asked for it, if it was. `wanted`
+    /// turns false when something newer comes. Returns whether the log was asked: a shard of which
+    /// something is overdue is not, for each block that waits for it would keep its memory.
     pub(crate) async fn store_block(
         &self,
         hash: BlockHash,
         id: &BlockId,
         meta: &ObjectMeta,
         payload: BlockPayload,
-        wanted: impl Fn() -> bool,
-    ) -> bool {
-        let now = self.parts.runtime.unix_seconds();
-        self.store_block_of(hash, id, meta, payload, now, wanted)
-            .await
-    }
-
-    /// As [`Core::store_block`], of a block for which the store vouched at `vouched_at`, seconds since
-    /// the Unix epoch.
-    async fn store_block_of(
-        &self,
-        hash: BlockHash,
-        id: &BlockId,
-        meta: &ObjectMeta,
-        payload: BlockPayload,
-        vouched_at: u64,
+        validated: Option<MonoTime>,
         wanted: impl Fn() -> bool,
     ) -> bool {
         let view = payload.buffer.watch().view_all();
+        let validated_at = validated.map_or(0, |when| self.unix_seconds_at(when));
         let header = RecordHeader {
             kind: RecordKind::Block,
             payload_length: view.len() as u32,
             payload_crc64: payload.crc64nvme,
             chunk_crcs: payload.chunk_crcs,
             meta: meta.clone(),
-            ..RecordHeader::tombstone(hash, id, vouched_at)
+            ..RecordHeader::tombstone(hash, id, validated_at)
         };
         let block = RamBlock {
             header: Rc::new(header.clone()),

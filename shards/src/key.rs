@@ -38,6 +38,8 @@ pub struct Volume {
     pub block_bytes: u64,
     /// When cached copies are checked.
     pub freshness: Freshness,
+    /// How long the store's word that there is no such object is believed; zero asks every time.
+    pub absence_ttl: Duration,
     /// Whether writes may be acknowledged before the store has them.
     pub writeback: bool,
 }
@@ -139,6 +141,7 @@ mod tests {
             store_identity: 0,
             block_bytes: BLOCK_BYTES_MIN,
             freshness: Freshness::Immutable,
+            absence_ttl: std::time::Duration::ZERO,
             writeback: false,
         };
         BlockId {

@@ -24,6 +24,7 @@
 //! segment is never reused while a read or write relies on it; a byte that failed its checksum is
 //! never handed out; a fetch is never tied to a client; a superseded fetch is never cached.
 
+pub mod absent;
 mod assemble;
 pub mod backlog;
 pub mod check;
@@ -59,6 +60,7 @@ pub mod shard;
 pub mod stats;
 pub mod superblock;
 pub mod table;
+mod tags;
 pub mod upload;
 mod verdict;
 pub mod write;

@@ -15,6 +15,7 @@ use forebay_io::listing::{ListPage, ListRequest};
 use forebay_io::multipart::CompletedPart;
 use forebay_io::queue::Receiver;
 use forebay_io::store::{ByteSpan, ObjectMeta, StoreError, StoreResult};
+use forebay_io::tags::Tags;
 use futures::channel::oneshot;
 use std::ops::Range;
 use std::sync::Arc;
@@ -314,6 +315,10 @@ pub enum Message {
         Box<CopyObject>,
         oneshot::Sender<Result<Written, WriteError>>,
     ),
+    /// Tell the tags of an object.
+    Tags(BlockId, oneshot::Sender<Result<Tags, ReadError>>),
+    /// Replace the tags of an object.
+    SetTags(BlockId, Tags, oneshot::Sender<Result<(), WriteError>>),
     /// Tell how a version of an object was put together, if that is known.
     FindAssembly(
         BlockId,

@@ -200,6 +200,7 @@ fn nameless(name: &ObjectName) -> BlockId {
         store_identity: 0,
         block_bytes: 1,
         freshness: Freshness::Immutable,
+        absence_ttl: std::time::Duration::ZERO,
         writeback: true,
     };
     BlockId {

@@ -431,6 +431,7 @@ mod tests {
             store_identity: 0,
             block_bytes: BLOCK_BYTES_MIN,
             freshness: Freshness::Immutable,
+            absence_ttl: std::time::Duration::ZERO,
             writeback: false,
         })
     }

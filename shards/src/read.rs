@@ -43,6 +43,8 @@ struct Story {
 /// What a home knows of an object.
 enum Known {
     Nothing,
+    /// That the store does not have it.
+    Absent,
     Fresh(Arc<ObjectMeta>),
     /// With the store's own ETag of it.
     Stale(Arc<ObjectMeta>, String),
@@ -59,8 +61,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let hash = id.hash();
         self.shard_to_read(&id.volume, hash).await?;
         let mut story = Story::default();
+        let since = self.parts.runtime.now();
         for _ in 0..OPEN_ROUNDS_MAX {
             let (flight, own) = match self.flight(hash) {
+                Some(flight)
+                    if !flight.is_young_enough(&id.volume, since, self.parts.runtime.now()) =>
+                {
+                    flight.end().await;
+                    continue;
+                }
                 Some(flight) => (flight, false),
                 None => {
                     let described = story.told.take();
@@ -81,6 +90,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                             }
                         }
                         Known::Stale(_, validator) => Plan::check(id.clone(), &validator, wanted),
+                        Known::Absent => {
+                            self.stats.negative_hits.add(1);
+                            return Err(ReadError::NotFound);
+                        }
                         Known::Nothing if must_fill => Plan::fill(id.clone()),
                         Known::Nothing => Plan::first_sight(id.clone(), wanted),
                     };
@@ -419,7 +432,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             _ => self.head_from_record(id, hash).await?,
         };
         let Some(head) = head else {
-            return Ok(Known::Nothing);
+            return Ok(match self.is_absent(id, hash) {
+                true => Known::Absent,
+                false => Known::Nothing,
+            });
         };
         let fresh = match id.volume.freshness {
             // The store cannot know it better.
@@ -452,7 +468,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         hash: BlockHash,
     ) -> Result<Option<Arc<ObjectMeta>>, ReadError> {
         Ok(match self.known(id, hash).await? {
-            Known::Nothing => None,
+            Known::Nothing | Known::Absent => None,
             Known::Fresh(meta) | Known::Stale(meta, _) => Some(meta),
         })
     }
@@ -539,6 +555,13 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             self.heads.borrow_mut().put(hash, head.clone());
         }
         head
+    }
+
+    /// A past point of this run's clock as a wall-clock time, whole seconds and never too young.
+    pub(crate) fn unix_seconds_at(&self, when: MonoTime) -> u64 {
+        let age = self.parts.runtime.now().since(when);
+        let seconds = age.as_secs() + u64::from(age.subsec_nanos() > 0);
+        self.parts.runtime.unix_seconds().saturating_sub(seconds)
     }
 
     /// A wall-clock time as a point of this run's clock. One that lies ahead is worth nothing: the

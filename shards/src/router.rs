@@ -22,6 +22,7 @@ use forebay_io::multipart::{
 use forebay_io::queue::{Inbox, MeshPort, Sender};
 use forebay_io::runtime::Runtime;
 use forebay_io::store::{ObjectMeta, PutReply, StoreError, StoreErrorKind, StoreResult};
+use forebay_io::tags::Tags;
 use forebay_io::uplink::PartUpload;
 use futures::channel::oneshot;
 use std::rc::Rc;
@@ -118,6 +119,8 @@ async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
         }
         Message::DescribeSource(id, reply) => drop(reply.send(core.describe_source(id).await)),
         Message::Copy(object, reply) => drop(reply.send(core.copy(*object).await)),
+        Message::Tags(id, reply) => drop(reply.send(core.tags(id).await)),
+        Message::SetTags(id, tags, reply) => drop(reply.send(core.set_tags(id, tags).await)),
         Message::FindAssembly(id, meta, reply) => {
             drop(reply.send(core.find_assembly(&id, &meta)));
         }
@@ -319,6 +322,28 @@ impl<R: Runtime, D: Disk> Router<R, D> {
         let count = size.div_ceil(volume.block_bytes);
         let blocks = (0..count).map(|number| body.block(volume, number));
         self.core.discard_everywhere(blocks.collect()).await;
+    }
+
+    /// The tags of the object whose block 0 is `home`, as its store has them.
+    ///
+    /// # Errors
+    /// As a read; the store's `Unsupported` where it keeps none.
+    pub async fn tags(&self, home: &BlockId) -> Result<Tags, ReadError> {
+        let id = home.clone();
+        let answer = self.ask_owner(home, |reply| Message::Tags(id, reply)).await;
+        answer.unwrap_or_else(|| Err(ReadError::Store(core_gone())))
+    }
+
+    /// Replaces the tags of the object whose block 0 is `home`; what the store does not have yet goes
+    /// there first.
+    ///
+    /// # Errors
+    /// As a write that goes through.
+    pub async fn set_tags(&self, home: &BlockId, tags: Tags) -> Result<(), WriteError> {
+        let id = home.clone();
+        let message = |reply| Message::SetTags(id, tags, reply);
+        let answer = self.ask_owner(home, message).await;
+        answer.unwrap_or_else(|| Err(WriteError::Store(core_gone())))
     }
 
     /// Begins an upload of an object in parts.

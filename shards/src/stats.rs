@@ -82,6 +82,8 @@ pub struct CoreStats {
     pub coalesced: Counter,
     /// Copies that the store confirmed.
     pub revalidations: Counter,
+    /// Reads told that there is no such object without asking the store.
+    pub negative_hits: Counter,
     /// Copies served unconfirmed because the store did not answer.
     pub stale_served: Counter,
     /// Records written.
@@ -182,6 +184,7 @@ impl CoreStats {
             ("fill_failures", self.fill_failures.get()),
             ("coalesced", self.coalesced.get()),
             ("revalidations", self.revalidations.get()),
+            ("negative_hits", self.negative_hits.get()),
             ("stale_served", self.stale_served.get()),
             ("records_written", self.records_written.get()),
             ("record_bytes_written", self.record_bytes_written.get()),

@@ -29,17 +29,17 @@ use std::sync::Arc;
 const TOMBSTONE_ATTEMPTS_MAX: u32 = 3;
 
 /// A write that goes to the store before it is acknowledged.
-struct ThroughWrite {
-    id: BlockId,
-    headers: Vec<(String, String)>,
+pub(crate) struct ThroughWrite {
+    pub(crate) id: BlockId,
+    pub(crate) headers: Vec<(String, String)>,
     /// What the store was not told, for it came with the last of the bytes.
-    late: Option<oneshot::Receiver<LateFacts>>,
-    length: u64,
-    crc64nvme: Option<u64>,
-    terms: Terms,
-    body: UploadBody,
+    pub(crate) late: Option<oneshot::Receiver<LateFacts>>,
+    pub(crate) length: u64,
+    pub(crate) crc64nvme: Option<u64>,
+    pub(crate) terms: Terms,
+    pub(crate) body: UploadBody,
     /// The block to be cached, if the object came whole.
-    payload: Option<BlockPayload>,
+    pub(crate) payload: Option<BlockPayload>,
 }
 
 /// What the store must find true of a key for a write of it to be done.
@@ -196,7 +196,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Writes an object to its store and, if it came whole, into the cache.
-    async fn put_through(
+    pub(crate) async fn put_through(
         self: &Rc<Self>,
         hash: BlockHash,
         write: ThroughWrite,
@@ -326,8 +326,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Some(_) => self.shard(hash).is_some_and(|shard| shard.may_hold(hash)),
             None => self.forget(hash),
         };
+        let written = self.parts.runtime.now();
         if let Some(meta) = &meta {
-            self.learn(&id, hash, meta.clone());
+            self.learn(&id, hash, meta.clone(), written);
         }
         let is_gone = !in_flight && !cached;
         let must_be_gone = must_be_buried(&id);
@@ -336,7 +337,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             let _turn = turn;
             let outranked = match (payload, meta) {
                 (Some(payload), Some(meta)) => {
-                    core.store_block(hash, &id, &meta, payload, || true).await
+                    core.store_block(hash, &id, &meta, payload, Some(written), || true)
+                        .await
                 }
                 // No record of the new version outranks the old one, and nobody promises an insert.
                 (_, _) => false,
@@ -442,9 +444,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
         self.supersede(hash);
         let core = self.clone();
+        let written = self.parts.runtime.now();
         let caching = async move {
             let _turn = turn;
-            core.store_block(hash, &id, &meta, payload, || true).await
+            core.store_block(hash, &id, &meta, payload, Some(written), || true)
+                .await
         };
         self.patience.write(self.shard_number(hash), caching).await;
     }

@@ -223,7 +223,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.stats.writebacks.add(1);
         self.stats.records_written.add(1);
         self.stats.record_bytes_written.add(bytes);
-        self.learn(&id, hash, meta.clone());
+        self.learn(&id, hash, meta.clone(), self.parts.runtime.now());
         self.ram.borrow_mut().insert_if_hot(hash, block);
         let age = Age {
             acked_unix_ms: now * 1000,

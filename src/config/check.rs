@@ -20,6 +20,7 @@ use rustls_pki_types::pem::PemObject;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use toml::Spanned;
 use url::Url;
 
@@ -134,6 +135,10 @@ impl Checker<'_> {
         let store = self.check_store(&mut written, span)?;
         let block_size = self.check_block_size(written.block_size.as_ref())?;
         let consistency = self.check_consistency(&written)?;
+        let negative_ttl = match &written.negative_ttl {
+            Some(text) => self.check_duration(text, "negative_ttl")?,
+            None => Duration::ZERO,
+        };
         let etag = self.check_etag(&written)?;
         let anonymous_read = match written
             .anonymous
@@ -166,6 +171,7 @@ impl Checker<'_> {
             store,
             block_size,
             consistency,
+            negative_ttl,
             writeback: written.writeback.unwrap_or(true),
             etag,
             anonymous_read,
@@ -407,15 +413,10 @@ impl Checker<'_> {
                 Err(self.error(ttl.span(), "ttl", problem))
             }
             (None | Some("revalidate"), None) => Ok(Consistency::Revalidate { ttl: TTL_DEFAULT }),
-            (None | Some("revalidate"), Some(text)) => names::parse_duration(text.get_ref())
-                .map(|ttl| Consistency::Revalidate { ttl })
-                .map_err(|problem| {
-                    self.error(
-                        text.span(),
-                        "ttl",
-                        format!("`{}` {problem}", text.get_ref()),
-                    )
-                }),
+            (None | Some("revalidate"), Some(text)) => {
+                let ttl = self.check_duration(text, "ttl")?;
+                Ok(Consistency::Revalidate { ttl })
+            }
             (Some(_), _) => {
                 let span = written
                     .consistency
@@ -426,6 +427,13 @@ impl Checker<'_> {
                 Err(self.error(span, "consistency", problem))
             }
         }
+    }
+
+    fn check_duration(&self, text: &Spanned<String>, key: &str) -> Checked<Duration> {
+        names::parse_duration(text.get_ref()).map_err(|problem| {
+            let problem = format!("`{}` {problem}", text.get_ref());
+            self.error(text.span(), key, problem)
+        })
     }
 
     fn check_key(

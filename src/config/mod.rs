@@ -59,6 +59,8 @@ pub struct Volume {
     pub block_size: u64,
     /// How long a cached copy is good.
     pub consistency: Consistency,
+    /// How long the store's word that an object does not exist is believed; zero asks every time.
+    pub negative_ttl: Duration,
     /// Whether writes may be acknowledged before the store has them.
     pub writeback: bool,
     /// What tags those until the store does.

@@ -344,6 +344,12 @@ const MISTAKES: &[(&str, &str, usize, &str)] = &[
     ),
     (
         "ttl = \"5s\"",
+        "negative_ttl = \"25h\"",
+        14,
+        "negative_ttl: `25h` must be at most 24h",
+    ),
+    (
+        "ttl = \"5s\"",
         "ttl = \"5\"",
         14,
         "ttl: `5` must be a whole number with a unit",

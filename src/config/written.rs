@@ -56,6 +56,8 @@ pub struct WrittenVolume {
     pub consistency: Option<Spanned<String>>,
     /// For `revalidate`: age up to which a copy is served unasked.
     pub ttl: Option<Spanned<String>>,
+    /// Time for which the store's word that an object does not exist is believed.
+    pub negative_ttl: Option<Spanned<String>>,
     /// Whether writes may be acknowledged before the store has them.
     pub writeback: Option<bool>,
     /// `md5` or `fast`.

@@ -124,9 +124,9 @@ impl Body {
         &self.checks
     }
 
-    /// Asks for the MD5, before anything was read.
-    pub fn want_md5(&mut self) {
-        self.checks.want_md5();
+    /// Takes out the MD5 that the client told, before anything was read.
+    pub fn take_md5(&mut self) -> Option<Vec<u8>> {
+        self.checks.take_md5()
     }
 
     /// Whether the envelope cost `budget` bytes' worth of work since this last said so.

@@ -188,8 +188,6 @@ struct Check {
 #[derive(Default)]
 pub struct BodyChecks {
     checks: Vec<Check>,
-    /// An MD5 that nothing is compared with.
-    md5: Option<Box<Md5>>,
 }
 
 /// What a body turned out to be, all of its checksums holding.
@@ -197,7 +195,7 @@ pub struct BodyChecks {
 pub struct Verified {
     /// What the object has from now on, if the client gave it one.
     pub checksum: Option<ObjectChecksum>,
-    /// Its MD5 in hexadecimal, where the client told it or it was asked for.
+    /// Its MD5 in hexadecimal, where the client told it and it was not taken out.
     pub md5: Option<String>,
 }
 
@@ -320,17 +318,16 @@ impl BodyChecks {
         for check in &mut self.checks {
             check.hasher.update(bytes);
         }
-        if let Some(md5) = &mut self.md5 {
-            md5.update(bytes);
-        }
     }
 
-    /// Asks for the MD5, before the first byte. It costs more than all else that is done with a byte, so
-    /// it is not computed twice.
-    pub fn want_md5(&mut self) {
-        if !self.checks.iter().any(|check| check.role == Role::Md5) {
-            self.md5 = Some(Box::default());
-        }
+    /// Takes out the MD5 that the client told, before the first byte: somebody else computes it, and
+    /// compares it with [`check_md5`].
+    pub fn take_md5(&mut self) -> Option<Vec<u8>> {
+        let place = self
+            .checks
+            .iter()
+            .position(|check| check.role == Role::Md5)?;
+        self.checks.remove(place).expected
     }
 
     /// Takes a line of the trailer.
@@ -356,10 +353,7 @@ impl BodyChecks {
 
     /// Compares everything; the body was complete.
     pub fn verify(self) -> Result<Verified, ErrorReply> {
-        let mut verified = Verified {
-            checksum: None,
-            md5: self.md5.map(|md5| hex::encode(md5.finalize())),
-        };
+        let mut verified = Verified::default();
         for check in self.checks {
             let Some(expected) = check.expected else {
                 let message = format!("the trailer {:?} did not come", check.name);
@@ -400,6 +394,14 @@ impl BodyChecks {
         self.checks
             .iter()
             .any(|check| matches!(check.role, Role::Object { .. }))
+    }
+}
+
+/// Compares a body's MD5 with the one that the client told.
+pub fn check_md5(told: &[u8], found: &[u8]) -> Result<(), ErrorReply> {
+    match told == found {
+        true => Ok(()),
+        false => Err(mismatch(Role::Md5, "content-md5", told, found)),
     }
 }
 
@@ -543,22 +545,21 @@ mod tests {
     }
 
     #[test]
-    fn an_md5_is_told_where_it_is_wanted_or_was_sent() {
-        let md5_of = |headers: &str, is_wanted| {
-            let mut checks = checks(headers).expect("understood");
-            if is_wanted {
-                checks.want_md5();
-            }
-            checks.update(b"12345");
-            checks.update(b"6789");
-            checks.verify().expect("matches").md5
-        };
-        let md5 = Some("25f9e794323b453885f5181f1b624d0b".to_owned());
+    fn an_md5_that_was_taken_out_is_compared_elsewhere() {
         let sent = "content-md5: JfnnlDI7RTiF9RgfG2JNCw==\r\n";
-        assert_eq!(md5_of("", true), md5);
-        assert_eq!(md5_of("", false), None);
-        assert_eq!(md5_of(sent, true), md5);
-        assert_eq!(md5_of(sent, false), md5);
+        let mut checks = super::BodyChecks::default();
+        assert_eq!(checks.take_md5(), None);
+        let mut checks = self::checks(sent).expect("understood");
+        let told = checks.take_md5().expect("sent");
+        checks.update(b"anything");
+        assert_eq!(checks.verify().expect("nothing to match").md5, None);
+        assert!(check_md5(&told, &Md5::digest(b"123456789")).is_ok());
+        let refused = check_md5(&told, &Md5::digest(b"anything"));
+        assert_eq!(refused.err().map(|e| e.code), Some("BadDigest"));
+        let mut checks = self::checks(sent).expect("understood");
+        checks.update(b"123456789");
+        let told = checks.verify().expect("matches").md5;
+        assert_eq!(told.as_deref(), Some("25f9e794323b453885f5181f1b624d0b"));
     }
 
     #[test]

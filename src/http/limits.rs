@@ -3,6 +3,9 @@
 use forebay_io::net::{SOCKET_BYTES_MAX, TLS_BYTES_MAX};
 use std::time::Duration;
 
+/// Longest document that names an object's tags, bytes: ten of the longest, every character escaped.
+pub const TAGGING_BODY_BYTES_MAX: u64 = 32 << 10;
+
 /// Request head, bytes: the request line and all headers. S3's own limit is 8 KiB of headers;
 /// twice that leaves room for long keys.
 pub const HEAD_BYTES_MAX: usize = 16 << 10;

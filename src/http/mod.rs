@@ -22,6 +22,7 @@ pub mod hoist;
 pub mod limits;
 pub mod list;
 pub mod list_parts;
+pub mod md5_queue;
 pub mod multipart;
 pub mod operation;
 pub mod overrides;
@@ -32,6 +33,7 @@ pub mod reply;
 pub mod sigv4;
 pub mod source;
 pub mod stats;
+pub mod tagging;
 pub mod target;
 pub mod upload_part;
 
@@ -47,6 +49,7 @@ use forebay_shards::key::{BlockId, Volume};
 use forebay_shards::router::Router;
 use get::Wishes;
 use head::{Framing, Head};
+use md5_queue::Md5Queue;
 use operation::Operation;
 use reply::ErrorReply;
 use stats::HttpStats;
@@ -78,6 +81,8 @@ pub struct CoreContext {
     pub listing: Permits,
     /// DeleteObjects that may be in memory at a time.
     pub deleting: Permits,
+    /// Bodies whose MD5 is wanted.
+    pub md5s: Rc<Md5Queue>,
 }
 
 impl CoreContext {
@@ -292,6 +297,9 @@ async fn carry_out(
             multipart::complete(connection, head, object, upload_id, signed).await
         }
         Operation::Abort(upload_id) => multipart::abort(connection, head, object, &upload_id).await,
+        Operation::ReadTags => tagging::read(connection, object).await,
+        Operation::WriteTags => tagging::write(connection, head, object, signed).await,
+        Operation::ClearTags => tagging::clear(connection, head, object).await,
         Operation::ListParts(query) => match list_parts::parts(connection, object, &query).await {
             Ok(document) => bucket::respond(connection, &document).await,
             Err(error) => finish_with(connection, error, object).await,

@@ -59,6 +59,12 @@ pub enum Operation {
     Abort(String),
     /// ListParts.
     ListParts(PartsQuery),
+    /// GetObjectTagging.
+    ReadTags,
+    /// PutObjectTagging.
+    WriteTags,
+    /// DeleteObjectTagging.
+    ClearTags,
 }
 
 /// Finds out what a request wants.
@@ -82,6 +88,14 @@ pub fn of(head: &Head, query: &[(String, String)], signed: bool) -> Result<Opera
     let query = Query(rest);
     let operation = match method {
         "GET" if query.has("uploadId") => Operation::ListParts(parts_query(&query)?),
+        "GET" | "PUT" | "DELETE" if query.has("tagging") => {
+            query.only(&["tagging"])?;
+            match method {
+                "GET" => Operation::ReadTags,
+                "PUT" => Operation::WriteTags,
+                _ => Operation::ClearTags,
+            }
+        }
         "GET" | "HEAD" => {
             query.only(&["partNumber"])?;
             Operation::Read(query.value("partNumber").map(part_number).transpose()?)
@@ -272,6 +286,9 @@ mod tests {
                 Operation::Abort("u+/=".into()),
             ),
             ("POST /v/k?uploads".into(), "", Operation::CreateUpload),
+            ("GET /v/k?tagging".into(), "", Operation::ReadTags),
+            ("PUT /v/k?tagging".into(), "", Operation::WriteTags),
+            ("DELETE /v/k?tagging".into(), "", Operation::ClearTags),
             (
                 format!("POST /v/k?{id}"),
                 "",
@@ -295,11 +312,11 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_not_done() {
         for (line, status, code) in [
-            ("GET /v/k?tagging", 501, "NotImplemented"),
+            ("GET /v/k?tagging&versionId=a", 501, "NotImplemented"),
+            ("POST /v/k?tagging", 501, "NotImplemented"),
             ("GET /v/k?acl", 501, "NotImplemented"),
             ("GET /v/k?versionId=a", 501, "NotImplemented"),
             ("GET /v/k?uploads", 501, "NotImplemented"),
-            ("PUT /v/k?tagging", 501, "NotImplemented"),
             ("PUT /v/k?response-expires=a", 501, "NotImplemented"),
             ("PUT /v/k?partNumber=1&uploadId=a&b", 501, "NotImplemented"),
             ("DELETE /v/k?versionId=a", 501, "NotImplemented"),

@@ -6,10 +6,11 @@
 
 use super::body::{Body, BodyError};
 use super::connection::{Connection, Ended};
-use super::digest::{ObjectChecksum, Verified, crc64nvme_header};
+use super::digest::{ObjectChecksum, Verified, check_md5, crc64nvme_header};
 use super::get::{core_label, quoted};
 use super::head::Head;
 use super::limits::{PUT_BLOCKS_KEPT_MAX, SEND_BYTES_MAX};
+use super::md5_queue::BodyMd5;
 use super::reply::ErrorReply;
 use super::sigv4::ChunkVerifier;
 use super::{ObjectRequest, finish_with};
@@ -125,9 +126,8 @@ async fn put(
     refuse_unknown(head)?;
     let mut body = Body::of(head, signed.chunks)?;
     let is_whole = body.length() <= object.volume.block_bytes;
-    if signed.wants_md5 && is_whole && object.volume.writeback {
-        body.want_md5();
-    }
+    let told_md5 = if is_whole { body.take_md5() } else { None };
+    let is_etag_md5 = signed.wants_md5 && is_whole && object.volume.writeback;
     let announced = body.checks().announced();
     let (late, facts) = oneshot::channel();
     let mut headers = object_headers(head)?;
@@ -144,6 +144,8 @@ async fn put(
         // Whoever gives a checksum is not given another.
         gives_checksum: signed.is_signed && !body.checks().has_object_checksum(),
         is_announced: announced.is_some(),
+        wants_md5: is_etag_md5 || told_md5.is_some(),
+        told_md5,
         body,
         late,
     };
@@ -163,6 +165,10 @@ struct Incoming {
     gives_checksum: bool,
     /// Whether its writer knows the checksum from the start.
     is_announced: bool,
+    /// Whether the MD5 of all of it is computed apart.
+    wants_md5: bool,
+    /// The MD5 that the client told of it, if it is computed apart.
+    told_md5: Option<Vec<u8>>,
     /// Where what is known with a body's last byte goes before that byte does.
     late: oneshot::Sender<LateFacts>,
 }
@@ -174,8 +180,16 @@ impl Incoming {
         self,
         connection: &mut Connection,
         crc64nvme: u64,
+        md5: Option<[u8; 16]>,
     ) -> Result<Option<ObjectChecksum>, BodyError> {
-        let Verified { checksum, md5 } = self.body.finish(connection).await?;
+        let Verified {
+            checksum,
+            md5: told_md5,
+        } = self.body.finish(connection).await?;
+        if let (Some(told), Some(found)) = (&self.told_md5, &md5) {
+            check_md5(told, found)?;
+        }
+        let md5 = md5.map(hex::encode).or(told_md5);
         let given = self.gives_checksum.then(|| crc64nvme_header(crc64nvme));
         let checksum = checksum.or(given);
         let unknown = checksum.clone().filter(|_| !self.is_announced);
@@ -316,9 +330,10 @@ pub(super) async fn read_block(
     body: &mut Body,
     bytes: u64,
     buffer: BufferWriter,
+    md5: Option<&BodyMd5>,
 ) -> Result<(BufferWriter, PayloadChecksums), BodyError> {
     connection.set_in_turn(true);
-    let filled = fill_block(connection, body, bytes, buffer).await;
+    let filled = fill_block(connection, body, bytes, buffer, md5).await;
     connection.set_in_turn(false);
     filled
 }
@@ -328,6 +343,7 @@ async fn fill_block(
     body: &mut Body,
     bytes: u64,
     mut buffer: BufferWriter,
+    md5: Option<&BodyMd5>,
 ) -> Result<(BufferWriter, PayloadChecksums), BodyError> {
     let mut checksums = PayloadChecksums::default();
     let runtime = connection.context().runtime.clone();
@@ -342,6 +358,9 @@ async fn fill_block(
         if buffer.filled() >= next_pause {
             // Whoever writes it to disk, or serves others, need not wait for the whole block.
             next_pause += PAUSE_BYTES;
+            if let Some(md5) = md5 {
+                md5.progress();
+            }
             runtime.yield_now().await;
         } else if body.is_pause_due(PAUSE_BYTES) {
             runtime.yield_now().await;
@@ -381,11 +400,17 @@ async fn put_whole(
     };
     let context = connection.context().clone();
     let write = context.router.put(request);
+    let runtime = context.runtime.clone();
+    let md5 = incoming.wants_md5.then(|| context.md5s.add(buffer.watch()));
     let read = async move {
         let (buffer, checksums) =
-            read_block(connection, &mut incoming.body, length, buffer).await?;
+            read_block(connection, &mut incoming.body, length, buffer, md5.as_ref()).await?;
         let (crc64nvme, chunk_crcs) = checksums.finish();
-        let checksum = incoming.finish(connection, crc64nvme).await?;
+        let md5 = match md5 {
+            Some(body) => Some(body.finish(&runtime).await),
+            None => None,
+        };
+        let checksum = incoming.finish(connection, crc64nvme, md5).await?;
         // Whoever waited for it has an error to tell.
         let _ = sender.send(payload(buffer, crc64nvme, chunk_crcs));
         Ok(checksum)
@@ -448,13 +473,14 @@ async fn stream_blocks(
     loop {
         let bytes = incoming.body.left().min(block_bytes);
         let buffer = take_buffer(connection, bytes).await?;
-        let (buffer, checksums) = read_block(connection, &mut incoming.body, bytes, buffer).await?;
+        let (buffer, checksums) =
+            read_block(connection, &mut incoming.body, bytes, buffer, None).await?;
         let (crc64nvme, chunk_crcs) = checksums.finish();
         object_crc = join_crc64nvme(object_crc, crc64nvme, bytes);
         let piece = buffer.watch().view_all().into_bytes();
         if incoming.body.left() == 0 {
             // The last piece completes the object: not before its checksums hold.
-            streamed.checksum = incoming.finish(connection, object_crc).await?;
+            streamed.checksum = incoming.finish(connection, object_crc, None).await?;
             let is_taken = sender.send(Ok(piece)).await.is_ok();
             if keep && is_taken {
                 streamed.kept.push(payload(buffer, crc64nvme, chunk_crcs));

@@ -97,7 +97,7 @@ async fn put_whole(
 ) -> Result<(String, Option<ObjectChecksum>), BodyError> {
     let length = body.length();
     let buffer = take_buffer(connection, length).await?;
-    let (buffer, checksums) = read_block(connection, &mut body, length, buffer).await?;
+    let (buffer, checksums) = read_block(connection, &mut body, length, buffer, None).await?;
     let (crc64nvme, chunk_crcs) = checksums.finish();
     let Verified { checksum, .. } = body.finish(connection).await?;
     let view = buffer.watch().view_all();
@@ -165,7 +165,7 @@ async fn stream_blocks(
     loop {
         let bytes = body.left().min(keeper.volume.block_bytes);
         let buffer = take_buffer(connection, bytes).await?;
-        let (buffer, checksums) = read_block(connection, &mut body, bytes, buffer).await?;
+        let (buffer, checksums) = read_block(connection, &mut body, bytes, buffer, None).await?;
         let (crc64nvme, chunk_crcs) = checksums.finish();
         let piece = buffer.watch().view_all().into_bytes();
         let block = payload(buffer, crc64nvme, chunk_crcs);

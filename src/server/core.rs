@@ -168,6 +168,7 @@ pub async fn run(
         receiving: Permits::new(RECEIVING_MAX),
         listing: Permits::new(LISTS_MAX),
         deleting: Permits::new(DELETES_MAX),
+        md5s: Rc::default(),
     });
     let connections = Permits::new(connections_max);
     runtime.spawn(tick(context.clone()));

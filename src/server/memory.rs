@@ -13,6 +13,7 @@ use forebay_io::memory::MemoryLimit;
 use forebay_io::net::TLS_CORE_BYTES_MAX;
 use forebay_io::rt::IO_MEMORY_BYTES;
 use forebay_io::uplink::FETCH_BYTES_MAX;
+use forebay_shards::absent::ABSENCES_BYTES_MAX;
 use forebay_shards::heads::HEADS_BYTES_MAX;
 use forebay_shards::messages::Message;
 use forebay_shards::names::NAMES_BYTES_MAX;
@@ -283,7 +284,7 @@ fn store_transfers(needs: &MemoryNeeds) -> u64 {
 
 /// What each core remembers of objects, and of their parts.
 fn heads(needs: &MemoryNeeds) -> u64 {
-    (needs.cores * (HEADS_BYTES_MAX + PARTS_BYTES_MAX)) as u64
+    (needs.cores * (HEADS_BYTES_MAX + PARTS_BYTES_MAX + ABSENCES_BYTES_MAX)) as u64
 }
 
 /// The names that each core keeps of what is dirty, and the documents that it makes and takes.

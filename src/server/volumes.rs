@@ -200,6 +200,7 @@ fn face(settings: &VolumeSettings, store_number: u32) -> Volume {
             Consistency::Immutable => Freshness::Immutable,
             Consistency::Revalidate { ttl } => Freshness::RevalidateAfter(ttl),
         },
+        absence_ttl: settings.negative_ttl,
         writeback: settings.writeback,
     }
 }
@@ -284,6 +285,7 @@ mod tests {
             },
             block_size: 1 << 20,
             consistency: Consistency::Immutable,
+            negative_ttl: std::time::Duration::ZERO,
             writeback: true,
             etag: EtagKind::ByClient,
             anonymous_read: false,

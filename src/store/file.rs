@@ -158,6 +158,8 @@ impl FileStore {
     }
 }
 
+impl forebay_io::tags::TagStore for FileStore {}
+
 impl Store for FileStore {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         Box::pin(self.get_inner(request))

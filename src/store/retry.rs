@@ -13,6 +13,7 @@ use forebay_io::store::{
     Attempts, ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply,
     PutRequest, Store, StoreError, StoreErrorKind, StoreResult,
 };
+use forebay_io::tags::{TagStore, Tags};
 use futures::future::LocalBoxFuture;
 use futures::stream::{self, LocalBoxStream, StreamExt};
 use std::cell::{Cell, RefCell};
@@ -208,6 +209,24 @@ impl<S: Store + 'static, P: Pace + 'static> Retrying<S, P> {
                 pace,
             }),
         }
+    }
+}
+
+impl<S: Store + 'static, P: Pace + 'static> TagStore for Retrying<S, P> {
+    fn tags(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Tags>> {
+        Box::pin(async move {
+            let mut backoff = Backoff::new(self.inner.settings);
+            let send = || self.inner.store.tags(key.clone());
+            self.inner.repeat(&mut backoff, send).await
+        })
+    }
+
+    fn set_tags(&self, key: String, tags: Tags) -> LocalBoxFuture<'_, StoreResult<()>> {
+        Box::pin(async move {
+            let mut backoff = Backoff::new(self.inner.settings);
+            let send = || self.inner.store.set_tags(key.clone(), tags.clone());
+            self.inner.repeat(&mut backoff, send).await
+        })
     }
 }
 

@@ -12,6 +12,7 @@ mod documents;
 mod list;
 mod parts;
 mod sign;
+mod tags;
 
 use super::{BuildError, S3Spec, UploadCheck};
 use answer::{ErrorDocument, META_PREFIX, OBJECT_HEADERS};

@@ -5,7 +5,7 @@ use crate::common::{READ_WRITE, Setup, VOLUME, assert_same_bytes, pattern, wait_
 use crate::rig::{
     PART_BYTES_MIN, Upload, assert_gone, assert_object, bear, bodies, element, elements, etag_of,
     is_clean, md5, metric, proxies, proxies_with, put_in_parts, request, store_gets, target,
-    writeback,
+    wants_all_parts, writeback,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -54,33 +54,31 @@ fn parts_come_in_any_order_again_and_not_all_count() {
             &[("content-type", "a/b"), ("x-amz-meta-colour", "green")],
         );
         let [first, second, last] = bodies(10);
-        let unused = upload.put(500, &pattern(99, 10));
+        let unused = (!wants_all_parts(&proxy)).then(|| upload.put(500, &pattern(99, 10)));
         let last_tag = upload.put(9000, &last);
         let former = upload.put(7, &pattern(98, PART_BYTES_MIN));
         let second_tag = upload.put(7, &second);
         assert_ne!(former, second_tag);
         let first_tag = upload.put(3, &first);
+        let mut sent = vec![
+            (3, first.len(), &first_tag),
+            (7, second.len(), &second_tag),
+            (9000, last.len(), &last_tag),
+        ];
+        if let Some(unused) = &unused {
+            sent.insert(2, (500, 10, unused));
+        }
         let listed = upload.list("");
-        assert_eq!(
-            elements(&listed, "PartNumber"),
-            ["3", "7", "500", "9000"],
-            "{}",
-            listed.text()
-        );
-        let sizes: Vec<usize> = elements(&listed, "Size")
-            .iter()
-            .map(|size| size.parse().expect("a number"))
-            .collect();
-        assert_eq!(sizes, [first.len(), second.len(), 10, last.len()]);
-        assert_eq!(
-            elements(&listed, "ETag"),
-            [&first_tag, &second_tag, &unused, &last_tag].map(String::as_str)
-        );
+        let columns = ["PartNumber", "Size", "ETag"].map(|name| elements(&listed, name));
+        let numbers: Vec<String> = sent.iter().map(|(n, _, _)| n.to_string()).collect();
+        let sizes: Vec<String> = sent.iter().map(|(_, size, _)| size.to_string()).collect();
+        let tags: Vec<String> = sent.iter().map(|(_, _, tag)| tag.to_string()).collect();
+        assert_eq!(columns, [numbers, sizes, tags]);
         assert_eq!(element(&listed, "IsTruncated"), "false");
-        let page = upload.list("max-parts=2&part-number-marker=3");
-        assert_eq!(elements(&page, "PartNumber"), ["7", "500"]);
+        let page = upload.list("max-parts=1&part-number-marker=3");
+        assert_eq!(elements(&page, "PartNumber"), ["7"]);
         assert_eq!(element(&page, "IsTruncated"), "true");
-        assert_eq!(element(&page, "NextPartNumberMarker"), "500");
+        assert_eq!(element(&page, "NextPartNumberMarker"), "7");
         // A part that was replaced is not the one that is meant.
         let stale = upload.complete_with(&[(3, &first_tag), (7, &former), (9000, &last_tag)], &[]);
         assert_code(&stale, 400, "InvalidPart", "a replaced part");

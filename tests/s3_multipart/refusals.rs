@@ -77,8 +77,11 @@ fn an_upload_completes_as_its_parts_are_or_not_at_all() {
         let answer = upload.complete_with(&[(1, &small)], &size);
         assert_code(&answer, 400, "InvalidRequest", "another size");
         assert_object(&proxy, "k", b"before", "nothing was done");
-        upload.complete(&[(1, &small)]);
+        let alone = Upload::begin(&proxy, "k");
+        let small = alone.put(1, b"small");
+        alone.complete(&[(1, &small)]);
         assert_object(&proxy, "k", b"small", "one part of any size");
+        assert_eq!(upload.abort().status, 204);
     }
 }
 

@@ -25,7 +25,13 @@ pub fn proxies_with(setup: &Setup) -> Vec<Proxy> {
     setups.into_iter().flatten().map(start_with).collect()
 }
 
-/// Two cores, and writes that are acknowledged before the store has them.
+/// Whether the store is Ceph of a version that refuses what S3 takes: a completion that does not list all
+/// parts that were sent.
+pub fn wants_all_parts(proxy: &Proxy) -> bool {
+    proxy.setup.store.is_some()
+}
+
+/// Writes that are acknowledged before the store has them.
 pub fn writeback() -> Setup {
     Setup {
         volume_lines: "ttl = \"600s\"\nwriteback = true\n".to_string(),

@@ -16,6 +16,7 @@ use crate::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
 };
+use crate::tags::{TagStore, Tags};
 use bytes::{Bytes, BytesMut};
 use crc_fast::CrcAlgorithm;
 use futures::future::LocalBoxFuture;
@@ -87,6 +88,8 @@ pub enum Fault {
     Long(u64),
     /// GET: the byte at this place of the body has one bit flipped, unnoticed.
     Flip(u64),
+    /// GET: the head comes at once, the body only after this.
+    SlowBody(Duration),
     /// GET: the head names another version than the one that the bytes are of.
     WrongEtag,
     /// Whatever changes the store: the change is made, the answer is lost.
@@ -129,6 +132,8 @@ struct ScriptedFault {
 
 struct Inside {
     objects: BTreeMap<String, Object>,
+    /// Of the present versions.
+    tags: BTreeMap<String, Tags>,
     uploads: parts::Uploads,
     /// Uploads ever begun; names them.
     uploads_begun: u64,
@@ -308,6 +313,7 @@ impl MemoryStore {
         };
         let object = Object { meta, bytes };
         inside.objects.insert(key.to_owned(), object);
+        inside.tags.remove(key);
         PutReply {
             etag,
             last_modified,
@@ -324,8 +330,18 @@ impl MemoryStore {
         if matches!(fault, Some(Fault::WrongEtag)) {
             meta.etag = format!("{}-other", meta.etag);
         }
+        let pause = match fault {
+            Some(Fault::SlowBody(pause)) => Some((self.sleep)(pause)),
+            _ => None,
+        };
         let pieces = faulty_pieces(&wanted, fault);
-        let body = stream::iter(pieces).boxed_local();
+        let body = stream::once(async move {
+            if let Some(pause) = pause {
+                pause.await;
+            }
+            stream::iter(pieces)
+        });
+        let body = body.flatten().boxed_local();
         Ok(GetReply { meta, span, body })
     }
 
@@ -401,6 +417,26 @@ impl MemoryStore {
     }
 }
 
+impl TagStore for MemoryStore {
+    fn tags(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Tags>> {
+        Box::pin(async move {
+            self.begin(Verb::Head, &key).await?;
+            self.find(&key)?;
+            let inside = self.inside.borrow();
+            Ok(inside.tags.get(&key).cloned().unwrap_or_default())
+        })
+    }
+
+    fn set_tags(&self, key: String, tags: Tags) -> LocalBoxFuture<'_, StoreResult<()>> {
+        Box::pin(async move {
+            let fault = self.begin(Verb::Head, &key).await?;
+            self.find(&key)?;
+            self.inside.borrow_mut().tags.insert(key, tags);
+            lose_reply(fault.as_ref())
+        })
+    }
+}
+
 impl Store for MemoryStore {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         Box::pin(self.get_inner(request))
@@ -435,6 +471,7 @@ impl Inside {
     fn new() -> Self {
         Inside {
             objects: BTreeMap::new(),
+            tags: BTreeMap::new(),
             uploads: BTreeMap::new(),
             uploads_begun: 0,
             part_bytes_min: PART_BYTES_MIN,

@@ -166,6 +166,7 @@ impl Cache {
                 store_identity: 1,
                 block_bytes: PAYLOAD_BYTES as u64,
                 freshness: Freshness::Immutable,
+                absence_ttl: std::time::Duration::ZERO,
                 writeback: false,
             }),
         }

@@ -528,6 +528,7 @@ fn impossible(header: &RecordHeader) -> Option<&'static str> {
             store_identity: header.store_identity,
             block_bytes: header.block_bytes,
             freshness: Freshness::Immutable,
+            absence_ttl: std::time::Duration::ZERO,
             writeback: false,
         }),
         key: header.key.as_str().into(),

@@ -3,6 +3,7 @@
 use crate::support::client::{self, Answer, Refusal};
 use crate::support::ops::content;
 use crate::support::world::{Geometry, Machine, TTL, World, home};
+use forebay_io::runtime::Runtime;
 use forebay_io::sim::store::{Fault, FaultChances, Verb};
 use forebay_io::store::StoreErrorKind;
 use forebay_shards::key::{Freshness, Volume};
@@ -219,4 +220,129 @@ fn a_block_of_a_version_that_is_gone_is_refused() {
     assert!(matches!(answer, Err(ReadError::Changed)), "{answer:?}");
     // A reader over HTTP then forgets the object and starts over.
     assert!(get(&mut world, &volume).expect("the new one").bytes == content(2, 40_000));
+}
+
+/// A volume that believes the store's "no such object" for that long.
+fn believing(machine: &Machine, absence_ttl: Duration) -> Arc<Volume> {
+    Arc::new(Volume {
+        absence_ttl,
+        ..(*machine.checked()).clone()
+    })
+}
+
+fn is_missing(answer: &Result<Answer, Refusal>) -> bool {
+    matches!(answer, Err(Refusal::Error(ReadError::NotFound)))
+}
+
+#[test]
+fn an_object_that_appears_is_seen_at_once_unless_the_volume_believes_its_absence() {
+    for absence_ttl in [Duration::ZERO, Duration::from_secs(3)] {
+        let machine = Machine::new(Geometry::SMALL);
+        let volume = believing(&machine, absence_ttl);
+        let mut world = machine.start(1, 2);
+        assert!(is_missing(&get(&mut world, &volume)));
+        let asked = || machine.store.requests(Verb::Get, "k");
+        let before = asked();
+        // Behind the cache's back.
+        machine.store.insert("k", content(1, 40_000));
+        let again = get(&mut world, &volume);
+        match absence_ttl.is_zero() {
+            true => assert!(again.expect("there").bytes == content(1, 40_000)),
+            false => {
+                assert!(is_missing(&again));
+                assert_eq!(asked(), before, "the store was not asked");
+                world.rest(absence_ttl);
+                let seen = get(&mut world, &volume).expect("believed no longer");
+                assert!(seen.bytes == content(1, 40_000));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_written_here_ends_the_belief_that_it_is_absent() {
+    for written_back in [false, true] {
+        let machine = Machine::new(Geometry::SMALL);
+        let volume = Arc::new(Volume {
+            writeback: written_back,
+            ..(*believing(&machine, Duration::from_secs(3600))).clone()
+        });
+        let mut world = machine.start(1, 2);
+        assert!(is_missing(&get(&mut world, &volume)));
+        let (node, face) = (world.nodes[0].clone(), volume.clone());
+        world
+            .run(async move {
+                let bytes = content(2, 9_000);
+                client::put(&node, &face, "k", &bytes, false).await
+            })
+            .expect("written");
+        assert!(get(&mut world, &volume).expect("there").bytes == content(2, 9_000));
+        let (node, face) = (world.nodes[0].clone(), volume.clone());
+        world
+            .run(async move { client::delete(&node, &face, "k").await })
+            .expect("deleted");
+        assert!(is_missing(&get(&mut world, &volume)));
+    }
+}
+
+#[test]
+fn a_write_of_which_the_answer_was_lost_ends_the_belief_too() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = Arc::new(Volume {
+        writeback: false,
+        ..(*believing(&machine, Duration::from_secs(3600))).clone()
+    });
+    let mut world = machine.start(1, 2);
+    assert!(is_missing(&get(&mut world, &volume)));
+    machine.store.script(Verb::Put, Some("k"), Fault::LostReply);
+    let (node, face) = (world.nodes[0].clone(), volume.clone());
+    let written = world.run(async move {
+        let bytes = content(2, 9_000);
+        client::put(&node, &face, "k", &bytes, false).await
+    });
+    assert!(written.is_err(), "nobody was told");
+    assert!(get(&mut world, &volume).expect("there").bytes == content(2, 9_000));
+}
+
+#[test]
+fn a_copy_is_as_old_as_the_question_however_long_the_answer_took() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.checked();
+    machine.store.insert("k", content(1, 40_000));
+    machine
+        .store
+        .script(Verb::Get, Some("k"), Fault::Delay(TTL));
+    let mut world = machine.start(1, 2);
+    assert_eq!(
+        get(&mut world, &volume).expect("there").outcome,
+        Outcome::Miss
+    );
+    machine.store.insert("k", content(2, 30_000));
+    assert!(get(&mut world, &volume).expect("there").bytes == content(2, 30_000));
+}
+
+#[test]
+fn a_reader_who_comes_late_to_a_slow_fetch_is_not_given_what_is_too_old() {
+    for (after, version) in [(TTL / 2, 1), (TTL * 2, 2)] {
+        let machine = Machine::new(Geometry::SMALL);
+        let volume = machine.checked();
+        machine.store.insert("k", content(1, 10_000));
+        machine
+            .store
+            .script(Verb::Get, Some("k"), Fault::SlowBody(TTL * 3));
+        let mut world = machine.start(1, 2);
+        let (node, store) = (world.nodes[0].clone(), machine.store.clone());
+        let (early, late) = world.run(async move {
+            let read = || client::read(&node, &volume, "k", Some(RangeSpec::All));
+            let late = async {
+                node.runtime.sleep(after).await;
+                store.insert("k", content(2, 10_000));
+                read().await
+            };
+            futures::join!(read(), late)
+        });
+        assert!(early.expect("there").bytes == content(1, 10_000));
+        let late = late.expect("there");
+        assert!(late.bytes == content(version, 10_000), "after {after:?}");
+    }
 }

@@ -10,6 +10,7 @@ use super::sign::Verb;
 use crate::xml::{self, Document, Node, XmlError};
 use forebay_io::multipart::{CompletedPart, PartMeta, PartsPage};
 use forebay_io::store::StoreResult;
+use forebay_io::tags::Tags;
 
 /// What a store says of what it made.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -98,6 +99,27 @@ pub(super) fn made(verb: Verb, body: &[u8]) -> StoreResult<Made> {
         Ok(())
     })?;
     Ok(made)
+}
+
+/// The tags of an object.
+pub(super) fn tags(body: &[u8]) -> StoreResult<Tags> {
+    let mut tags = Tags::new();
+    let (mut name, mut value) = (None, None);
+    parse(Verb::GetTags, body, "Tagging", |path, text| {
+        match path {
+            ["TagSet", "Tag", "Key"] => name = Some(text.to_owned()),
+            ["TagSet", "Tag", "Value"] => value = Some(text.to_owned()),
+            ["TagSet", "Tag"] => {
+                let name = name
+                    .take()
+                    .ok_or_else(|| XmlError::new("a tag without a name"))?;
+                tags.push((name, value.take().unwrap_or_default()));
+            }
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(tags)
 }
 
 /// A page of parts behind `after`.

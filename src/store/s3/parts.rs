@@ -385,7 +385,7 @@ impl S3Store {
             .await
     }
 
-    async fn send_document(
+    pub(super) async fn send_document(
         &self,
         target: &Target<'_>,
         headers: &RequestHeaders,
@@ -400,7 +400,7 @@ impl S3Store {
         .await
     }
 
-    async fn read_answer(
+    pub(super) async fn read_answer(
         &self,
         target: &Target<'_>,
         response: Response,

@@ -42,26 +42,37 @@ pub(super) enum Verb {
     Abort,
     ListParts,
     ListUploads,
+    GetTags,
+    SetTags,
+    ClearTags,
 }
 
 impl Verb {
     pub(super) fn method(self) -> reqwest::Method {
         match self {
-            Verb::Get | Verb::List | Verb::ListParts | Verb::ListUploads => reqwest::Method::GET,
+            Verb::Get | Verb::List | Verb::ListParts | Verb::ListUploads | Verb::GetTags => {
+                reqwest::Method::GET
+            }
             Verb::Head => reqwest::Method::HEAD,
-            Verb::Put | Verb::Copy | Verb::PutPart | Verb::CopyPart => reqwest::Method::PUT,
+            Verb::Put | Verb::Copy | Verb::PutPart | Verb::CopyPart | Verb::SetTags => {
+                reqwest::Method::PUT
+            }
             Verb::CreateUpload | Verb::Complete => reqwest::Method::POST,
-            Verb::Delete | Verb::Abort => reqwest::Method::DELETE,
+            Verb::Delete | Verb::Abort | Verb::ClearTags => reqwest::Method::DELETE,
         }
     }
 
     fn signed_method(self) -> rusty_s3::Method {
         match self {
-            Verb::Get | Verb::List | Verb::ListParts | Verb::ListUploads => rusty_s3::Method::Get,
+            Verb::Get | Verb::List | Verb::ListParts | Verb::ListUploads | Verb::GetTags => {
+                rusty_s3::Method::Get
+            }
             Verb::Head => rusty_s3::Method::Head,
-            Verb::Put | Verb::Copy | Verb::PutPart | Verb::CopyPart => rusty_s3::Method::Put,
+            Verb::Put | Verb::Copy | Verb::PutPart | Verb::CopyPart | Verb::SetTags => {
+                rusty_s3::Method::Put
+            }
             Verb::CreateUpload | Verb::Complete => rusty_s3::Method::Post,
-            Verb::Delete | Verb::Abort => rusty_s3::Method::Delete,
+            Verb::Delete | Verb::Abort | Verb::ClearTags => rusty_s3::Method::Delete,
         }
     }
 

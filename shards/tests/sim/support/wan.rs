@@ -205,6 +205,8 @@ impl PartStore for Wan {
     }
 }
 
+impl forebay_io::tags::TagStore for Wan {}
+
 impl Store for Wan {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         Box::pin(async move {

@@ -177,6 +177,7 @@ impl Machine {
             store_identity: 7,
             block_bytes: self.geometry.block_bytes,
             freshness,
+            absence_ttl: Duration::ZERO,
             writeback: self.writeback.get().enabled,
         })
     }
