@@ -359,7 +359,7 @@ def overrides():
 def refused_on_objects():
     """What S3 knows of objects and Forebay does not: refused by name, and nothing is done."""
     refused = error(501, "NotImplemented")
-    names = ("acl", "tagging", "torrent", "retention", "legal-hold", "attributes", "restore", "select", "renameObject", "encryption")
+    names = ("acl", "torrent", "retention", "legal-hold", "attributes", "restore", "select", "renameObject", "encryption")
     fixture = (put("k", TEN),)
     for name, method in product(names, ("GET", "PUT", "POST", "DELETE")):
         body = b"<x/>" if method in ("PUT", "POST") else b""
@@ -389,6 +389,37 @@ def refused_on_objects():
     yield case("object-refused/post-form", ask("POST", None, refused, body=b"x", headers={"content-type": "multipart/form-data; boundary=a"}), differential=False)
 
 
+def tags():
+    """Tags, which a folder has no place for."""
+    md5 = {"content-md5": saved("body-md5")}
+    document = lambda tags: ("<Tagging><TagSet>" + "".join(f"<Tag><Key>{k}</Key><Value>{v}</Value></Tag>" for k, v in tags) + "</TagSet></Tagging>").encode()
+    tag = lambda tags, want=200, body=None: put("k", document(tags) if body is None else body, want, query=["tagging"], headers=md5)
+    told = lambda tags: get("k", Want(200, xml={"Tag/Key": [k for k, _ in tags], "Tag/Value": [v for _, v in tags]}), query=["tagging"])
+    written, stays = put("k", TEN, headers={"x-amz-meta-a": "b"}), get("k", Want(200, body=TEN, headers={"x-amz-meta-a": "b"}))
+    here = {"folder": False}
+    two = [("a", "1"), ("b", "2")]
+    yield case("tags/written-and-read", written, told([]), tag(two), told(two), stays, **here)
+    yield case("tags/replaced", written, tag(two), tag([("c", "3")]), told([("c", "3")]), stays, **here)
+    yield case("tags/deleted", written, tag(two), ask("DELETE", "k", 204, query=["tagging"]), told([]), stays, **here)
+    yield case("tags/none", written, tag(two), tag([]), told([]), **here)
+    yield case("tags/gone-with-the-object", written, tag(two), delete("k"), get("k", error(404, "NoSuchKey"), query=["tagging"]), **here)
+    yield case("tags/gone-with-a-new-object", written, tag(two), put("k", b"new"), told([]), **here)
+    ten = [(f"k{n}", f"v{n}") for n in range(10)]
+    yield case("tags/ten", written, tag(ten), told(ten), **here)
+    yield case("tags/longest", written, tag([("k" * 128, "v" * 256)]), told([("k" * 128, "v" * 256)]), **here)
+    yield case("tags/empty-value", written, tag([("k", "")]), told([("k", "")]), **here)
+    yield case("tags/odd", written, tag([("ü -+:/=._@", "日本")]), told([("ü -+:/=._@", "日本")]), **here)
+    for name, tags_, code in (
+        ("eleven", [*ten, ("k10", "v10")], "InvalidTag|BadRequest"), ("long-key", [("k" * 129, "v")], "InvalidTag"),
+        ("long-value", [("k", "v" * 257)], "InvalidTag"), ("twice", [("k", "1"), ("k", "2")], "InvalidTag"), ("empty-key", [("", "v")], "InvalidTag|MalformedXML"),
+    ):
+        yield case(f"tags/refused-{name}", written, tag(two), tag(tags_, error(400, code)), told(two), differential=False, **here)
+    for name, body in (("empty", b""), ("no-xml", b"what"), ("other-root", b"<x/>"), ("half", b"<Tagging><TagSet>"), ("no-key", b"<Tagging><TagSet><Tag><Value>v</Value></Tag></TagSet></Tagging>")):
+        yield case(f"tags/document-{name}", written, tag(two), tag([], error(400), body), told(two), differential=False, **here)
+    missing = error(404, "NoSuchKey")
+    yield case("tags/of-nothing", get("k", missing, query=["tagging"]), tag(two, missing), ask("DELETE", "k", missing, query=["tagging"]), differential=False, **here)
+
+
 TABLES = (
-    keys, bodies, ranges, if_ranges, conditions, odd_conditions, conditional_writes, metadata, overrides, refused_on_objects,
+    tags, keys, bodies, ranges, if_ranges, conditions, odd_conditions, conditional_writes, metadata, overrides, refused_on_objects,
 )

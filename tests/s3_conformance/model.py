@@ -58,6 +58,8 @@ class Case(NamedTuple):
     differential: bool = True
     # Whether only the store can do it: then a proxy before it may answer as the store does.
     as_store: bool = False
+    # Whether a proxy before a folder can do it, too.
+    folder: bool = True
 
 
 # The tables' short forms.

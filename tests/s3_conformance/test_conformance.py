@@ -95,7 +95,9 @@ class Conformance(unittest.TestCase):
         return problems, seen
 
     def check(self, number, case):
-        endpoints = list(self.targets.values())
+        endpoints = [one for name, one in self.targets.items() if case.folder or name != "folder"]
+        if not endpoints:
+            self.skipTest("there is no S3 server to be behind")
         if self.store and case.differential:
             endpoints.append(self.store)
         results = dict(zip((one.name for one in endpoints), self.pool.map(lambda one: self.run_case(number, case, one), endpoints)))
