@@ -199,7 +199,8 @@ fn parse_length(value: &[u8]) -> Result<u64, HeadError> {
 
 fn expectation(head: &Head, minor: u8) -> Result<bool, HeadError> {
     match head.header("expect") {
-        None => Ok(false),
+        // An empty list expects nothing.
+        None | Some("") => Ok(false),
         Some(value) if value.eq_ignore_ascii_case("100-continue") => Ok(minor == 1),
         Some(_) => Err(HeadError::Expectation),
     }
@@ -281,6 +282,7 @@ mod tests {
         );
         assert!(check("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
         assert!(check("GET / HTTP/1.1\r\n\r\n").is_err(), "no Host");
+        assert!(!with("Expect:\r\n").expect("good").expects_continue);
         assert_eq!(
             with("Expect: magic\r\n").err(),
             Some(HeadError::Expectation)

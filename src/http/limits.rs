@@ -13,9 +13,9 @@ pub const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Headers of a request. SDKs send some 20; user metadata of 2 KiB rarely makes 50 more.
 pub const HEADERS_MAX: usize = 100;
 
-/// Request target, bytes: a key of 1,024 bytes with each percent-encoded is 3 KiB, and a presigned
-/// query some 800 bytes.
-pub const TARGET_BYTES_MAX: usize = 4 << 10;
+/// Request target, bytes: a key of 1,024 bytes with each percent-encoded is 3 KiB, and so is a list's
+/// prefix, beside a token of 1.4 KiB; a presigned query has some 800 bytes.
+pub const TARGET_BYTES_MAX: usize = 8 << 10;
 
 /// From the first byte of a request head to its last.
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(10);

@@ -273,6 +273,8 @@ impl From<ReadError> for ErrorReply {
             ReadError::NotSatisfiable { size } => {
                 ErrorReply::new(416, "InvalidRange", "the range holds no byte of the object")
                     .with("content-range", format!("bytes */{size}"))
+                    // By this Amazon's own client knows an empty object from a wrong range.
+                    .detail("ActualObjectSize", size.to_string())
             }
             ReadError::Changed => {
                 ErrorReply::slow_down("the object is being overwritten; try again")

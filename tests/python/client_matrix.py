@@ -97,7 +97,7 @@ class Row:
 
     def __init__(self, client_class, situation, store, binary, small_files, large_bytes):
         self.situation, self.store = situation, store
-        self.proxy = Proxy(binary, store=store, shards=2, block_size="1MiB", tls=True, writeback=situation.writeback)
+        self.proxy = Proxy(binary, store=store, shards=2, block_size="1MiB", tls=client_class.tls, writeback=situation.writeback)
         self.proxy.give_keys([(PAIR, "rw")])
         place = self.proxy.path("client")
         os.mkdir(place)
@@ -236,8 +236,7 @@ class Row:
             return
         self.flush()
         for through_proxy in (True, False) if self.store else (True,):
-            # A mount leaves a folder of its own, and no file.
-            left = [key for key, body in self.objects(through_proxy).items() if body or not self.client.renames]
+            left = [key for key, body in self.objects(through_proxy).items() if body or not self.client.makes_folders]
             if left:
                 raise Wrong(f"left {'through the proxy' if through_proxy else 'in the store'}: {left[:5]}")
 

@@ -34,6 +34,10 @@ class Client:
     files_are_objects = True
     # Whether it can rename: then the tree is changed by it, too.
     renames = False
+    # Whether it keeps a folder by an empty object of its own.
+    makes_folders = False
+    # Whether it can be told to trust the proxy's certificate.
+    tls = True
 
     def __init__(self, proxy, pair, place):
         self.proxy, self.pair, self.place = proxy, pair, place
@@ -62,12 +66,15 @@ class Client:
     def environment(self):
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RCLONE_", "FOREBAY_"))}
         kept |= {"HOME": self.place, "LC_ALL": "C.UTF-8", "AWS_EC2_METADATA_DISABLED": "true"}
-        # No certificate but the proxy's own is trusted by any of them.
-        return kept | {"SSL_CERT_FILE": self.proxy.certificate, "CURL_CA_BUNDLE": self.proxy.certificate}
+        return kept | self.certificates("SSL_CERT_FILE", "CURL_CA_BUNDLE")
+
+    def certificates(self, *names):
+        """No certificate but the proxy's own is trusted by any client."""
+        return {name: self.proxy.certificate for name in names if self.proxy.tls}
 
     def aws_environment(self):
         pair = {"AWS_ACCESS_KEY_ID": self.pair[0], "AWS_SECRET_ACCESS_KEY": self.pair[1], "AWS_DEFAULT_REGION": REGION}
-        return self.environment() | pair | {"AWS_REGION": REGION, "AWS_CA_BUNDLE": self.proxy.certificate}
+        return self.environment() | pair | {"AWS_REGION": REGION} | self.certificates("AWS_CA_BUNDLE")
 
     def run(self, *words, environment=None):
         done = subprocess.run(
@@ -246,7 +253,7 @@ class Mount(Client):
     Each verb mounts and unmounts, so that nothing is read from what a client keeps in memory.
     """
 
-    renames = True
+    renames = makes_folders = True
     process = None
 
     @property
@@ -423,5 +430,43 @@ class JuiceFs(Mount):
     def missing(cls):
         return None if os.path.exists(cls.binary) and os.path.exists("/dev/fuse") else "FOREBAY_TEST_JUICEFS and /dev/fuse"
 
+
+class Library(Client):
+    """A library that data loaders are made of; library_tree.py is its program."""
+
+    tls = False
+    library = ""
+    python = os.environ.get("FOREBAY_TEST_LIBRARIES_PYTHON", "")
+
+    def tree(self, action, folder=""):
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "library_tree.py")
+        words = [self.python, program, self.library, action, self.proxy.url, VOLUME, "tree/", folder]
+        self.run(*words, environment=self.aws_environment())
+
+    def up(self, folder):
+        self.tree("up", folder)
+
+    def down(self, folder):
+        self.tree("down", folder)
+
+    def delete(self):
+        self.tree("delete")
+
+    @classmethod
+    def missing(cls):
+        return None if os.path.exists(cls.python) else "FOREBAY_TEST_LIBRARIES_PYTHON"
+
+
+def library(name, package):
+    return type(package, (Library,), {"name": name, "library": package, "makes_folders": package == "pyarrow"})
+
+
+LIBRARIES = tuple(
+    library(name, package)
+    for name, package in (
+        ("MinIO's SDK", "minio"), ("object_store (Rust)", "obstore"), ("PyArrow", "pyarrow"), ("fsspec", "s3fs"),
+        ("Mountpoint's client", "s3torchconnector"),
+    )
+)
 
 ALL = (CurrentAws, DebianAws, CurrentBoto3, OldBoto3, S3cmd, Rclone, Curl, RcloneMount, S3fs, JuiceFs)

@@ -9,6 +9,7 @@ from model import B, P, Want, ask, case, error, get, head, put, saved, volume
 from wire import Signing
 
 TEN = b"0123456789"
+LARGE = bytes(range(256)) * 4097  # More than a block.
 FIXTURE = (put("k", TEN),)
 WEEK = 7 * 24 * 3600
 # Of the same volume, and may only read.
@@ -16,6 +17,8 @@ READER = ("FBREADER", "reader-secret-0123456789abcdef")
 # Of another volume of the same proxy, and may do all there.
 OTHER_VOLUME = "other-volume"
 NEIGHBOUR = ("FBNEIGHBOUR", "neighbour-secret-0123456789abcdef")
+# Of both volumes.
+TRAVELLER = ("FBTRAVELLER", "traveller-secret-0123456789abcdef")
 STRANGER = ("FBNOBODY", "no-secret-0123456789abcdef")
 DENIED = "AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|RequestTimeTooSkewed|AuthorizationHeaderMalformed|InvalidArgument|InvalidRequest|AuthorizationQueryParametersError|MissingSecurityHeader|InvalidToken"
 
@@ -60,7 +63,7 @@ def headers():
         ("long", "AWS4-HMAC-SHA256 " + "x" * 8000),
     ):
         yield case(
-            f"auth-line/other-{name}", get("k", Want((400, 401, 403, 431, 501)), headers={"authorization": line}, sign=Signing(how="none")),
+            f"auth-line/other-{name}", get("k", Want((400, 403, 431, 501)), headers={"authorization": line}, sign=Signing(how="none")),
             fixture=FIXTURE, differential=False,
         )
     for name, tampered in (
@@ -152,8 +155,18 @@ def permissions():
     yield case("auth/moved-to-another-volume", ask("PUT", "k", error(403, "SignatureDoesNotMatch|AccessDenied"), body=b"x", **moved), differential=False)
     theirs = put("target", b"", error((403, 501)), headers={"x-amz-copy-source": f"{OTHER_VOLUME}/k"})
     yield case("auth/copy-from-a-volume-of-others", ask("PUT", "k", 200, body=TEN, bare_key=True, bucket=OTHER_VOLUME, sign=Signing(pair=NEIGHBOUR)), theirs, head("target", 404), differential=False)
+    traveller = Signing(pair=TRAVELLER)
+    meta = {"content-type": "text/x-a", "x-amz-meta-a": "b"}
+    for name, body in (("small", TEN), ("large", LARGE), ("empty", b"")):
+        yield case(
+            f"copy-across/{name}", ask("PUT", "source", 200, body=body, headers=meta, bucket=OTHER_VOLUME, sign=traveller),
+            put("target", b"", headers={"x-amz-copy-source": f"{OTHER_VOLUME}/{P}source"}, sign=traveller), get("target", Want(200, body=body, headers=meta)),
+            ask("PUT", "back", 200, headers={"x-amz-copy-source": f"{B}/{P}target"}, bucket=OTHER_VOLUME, sign=traveller),
+            ask("GET", "back", Want(200, body=body, headers=meta), bucket=OTHER_VOLUME, sign=traveller), differential=False,
+        )
     buckets = lambda names, pair: ask("GET", None, Want(200, xml={"Bucket/Name": names}), bucket="", sign=Signing(pair=pair))
     yield case("auth/buckets-of-a-neighbour", buckets([OTHER_VOLUME], NEIGHBOUR), differential=False)
+    yield case("auth/buckets-of-a-traveller", buckets([OTHER_VOLUME, B], TRAVELLER), differential=False)
     yield case("auth/buckets-of-a-reader", buckets([B], READER), differential=False)
     yield case("auth/buckets-of-a-stranger", ask("GET", None, error(403, "InvalidAccessKeyId"), bucket="", sign=Signing(pair=STRANGER)), differential=False)
 

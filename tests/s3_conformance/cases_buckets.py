@@ -68,6 +68,10 @@ def lists():
     yield from listing("type-3", [mine, ("list-type", "3")], error(400, "InvalidArgument"), v1_only=True, differential=False)
     yield from listing("details", [("prefix", P + "b/1")], Want(200, xml={
         "Contents/Size": "3", "Contents/StorageClass": "STANDARD", "Contents/ETag": f'"{hashlib.md5(b"b/1").hexdigest()}"'}))
+    unreadable = [("encoding-type", "url")]
+    yield from listing("prefix-unreadable", [("prefix", P + "\n"), *unreadable], found(Prefix="%0A"))
+    yield from listing("delimiter-unreadable", [mine, ("delimiter", "\n")], found(NAMES, Delimiter="\n"))
+    yield from listing("unreadable-names", [mine, *unreadable], found(["a%0Ab", "a%01b"][::-1]), names=["a\nb", "a\x01b"])
     yield from marks(mine)
     yield from pages(mine)
 
@@ -119,7 +123,7 @@ def pages(mine):
         fixture=fixture,
     )
     # Names, prefix and token of such length that the request's target is long.
-    long = "ü" * 400
+    long = "ü" * 480
     yield case(
         "list/v2-long-names", put(long + "a"), put(long + "b"),
         volume("GET", found([long + "a"], [], True)._replace(save={"token": "xml:NextContinuationToken"}), [

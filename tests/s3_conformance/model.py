@@ -56,6 +56,10 @@ class Case(NamedTuple):
     fixture: tuple = ()
     # Whether the store is asked, too. Where it is not, there is a reason in the table that says so.
     differential: bool = True
+    # Whether only the store can do it: then a proxy before it may answer as the store does.
+    as_store: bool = False
+    # Whether a proxy before a folder can do it, too.
+    folder: bool = True
 
 
 # The tables' short forms.
@@ -153,6 +157,8 @@ class Run:
         if answer.status not in statuses:
             problems.append(f"status {answer.status}, not {want.status}: {answer.body[:300]!r}")
         document = parse(answer)
+        if self.endpoint.is_ours:
+            problems += broken_promises(answer, document)
         found_code = code_of(answer, document)
         if want.code and answer.body and found_code not in want.code.split("|"):
             problems.append(f"code {found_code}, not {want.code}: {answer.body[:300]!r}")
@@ -200,6 +206,22 @@ class Run:
             headers.pop("accept-ranges", None)
         body = None if is_error or document is not None else hashlib.sha256(answer.body).hexdigest()[:16]
         return {"status": answer.status, "code": code_of(answer, document) if is_error else None, **headers, "body": body}
+
+
+def broken_promises(answer, document):
+    """What must hold of every answer of Forebay's, whatever was asked."""
+    request_id = answer.headers.get("x-amz-request-id")
+    broken = [f"there is no header {name}" for name in ("date", "x-amz-request-id") if not answer.headers.get(name)]
+    if answer.status >= 400 and answer.body:
+        named = {name: texts(document, name) for name in ("Code", "Message", "RequestId", "Resource")}
+        broken += [f"an error with {name} {found}" for name, found in named.items() if len(found) != 1]
+        if named["RequestId"] != [request_id]:
+            broken.append(f"the error is of request {named['RequestId']}, the answer of {request_id}")
+        if answer.headers.get("content-type") != "application/xml":
+            broken.append(f"an error of the type {answer.headers.get('content-type')}")
+    if answer.status in (204, 304) and answer.body:
+        broken.append("a body where there can be none")
+    return broken
 
 
 def parse(answer):

@@ -75,6 +75,9 @@ class Request(NamedTuple):
 class Endpoint:
     """One server and the bucket to use there."""
 
+    # Whether it is a proxy, which has promises to keep beyond S3's.
+    is_ours = False
+
     def __init__(self, name, url, bucket, pair, region="us-east-1"):
         self.name, self.bucket, self.pair, self.region = name, bucket, pair, region
         self.host = url.split("//")[1].rstrip("/")
