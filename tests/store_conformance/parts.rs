@@ -166,7 +166,10 @@ async fn parts_become_an_object(subject: &Subject) {
         read_kind(store, wanted(ODD_KEY, None)).await,
         Kind::NotFound
     );
-    assert_eq!(uploads(store, "parts/", 10).await, [upload.clone()]);
+    assert_eq!(
+        uploads(store, "parts/", 10).await,
+        std::slice::from_ref(&upload)
+    );
     let parts = [first, second, last];
     let made = store.complete_upload(completion(&upload, &parts)).await;
     let made = made.expect("complete");
@@ -284,7 +287,7 @@ async fn unknown_uploads_are_unknown(store: &dyn Store) {
                 .expect_err(id)
                 .kind,
         );
-        kinds.push(complete_kind(store, &upload, &[sent.clone()]).await);
+        kinds.push(complete_kind(store, &upload, std::slice::from_ref(&sent)).await);
         kinds.push(store.abort_upload(upload).await.expect_err(id).kind);
         assert_eq!(kinds, [Kind::NoSuchUpload; 5], "{id:?}: {copied}");
     }
@@ -353,9 +356,11 @@ async fn parts_are_listed_in_pages(store: &dyn Store) {
 
 async fn uploads_are_listed_in_order(subject: &Subject) {
     let store = subject.store.as_ref();
-    // Swift's answer to control characters here is 500.
-    let odd = match subject.forgets_complete_uploads {
-        true => "u/\u{1}\t\n\r<",
+    // Swift's answer to control characters here is 500, and others refuse them.
+    let odd = "u/\u{1}\t\n\r<";
+    let is_taken = subject.forgets_complete_uploads && !(subject.refuses)(odd);
+    let odd = match is_taken {
+        true => odd,
         false => "u/&lt;<",
     };
     let keys = [odd, "u/a", "u/a b+c%20", "u/a/b", "u/b&c=d", "u/ü", "v/a"];
