@@ -4,6 +4,10 @@
 //! precedence: flags, creds file, the volume's own, environment. It never sends credentials anywhere
 //! and never shows a secret key.
 
+mod azure;
+
+pub use azure::{AzureCredentials, decode_key, sas_query};
+
 use crate::settings::private_file::{self, Existing, PrivateFileError};
 use crate::settings::secret::Secret;
 use serde::Deserialize;
@@ -29,6 +33,8 @@ pub struct CredentialSources {
     pub file: Option<StoreCredentials>,
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, if set, `AWS_SESSION_TOKEN`.
     pub environment: Option<StoreCredentials>,
+    /// `AZURE_STORAGE_ACCOUNT` and `AZURE_STORAGE_KEY`, or `AZURE_STORAGE_SAS_TOKEN`.
+    pub azure_environment: Option<AzureCredentials>,
 }
 
 impl CredentialSources {
@@ -39,6 +45,15 @@ impl CredentialSources {
             .or_else(|| self.file.clone())
             .or(volume)
             .or_else(|| self.environment.clone())
+    }
+
+    /// The same for a volume in Azure. A pair is the account's name and its key, or a SAS token in the
+    /// key's place.
+    pub fn choose_azure(&self, volume: Option<AzureCredentials>) -> Option<AzureCredentials> {
+        let pair = self.flags.as_ref().or(self.file.as_ref());
+        pair.map(AzureCredentials::of_pair)
+            .or(volume)
+            .or_else(|| self.azure_environment.clone())
     }
 }
 
@@ -138,6 +153,7 @@ mod tests {
             flags: Some(pair("flags", "1")),
             file: Some(pair("file", "2")),
             environment: Some(pair("environment", "3")),
+            azure_environment: None,
         };
         let chosen = |sources: &CredentialSources, volume: bool| {
             let volume = volume.then(|| pair("volume", "4"));

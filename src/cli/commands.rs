@@ -191,6 +191,8 @@ fn plan_unit(start: &StartArguments, environment: &Environment) -> Result<UnitPl
         // The unit does not see this shell's credentials, so they must not make the check pass.
         let environment = Environment {
             aws_access_key_id: None,
+            azure_account: None,
+            azure_sas_token: None,
             ..environment.clone()
         };
         let checked = settings::check(&start, &environment)?;

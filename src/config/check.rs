@@ -3,6 +3,8 @@
 //! This file owns every rule about what a config file may say. The first mistake, in the order of
 //! the file's volumes, ends the check; nothing is repaired and nothing is assumed.
 
+mod azure;
+
 use super::names;
 use super::written::{
     WrittenConfig, WrittenCredentials, WrittenKey, WrittenOperator, WrittenVolume,
@@ -195,42 +197,59 @@ impl Checker<'_> {
         written: &mut WrittenVolume,
         volume: Range<usize>,
     ) -> Checked<VolumeStore> {
-        let foreign = |at: &Option<Spanned<String>>| at.as_ref().map(Spanned::span);
         match written.store.get_ref().as_str() {
             "s3" => {
-                if let Some(span) = foreign(&written.path) {
-                    return Err(self.error(span, "path", "belongs to store = \"file\" only"));
-                }
+                self.refuse_foreign(written, &["path", "container"])?;
                 self.check_s3(written, volume)
             }
+            "azure" => {
+                self.refuse_foreign(written, &["path", "bucket", "region"])?;
+                self.check_azure(written, volume)
+            }
             "file" => {
-                let credentials = written
-                    .credentials
-                    .as_ref()
-                    .map(|held| held.access_key.span());
-                for (key, span) in [
-                    ("endpoint", foreign(&written.endpoint)),
-                    ("region", foreign(&written.region)),
-                    ("bucket", foreign(&written.bucket)),
-                    ("prefix", foreign(&written.prefix)),
-                    ("ca_file", foreign(&written.ca_file)),
-                    ("credentials", credentials),
-                ] {
-                    if let Some(span) = span {
-                        return Err(self.error(span, key, "belongs to store = \"s3\" only"));
-                    }
-                }
+                let foreign = [
+                    "endpoint",
+                    "region",
+                    "bucket",
+                    "container",
+                    "prefix",
+                    "ca_file",
+                    "credentials",
+                ];
+                self.refuse_foreign(written, &foreign)?;
                 self.check_file(written, volume)
             }
-            "azure" => {
-                let problem = "\"azure\" is not supported yet; use \"s3\" or \"file\"";
-                Err(self.error(written.store.span(), "store", problem))
-            }
             other => {
-                let problem = format!("`{other}` is unknown; use \"s3\" or \"file\"");
+                let problem = format!("`{other}` is unknown; use \"s3\", \"azure\" or \"file\"");
                 Err(self.error(written.store.span(), "store", problem))
             }
         }
+    }
+
+    /// Refuses keys that other kinds of store have, by their names.
+    fn refuse_foreign(&self, written: &WrittenVolume, foreign: &[&str]) -> Checked<()> {
+        let place = |at: &Option<Spanned<String>>| at.as_ref().map(Spanned::span);
+        let all = [
+            ("endpoint", place(&written.endpoint), "\"s3\" or \"azure\""),
+            ("region", place(&written.region), "\"s3\""),
+            ("bucket", place(&written.bucket), "\"s3\""),
+            ("container", place(&written.container), "\"azure\""),
+            ("prefix", place(&written.prefix), "\"s3\" or \"azure\""),
+            ("ca_file", place(&written.ca_file), "\"s3\" or \"azure\""),
+            (
+                "credentials",
+                written.credentials.as_ref().map(Spanned::span),
+                "\"s3\" or \"azure\"",
+            ),
+            ("path", place(&written.path), "\"file\""),
+        ];
+        for (key, span, owners) in all {
+            if let Some(span) = span.filter(|_| foreign.contains(&key)) {
+                let problem = format!("belongs to store = {owners} only");
+                return Err(self.error(span, key, problem));
+            }
+        }
+        Ok(())
     }
 
     fn check_file(&self, written: &WrittenVolume, volume: Range<usize>) -> Checked<VolumeStore> {
@@ -351,17 +370,29 @@ impl Checker<'_> {
         }
     }
 
-    fn check_credentials(&self, written: WrittenCredentials) -> Checked<StoreCredentials> {
+    fn check_credentials(&self, written: Spanned<WrittenCredentials>) -> Checked<StoreCredentials> {
+        let span = written.span();
+        let written = written.into_inner();
         let empty = |span, key| self.error(span, key, "it is empty");
-        if written.access_key.get_ref().is_empty() {
-            return Err(empty(written.access_key.span(), "credentials.access_key"));
+        if let Some(token) = written.sas_token {
+            let problem = "belongs to store = \"azure\" only";
+            return Err(self.error(token.span(), "credentials.sas_token", problem));
         }
-        if written.secret_key.get_ref().expose().is_empty() {
-            return Err(empty(written.secret_key.span(), "credentials.secret_key"));
+        let Some(access_key) = written.access_key else {
+            return Err(self.error(span, "credentials.access_key", "it is missing"));
+        };
+        let Some(secret_key) = written.secret_key else {
+            return Err(self.error(span, "credentials.secret_key", "it is missing"));
+        };
+        if access_key.get_ref().is_empty() {
+            return Err(empty(access_key.span(), "credentials.access_key"));
+        }
+        if secret_key.get_ref().expose().is_empty() {
+            return Err(empty(secret_key.span(), "credentials.secret_key"));
         }
         Ok(StoreCredentials {
-            access_key: written.access_key.into_inner(),
-            secret_key: written.secret_key.into_inner(),
+            access_key: access_key.into_inner(),
+            secret_key: secret_key.into_inner(),
             session_token: written.session_token.map(Spanned::into_inner),
         })
     }

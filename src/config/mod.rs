@@ -8,7 +8,7 @@ mod check;
 pub mod names;
 pub mod written;
 
-use crate::creds::{CredentialSources, StoreCredentials};
+use crate::creds::{AzureCredentials, CredentialSources, StoreCredentials};
 use crate::settings::private_file::{self, PrivateFileError};
 use crate::settings::secret::{Secret, TokenHash};
 use std::fmt;
@@ -73,10 +73,6 @@ pub struct Volume {
 
 /// The object store behind a volume.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one per volume, read at start, never one per request"
-)]
 pub enum VolumeStore {
     /// A bucket, addressed path-style.
     S3 {
@@ -92,6 +88,19 @@ pub enum VolumeStore {
         ca_file: Option<PathBuf>,
         /// What requests are signed with, from the first source that has any.
         credentials: StoreCredentials,
+    },
+    /// A container of Azure's Blob storage.
+    Azure {
+        /// `http` or `https`, host and port, perhaps a path; no user, query or fragment.
+        endpoint: Url,
+        /// The container.
+        container: String,
+        /// What every key is put behind, without a slash at either end; empty for none.
+        prefix: String,
+        /// PEM certificates to trust besides the system's; it was readable when checked.
+        ca_file: Option<PathBuf>,
+        /// What opens it, from the first source that has any.
+        credentials: AzureCredentials,
     },
     /// A folder; it existed when checked.
     File {

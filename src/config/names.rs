@@ -64,6 +64,19 @@ pub fn check_bucket(bucket: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Whether `name` follows Azure's rules for containers; `$root` is none, for its blobs' URLs are others'.
+pub fn check_container(name: &str) -> Result<(), &'static str> {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_plain = name.bytes().all(|byte| fits(byte) || byte == b'-');
+    let ends = name.bytes().next().is_some_and(fits) && name.bytes().last().is_some_and(fits);
+    match (3..=63).contains(&name.len()) && is_plain && ends && !name.contains("--") {
+        true => Ok(()),
+        false => Err(
+            "must have 3 to 63 lower-case letters, digits and single hyphens between them, as              Azure's containers do",
+        ),
+    }
+}
+
 /// Whether `prefix` is safe before every key: a key must never leave it, whatever the key is.
 pub fn check_prefix(prefix: &str) -> Result<(), &'static str> {
     if prefix.len() > PREFIX_BYTES_MAX {

@@ -205,20 +205,20 @@ const MISTAKES: &[(&str, &str, usize, &str)] = &[
     (
         "store = \"s3\"",
         "store = \"azure\"",
-        7,
-        "store: \"azure\" is not supported yet",
+        9,
+        "region: belongs to store = \"s3\" only",
     ),
     (
         "store = \"s3\"",
         "store = \"gcs\"",
         7,
-        "store: `gcs` is unknown; use \"s3\" or \"file\"",
+        "store: `gcs` is unknown; use \"s3\", \"azure\" or \"file\"",
     ),
     (
         "store = \"s3\"",
         "store = \"file\"",
         8,
-        "endpoint: belongs to store = \"s3\" only",
+        "endpoint: belongs to store = \"s3\" or \"azure\" only",
     ),
     (
         "store = \"file\"",
@@ -475,6 +475,190 @@ fn one_access_key_means_one_secret() {
         error.contains(":29: access_key: an earlier key of this volume"),
         "{error}"
     );
+}
+
+/// A volume in Azure, with whatever opens it.
+fn azure(more: &str) -> String {
+    format!(
+        "[[volume]]\nname = \"cold\"\nstore = \"azure\"\n\
+         endpoint = \"https://labdata.blob.core.windows.net\"\ncontainer = \"genomes\"\n\
+         prefix = \"p\"\nanonymous = \"read\"\n{more}"
+    )
+}
+
+const AZURE_PAIR: &str =
+    "[volume.credentials]\naccess_key = \"labdata\"\nsecret_key = \"c2VjcmV0LWh1c2g=\"\n";
+
+const AZURE_TOKEN: &str = "[volume.credentials]\nsas_token = \"sv=2024-11-04&sr=c&sp=rwdl&\
+                           se=2020-01-01T00%3A00%3A00Z&sig=hush%3D\"\n";
+
+#[test]
+fn a_volume_in_azure_is_opened_by_a_key_or_a_token() {
+    let fixture = Fixture::new();
+    let store = |text: &str, sources: &CredentialSources| {
+        fixture.write(text, 0o600);
+        let config = Config::load(&fixture.path(), sources).expect("load");
+        let volume = config.volumes.into_iter().next().expect("a volume");
+        (volume.store, config.warnings.join("\n"))
+    };
+    let none = CredentialSources::default();
+    let (with_key, _) = store(&azure(AZURE_PAIR), &none);
+    let VolumeStore::Azure {
+        endpoint,
+        container,
+        prefix,
+        credentials,
+        ..
+    } = with_key
+    else {
+        panic!("an azure store")
+    };
+    assert_eq!(endpoint.as_str(), "https://labdata.blob.core.windows.net/");
+    assert_eq!((container.as_str(), prefix.as_str()), ("genomes", "p"));
+    let AzureCredentials::Key { account, key } = credentials else {
+        panic!("a key")
+    };
+    assert_eq!(
+        (account.as_str(), key.expose()),
+        ("labdata", "c2VjcmV0LWh1c2g=")
+    );
+    let (with_token, warnings) = store(&azure(AZURE_TOKEN), &none);
+    assert!(matches!(
+        with_token,
+        VolumeStore::Azure {
+            credentials: AzureCredentials::Sas(_),
+            ..
+        }
+    ));
+    assert!(
+        warnings.contains("SAS token expired at 2020-01-01T00:00:00Z")
+            && !warnings.contains("hush"),
+        "{warnings}"
+    );
+    // The same from outside: flags before the volume's own, the environment last.
+    let outside = CredentialSources {
+        azure_environment: Some(AzureCredentials::Key {
+            account: "environment".into(),
+            key: Secret::new("aHVzaA=="),
+        }),
+        ..CredentialSources::default()
+    };
+    let (from_environment, _) = store(&azure(""), &outside);
+    assert!(format!("{from_environment:?}").contains("\"environment\""));
+    let flags = StoreCredentials {
+        access_key: "flags".into(),
+        secret_key: Secret::new("aHVzaA=="),
+        session_token: None,
+    };
+    let flags = CredentialSources {
+        flags: Some(flags),
+        ..outside
+    };
+    let (from_flags, _) = store(&azure(AZURE_PAIR), &flags);
+    assert!(format!("{from_flags:?}").contains("\"flags\""));
+}
+
+#[test]
+fn mistakes_about_azure_are_told_without_its_secrets() {
+    let fixture = Fixture::new();
+    let (pair, token) = (azure(AZURE_PAIR), azure(AZURE_TOKEN));
+    for (text, right, wrong, part) in [
+        (
+            &pair,
+            "container = \"genomes\"\n",
+            "",
+            ":1: container: it is missing",
+        ),
+        (
+            &pair,
+            "genomes",
+            "Genomes",
+            ":5: container: must have 3 to 63",
+        ),
+        (
+            &pair,
+            "endpoint = \"https://labdata.blob.core.windows.net\"\n",
+            "",
+            ":1: endpoint: it is missing",
+        ),
+        (
+            &pair,
+            "prefix",
+            "bucket",
+            ":6: bucket: belongs to store = \"s3\" only",
+        ),
+        (
+            &pair,
+            "prefix",
+            "path",
+            ":6: path: belongs to store = \"file\" only",
+        ),
+        (
+            &pair,
+            "c2VjcmV0LWh1c2g=",
+            "c2VjcmV0LWh1c2g",
+            "hold a key that is not base64",
+        ),
+        (&pair, "\"labdata\"", "\"Lab\"", "name no storage account"),
+        (
+            &pair,
+            "secret_key",
+            "session_token",
+            "session_token: belongs to store = \"s3\" only",
+        ),
+        (&pair, "access_key = \"labdata\"\n", "", "give access_key"),
+        (
+            &pair,
+            "access_key = \"labdata\"",
+            "sas_token = \"x\"",
+            "sas_token: access_key or",
+        ),
+        (
+            &token,
+            "sv=2024-11-04&",
+            "",
+            ":9: credentials.sas_token: they hold a SAS token without `sv`",
+        ),
+        (&token, "&sig=hush%3D", "", "without `sig`"),
+        (&token, "se=2020-01-01T00%3A00%3A00Z&", "", "without `se`"),
+        (&token, "sr=c", "sr=b", "for a single blob"),
+        (
+            &token,
+            "store = \"azure\"",
+            "store = \"s3\"",
+            "container: belongs to store = \"azure\" only",
+        ),
+        (
+            &azure(""),
+            "prefix",
+            "prefix",
+            ":1: credentials: there are none",
+        ),
+    ] {
+        let text = text.replacen(right, wrong, 1);
+        fixture.write(&text, 0o600);
+        let error = Config::load(&fixture.path(), &CredentialSources::default())
+            .expect_err(wrong)
+            .to_string();
+        assert!(error.contains(part), "{wrong}: {error}");
+        assert!(
+            !error.contains("hush") && !error.contains("c2Vj"),
+            "{error}"
+        );
+    }
+    // With the keys that S3 has, the token is not passed over.
+    let s3 = EXAMPLE.replace(
+        "secret_key = \"volume-pass\"",
+        "secret_key = \"p\"\nsas_token = \"x\"",
+    );
+    let error = fixture.load(&s3).expect_err("a token for S3").to_string();
+    assert!(
+        error.contains("credentials.sas_token: belongs to store"),
+        "{error}"
+    );
+    fixture.write(&pair, 0o644);
+    let open = Config::load(&fixture.path(), &CredentialSources::default());
+    open.expect_err("it holds a key and all may read it");
 }
 
 #[test]

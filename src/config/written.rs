@@ -34,20 +34,22 @@ pub struct WrittenOperator {
 pub struct WrittenVolume {
     /// First path segment.
     pub name: Spanned<String>,
-    /// `s3` or `file`.
+    /// `s3`, `azure` or `file`.
     pub store: Spanned<String>,
-    /// For `s3`: address of the store.
+    /// For `s3` and `azure`: address of the store.
     pub endpoint: Option<Spanned<String>>,
     /// For `s3`: region to sign for.
     pub region: Option<Spanned<String>>,
     /// For `s3`: bucket.
     pub bucket: Option<Spanned<String>>,
-    /// For `s3`: what every key is put behind.
+    /// For `azure`: container.
+    pub container: Option<Spanned<String>>,
+    /// For `s3` and `azure`: what every key is put behind.
     pub prefix: Option<Spanned<String>>,
-    /// For `s3`: certificates to trust besides the system's.
+    /// For `s3` and `azure`: certificates to trust besides the system's.
     pub ca_file: Option<Spanned<String>>,
-    /// For `s3`: credentials of this volume.
-    pub credentials: Option<WrittenCredentials>,
+    /// For `s3` and `azure`: credentials of this volume.
+    pub credentials: Option<Spanned<WrittenCredentials>>,
     /// For `file`: folder of the objects.
     pub path: Option<Spanned<String>>,
     /// Unit of caching.
@@ -73,12 +75,14 @@ pub struct WrittenVolume {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WrittenCredentials {
-    /// Access key for the store.
-    pub access_key: Spanned<String>,
+    /// Access key for the store; Azure's account.
+    pub access_key: Option<Spanned<String>>,
     /// Secret key for the store.
-    pub secret_key: Spanned<Secret>,
-    /// Session token of temporary credentials.
+    pub secret_key: Option<Spanned<Secret>>,
+    /// For `s3`: session token of temporary credentials.
     pub session_token: Option<Spanned<Secret>>,
+    /// For `azure`, in place of the others: a shared access signature.
+    pub sas_token: Option<Spanned<Secret>>,
 }
 
 /// `[[volume.key]]`

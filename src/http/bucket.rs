@@ -158,7 +158,7 @@ fn operation(method: &str, query: &[(&str, &str)]) -> Result<Operation, ErrorRep
 fn region(served: &ServedVolume) -> &str {
     match &served.settings.store {
         VolumeStore::S3 { region, .. } => region,
-        VolumeStore::File { .. } => "us-east-1",
+        VolumeStore::Azure { .. } | VolumeStore::File { .. } => "us-east-1",
     }
 }
 

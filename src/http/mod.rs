@@ -37,8 +37,10 @@ pub mod tagging;
 pub mod target;
 pub mod upload_part;
 
+use crate::config::VolumeStore;
 use crate::server::ServerState;
 use crate::server::volumes::{ServedVolume, VolumeTable};
+use crate::store::azure;
 use auth::{Access, Credential, Identity};
 use connection::{Connection, Ended, Refused};
 use forebay_io::disk::ring::RingDisk;
@@ -219,6 +221,7 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
     }
     let admitted = prepared.and_then(|(identity, chunks, head, query)| {
         let served = admit(&table, volume.as_deref(), identity, &head)?;
+        check_kept(served, &key)?;
         let is_signed = matches!(identity, Identity::Pair(_));
         let operation = operation::of(&head, &query, is_signed).map_err(|error| {
             match head.framing == Framing::Chunked {
@@ -331,6 +334,15 @@ fn admit<'a>(
             "there is no volume of this name",
         )),
         None => Err(auth::refuse_stranger(identity)),
+    }
+}
+
+/// Refuses a key that the volume's store could not keep: acknowledged from disk, it would never get there.
+fn check_kept(served: &ServedVolume, key: &str) -> Result<(), ErrorReply> {
+    match &served.settings.store {
+        VolumeStore::Azure { prefix, .. } => azure::check_key(prefix, key)
+            .map_err(|error| ErrorReply::new(400, "InvalidURI", &error.message)),
+        VolumeStore::S3 { .. } | VolumeStore::File { .. } => Ok(()),
     }
 }
 

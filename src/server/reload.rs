@@ -174,7 +174,8 @@ fn credential_files(settings: &StartSettings, served: &Config) -> Vec<PathBuf> {
     let mut paths = vec![settings.config_path.clone()];
     paths.extend(settings.credential_origin.creds_file().map(Path::to_owned));
     for volume in &served.volumes {
-        if let VolumeStore::S3 { ca_file, .. } = &volume.store {
+        if let VolumeStore::S3 { ca_file, .. } | VolumeStore::Azure { ca_file, .. } = &volume.store
+        {
             paths.extend(ca_file.clone());
         }
     }
@@ -189,12 +190,20 @@ fn with_credentials_of(served: &Config, read: &Config) -> Config {
         let same = read.volumes.iter().find(|other| {
             other.name == volume.name && identity(&other.store) == identity(&volume.store)
         });
-        if let Some(VolumeStore::S3 {
-            credentials: read, ..
-        }) = same.map(|same| &same.store)
-            && let VolumeStore::S3 { credentials, .. } = &mut volume.store
-        {
-            credentials.clone_from(read);
+        match (&mut volume.store, same.map(|same| &same.store)) {
+            (
+                VolumeStore::S3 { credentials, .. },
+                Some(VolumeStore::S3 {
+                    credentials: read, ..
+                }),
+            ) => credentials.clone_from(read),
+            (
+                VolumeStore::Azure { credentials, .. },
+                Some(VolumeStore::Azure {
+                    credentials: read, ..
+                }),
+            ) => credentials.clone_from(read),
+            _ => {}
         }
     }
     config
@@ -253,7 +262,7 @@ mod tests {
         };
         let secret = |config: &Config| match &config.volumes[0].store {
             VolumeStore::S3 { credentials, .. } => credentials.secret_key.expose().to_owned(),
-            VolumeStore::File { .. } => panic!("it was a bucket"),
+            _ => panic!("it was a bucket"),
         };
         let served = load(text("bucket", "old", ""));
         let read = load(text("bucket", "new", "block_size = \"1MiB\""));

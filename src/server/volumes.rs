@@ -7,12 +7,14 @@
 
 use super::stores_file::KnownStore;
 use crate::config::{Config, Consistency, Volume as VolumeSettings, VolumeStore};
+use crate::creds::AzureCredentials;
 use crate::settings::secret::TokenHash;
 use crate::store::{self, BuildError, StoreSpec};
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use forebay_io::uplink::{StoreFactory, StoreTable};
 use forebay_shards::key::{Freshness, Volume, store_identity};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A volume as it is served.
@@ -178,9 +180,19 @@ impl Stores {
 /// Equal exactly for stores that are equal in everything, secrets included.
 fn fingerprint(spec: &StoreSpec) -> [u8; SHA256_OUTPUT_LEN] {
     let mut text = format!("{spec:?}");
-    if let StoreSpec::S3(s3) = spec {
-        let secret = (&s3.secret_key, &s3.session_token, &s3.ca_pem);
-        text.push_str(&format!("{secret:?}"));
+    match spec {
+        StoreSpec::S3(s3) => {
+            let secret = (&s3.secret_key, &s3.session_token, &s3.ca_pem);
+            text.push_str(&format!("{secret:?}"));
+        }
+        StoreSpec::Azure(azure) => {
+            let secret = match &azure.credentials {
+                AzureCredentials::Key { key, .. } => key,
+                AzureCredentials::Sas(token) => token,
+            };
+            text.push_str(&format!("{:?}", (secret.expose(), &azure.ca_pem)));
+        }
+        StoreSpec::File { .. } => {}
     }
     let digest = digest(&SHA256, text.as_bytes());
     digest.as_ref().try_into().expect("SHA-256 has its length")
@@ -219,6 +231,12 @@ fn description(store: &VolumeStore) -> String {
             prefix,
             ..
         } => format!("s3 {endpoint} {bucket} {prefix}"),
+        VolumeStore::Azure {
+            endpoint,
+            container,
+            prefix,
+            ..
+        } => format!("azure {endpoint} {container} {prefix}"),
         VolumeStore::File { path } => format!("file {}", path.display()),
     }
 }
@@ -234,12 +252,7 @@ fn store_spec(settings: &VolumeSettings, sse: bool) -> Result<StoreSpec, String>
             ca_file,
             credentials,
         } => {
-            let ca_pem = match ca_file {
-                None => None,
-                Some(path) => Some(
-                    std::fs::read(path).map_err(|e| format!("ca_file {}: {e}", path.display()))?,
-                ),
-            };
+            let ca_pem = read_ca(ca_file.as_deref())?;
             Ok(StoreSpec::S3(store::S3Spec {
                 endpoint: endpoint.to_string(),
                 region: region.clone(),
@@ -258,7 +271,31 @@ fn store_spec(settings: &VolumeSettings, sse: bool) -> Result<StoreSpec, String>
                 retry: Default::default(),
             }))
         }
+        // What Azure keeps is always encrypted: `sse` asks for nothing there.
+        VolumeStore::Azure {
+            endpoint,
+            container,
+            prefix,
+            ca_file,
+            credentials,
+        } => Ok(StoreSpec::Azure(store::AzureSpec {
+            endpoint: endpoint.to_string(),
+            container: container.clone(),
+            prefix: prefix.clone(),
+            ca_pem: read_ca(ca_file.as_deref())?,
+            credentials: credentials.clone(),
+            deadlines: Default::default(),
+            retry: Default::default(),
+        })),
     }
+}
+
+fn read_ca(file: Option<&Path>) -> Result<Option<Vec<u8>>, String> {
+    let Some(path) = file else {
+        return Ok(None);
+    };
+    let pem = std::fs::read(path).map_err(|e| format!("ca_file {}: {e}", path.display()))?;
+    Ok(Some(pem))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ pub mod secret;
 
 use crate::cli::StartArguments;
 use crate::config::{Config, ConfigError, Volume};
-use crate::creds::{self, CredentialSources, CredsError, StoreCredentials};
+use crate::creds::{self, AzureCredentials, CredentialSources, CredsError, StoreCredentials};
 use crate::size::{self, Amount};
 use private_file::PrivateFileError;
 use secret::{Secret, TokenHash};
@@ -68,6 +68,12 @@ pub struct Environment {
     pub aws_secret_access_key: Option<Secret>,
     /// `AWS_SESSION_TOKEN`.
     pub aws_session_token: Option<Secret>,
+    /// `AZURE_STORAGE_ACCOUNT`.
+    pub azure_account: Option<String>,
+    /// `AZURE_STORAGE_KEY`.
+    pub azure_key: Option<Secret>,
+    /// `AZURE_STORAGE_SAS_TOKEN`.
+    pub azure_sas_token: Option<Secret>,
 }
 
 impl Environment {
@@ -82,6 +88,9 @@ impl Environment {
             aws_access_key_id: word("AWS_ACCESS_KEY_ID"),
             aws_secret_access_key: word("AWS_SECRET_ACCESS_KEY").map(Secret::new),
             aws_session_token: word("AWS_SESSION_TOKEN").map(Secret::new),
+            azure_account: word("AZURE_STORAGE_ACCOUNT"),
+            azure_key: word("AZURE_STORAGE_KEY").map(Secret::new),
+            azure_sas_token: word("AZURE_STORAGE_SAS_TOKEN").map(Secret::new),
         }
     }
 
@@ -92,6 +101,17 @@ impl Environment {
             secret_key: self.aws_secret_access_key.clone()?,
             session_token: self.aws_session_token.clone(),
         })
+    }
+
+    /// The same for Azure: an account with its key, else a token.
+    fn azure_credentials(&self) -> Option<AzureCredentials> {
+        match (&self.azure_account, &self.azure_key) {
+            (Some(account), Some(key)) => Some(AzureCredentials::Key {
+                account: account.clone(),
+                key: key.clone(),
+            }),
+            _ => self.azure_sas_token.clone().map(AzureCredentials::Sas),
+        }
     }
 
     /// A path as given to a flag: `~/` is the home folder, what is relative starts here.
@@ -194,6 +214,7 @@ pub struct StartSettings {
 pub struct CredentialOrigin {
     flags: Option<StoreCredentials>,
     environment: Option<StoreCredentials>,
+    azure_environment: Option<AzureCredentials>,
     creds_file: Option<PathBuf>,
     /// Whether the file was named by a flag, so that its absence is an error.
     creds_file_is_named: bool,
@@ -224,6 +245,7 @@ impl CredentialOrigin {
             flags: self.flags.clone(),
             file,
             environment: self.environment.clone(),
+            azure_environment: self.azure_environment.clone(),
         })
     }
 }
@@ -383,6 +405,7 @@ fn credential_origin(
     Ok(CredentialOrigin {
         flags,
         environment: environment.credentials(),
+        azure_environment: environment.azure_credentials(),
         // `--dev` talks to no store that needs credentials; the user's own stay out of it.
         creds_file: creds_file.filter(|_| named || !arguments.dev),
         creds_file_is_named: named,

@@ -23,6 +23,7 @@ impl Fixture {
             aws_access_key_id: Some("environment".to_owned()),
             aws_secret_access_key: Some(Secret::new("environment-pass")),
             aws_session_token: Some(Secret::new("session")),
+            ..Environment::default()
         };
         let fixture = Fixture {
             folder,

@@ -8,15 +8,18 @@
 //! | module | owns |
 //! |---|---|
 //! | [`s3`] | buckets over HTTP: signing, sending, checking answers |
+//! | [`azure`] | containers of Azure's Blob storage, over the same HTTP client |
 //! | [`file`](mod@file) | a folder as a bucket |
 //! | [`retry`] | when a request is sent again |
 //! | `etag` | ETags made of MD5s |
 
+pub mod azure;
 mod etag;
 pub mod file;
 pub mod retry;
 pub mod s3;
 
+use crate::creds::AzureCredentials;
 use forebay_io::store::Store;
 use retry::{CompanionPace, RetrySettings, Retrying};
 use std::fmt;
@@ -26,13 +29,11 @@ use thiserror::Error;
 
 /// What a store is made of; plain data, so that each core builds its own.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one per volume, never moved in a hot path"
-)]
 pub enum StoreSpec {
     /// A bucket, or the part of it under a prefix.
     S3(S3Spec),
+    /// A container of Azure's, or the part of it under a prefix.
+    Azure(AzureSpec),
     /// A folder.
     File {
         /// The folder; it must exist.
@@ -120,6 +121,52 @@ impl fmt::Debug for S3Spec {
     }
 }
 
+/// A container of Azure's Blob storage.
+#[derive(Clone)]
+pub struct AzureSpec {
+    /// `https://ACCOUNT.blob.core.windows.net`, or where else the account is; `http` is taken too.
+    pub endpoint: String,
+    /// The container.
+    pub container: String,
+    /// What every key is put under, without the `/` that follows it; empty for the whole container.
+    pub prefix: String,
+    /// Certificate authorities, PEM, trusted beside those of the system.
+    pub ca_pem: Option<Vec<u8>>,
+    /// The account's key, or a token.
+    pub credentials: AzureCredentials,
+    /// How long each phase of a request may take.
+    pub deadlines: s3::Deadlines,
+    /// How often a failed request is sent again.
+    pub retry: RetrySettings,
+}
+
+impl AzureSpec {
+    /// A whole container with the usual settings.
+    pub fn new(endpoint: &str, container: &str, credentials: AzureCredentials) -> Self {
+        AzureSpec {
+            endpoint: endpoint.to_owned(),
+            container: container.to_owned(),
+            prefix: String::new(),
+            ca_pem: None,
+            credentials,
+            deadlines: s3::Deadlines::default(),
+            retry: RetrySettings::default(),
+        }
+    }
+}
+
+impl fmt::Debug for AzureSpec {
+    /// Leaves the secrets out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AzureSpec")
+            .field("endpoint", &self.endpoint)
+            .field("container", &self.container)
+            .field("prefix", &self.prefix)
+            .field("credentials", &self.credentials)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Why a store cannot be built from its description.
 #[derive(Debug, Error)]
 pub enum BuildError {
@@ -166,6 +213,11 @@ pub fn build(spec: &StoreSpec) -> Result<Rc<dyn Store>, BuildError> {
         StoreSpec::S3(s3) => {
             let store = s3::S3Store::new(s3)?;
             let retrying = Retrying::new(store, s3.retry, CompanionPace::default());
+            Ok(Rc::new(retrying))
+        }
+        StoreSpec::Azure(azure) => {
+            let store = azure::AzureStore::new(azure)?;
+            let retrying = Retrying::new(store, azure.retry, CompanionPace::default());
             Ok(Rc::new(retrying))
         }
         StoreSpec::File { path } => Ok(Rc::new(file::FileStore::open(path)?)),

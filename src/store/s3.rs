@@ -5,13 +5,13 @@
 //! never retries failures ([`super::retry`] does), never follows a redirect, and never lets a
 //! signed URL into a message.
 
-mod answer;
-mod body;
-mod client;
+pub(super) mod answer;
+pub(super) mod body;
+pub(super) mod client;
 mod documents;
 mod list;
 mod parts;
-mod sign;
+pub(super) mod sign;
 mod tags;
 
 use super::{BuildError, S3Spec, UploadCheck};
@@ -37,10 +37,10 @@ use std::time::{Duration, SystemTime};
 
 /// How far the store's clock may be off before requests are signed by it. A third of what S3
 /// tolerates, and of a signature's lifetime.
-const SKEW_NOTICED_SECONDS_MIN: u64 = 5 * 60;
+pub(super) const SKEW_NOTICED_SECONDS_MIN: u64 = 5 * 60;
 
 /// The beginning of an error's body that is read; S3's error documents have some 300 bytes.
-const ERROR_BODY_BYTES_MAX: usize = 16 * 1024;
+pub(super) const ERROR_BODY_BYTES_MAX: usize = 16 * 1024;
 
 const CHECKSUM_HEADER: &str = "x-amz-checksum-crc64nvme";
 
@@ -123,9 +123,9 @@ struct Asked {
 }
 
 /// A failed request, and whether its cause was put right so that it should be sent once more.
-struct Refusal {
-    error: StoreError,
-    is_put_right: bool,
+pub(super) struct Refusal {
+    pub(super) error: StoreError,
+    pub(super) is_put_right: bool,
 }
 
 impl From<StoreError> for Refusal {
@@ -160,7 +160,7 @@ impl S3Store {
     pub fn new(spec: &S3Spec) -> Result<Self, BuildError> {
         Ok(S3Store {
             signer: Signer::new(spec)?,
-            client: Client::new(spec)?,
+            client: Client::new(&spec.endpoint, spec.ca_pem.as_deref(), spec.deadlines)?,
             deadlines: spec.deadlines,
             sse: spec.sse,
             upload_check: spec.upload_check,
@@ -591,7 +591,7 @@ impl Store for S3Store {
 
 /// A streamed body is gone, so even a request whose cause was put right has failed. It is marked
 /// as retryable for whoever still has the bytes.
-fn streamed_refusal(refusal: Refusal) -> StoreError {
+pub(super) fn streamed_refusal(refusal: Refusal) -> StoreError {
     let mut error = refusal.error;
     if refusal.is_put_right {
         error.kind = StoreErrorKind::Internal;
@@ -602,7 +602,7 @@ fn streamed_refusal(refusal: Refusal) -> StoreError {
     error
 }
 
-fn shifted(now: SystemTime, ahead_seconds: i64) -> SystemTime {
+pub(super) fn shifted(now: SystemTime, ahead_seconds: i64) -> SystemTime {
     let distance = Duration::from_secs(ahead_seconds.unsigned_abs());
     let shifted = match ahead_seconds >= 0 {
         true => now.checked_add(distance),
@@ -611,7 +611,7 @@ fn shifted(now: SystemTime, ahead_seconds: i64) -> SystemTime {
     shifted.unwrap_or(now)
 }
 
-fn header_value(name: &str, value: &str) -> StoreResult<HeaderValue> {
+pub(super) fn header_value(name: &str, value: &str) -> StoreResult<HeaderValue> {
     HeaderValue::from_bytes(value.as_bytes()).map_err(|_| {
         let message = format!("the value of header {name:?} cannot be sent");
         StoreError::new(StoreErrorKind::Rejected, message)
@@ -619,19 +619,19 @@ fn header_value(name: &str, value: &str) -> StoreResult<HeaderValue> {
 }
 
 /// An entity tag as HTTP writes it.
-fn quoted(tag: &str) -> String {
+pub(super) fn quoted(tag: &str) -> String {
     match tag.strip_prefix("W/") {
         Some(weak) => format!("W/\"{weak}\""),
         None => format!("\"{tag}\""),
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(super) fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 /// An error of reqwest's with its causes, without the URL, which holds a signature.
-fn describe(error: reqwest::Error) -> String {
+pub(super) fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -7,6 +7,7 @@
 // Every test binary compiles this module and each uses another part of it.
 #![allow(dead_code, unused_imports)]
 
+pub mod azure;
 pub mod http;
 pub mod proxy;
 pub mod relay;

@@ -17,7 +17,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::http::{Answer, Client};
-use super::stores::S3Server;
+use super::stores::{AzureServer, S3Server};
 use super::{WAIT_MAX, tls};
 
 /// The volume that [`READ_WRITE`] and [`READ_ONLY`] open.
@@ -87,6 +87,12 @@ pub enum StoreSpec {
     Folder(PathBuf),
     /// A real S3 server, perhaps reached through a relay, and a prefix of our own in its bucket.
     S3 { server: S3Server, prefix: String },
+    /// Azurite, a prefix of our own in its container, and what the settings file has as credentials.
+    Azure {
+        server: AzureServer,
+        prefix: String,
+        credentials: String,
+    },
 }
 
 impl Default for Setup {
@@ -215,9 +221,24 @@ impl Proxy {
                         server.endpoint, server.region, server.bucket
                     ));
                 }
+                StoreSpec::Azure { .. } => {}
+            }
+            let mut credentials = String::new();
+            if let StoreSpec::Azure {
+                server,
+                prefix,
+                credentials: lines,
+            } = self.shared_store()
+            {
+                text.push_str(&format!(
+                    "store = \"azure\"\nendpoint = \"{}\"\ncontainer = \"{}\"\nprefix = \"{prefix}/{volume}\"\n",
+                    server.endpoint, server.container
+                ));
+                credentials = format!("\n[volume.credentials]\n{lines}\n");
             }
             text.push_str(&format!("block_size = \"{}\"\n", self.setup.block_size));
             text.push_str(&self.setup.volume_lines);
+            text.push_str(&credentials);
             for (_, token, permission) in keys.iter().filter(|(name, _, _)| *name == volume) {
                 text.push_str(&format!(
                     "\n[[volume.key]]\ntoken = \"{token}\"\npermission = \"{permission}\"\n"
@@ -259,7 +280,7 @@ impl Proxy {
             command.args(["--blockUser", &server.key, "--blockPass", &server.secret]);
         }
         command.args(&self.setup.flags);
-        // No setting of whoever runs the tests may leak in: not their creds file, not their AWS keys.
+        // No setting of whoever runs the tests may leak in: not their creds file, not their keys.
         command
             .env("HOME", self.folder.path().join("home"))
             .current_dir(self.folder.path());
@@ -267,6 +288,9 @@ impl Proxy {
             "AWS_ACCESS_KEY_ID",
             "AWS_SECRET_ACCESS_KEY",
             "AWS_SESSION_TOKEN",
+            "AZURE_STORAGE_ACCOUNT",
+            "AZURE_STORAGE_KEY",
+            "AZURE_STORAGE_SAS_TOKEN",
             "RUST_LOG",
         ] {
             command.env_remove(name);

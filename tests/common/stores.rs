@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::azure;
 use super::proxy::StoreSpec;
 
 /// Made by `scripts/probe-s3`, which `scripts/stores up` waits for.
@@ -59,15 +60,67 @@ impl S3Server {
 
     /// This server with a prefix that no other test and no earlier run uses.
     pub fn own_prefix(&self) -> StoreSpec {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .expect("after 1970");
-        let count = NEXT.fetch_add(1, Ordering::Relaxed);
-        let prefix = format!("test-{}-{}-{count}", now.as_millis(), std::process::id());
         StoreSpec::S3 {
             server: self.clone(),
-            prefix,
+            prefix: new_prefix(),
+        }
+    }
+}
+
+fn new_prefix() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
+    let count = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("test-{}-{}-{count}", now.as_millis(), std::process::id())
+}
+
+/// Azurite and how to get in.
+#[derive(Clone)]
+pub struct AzureServer {
+    pub endpoint: String,
+    pub container: String,
+    pub account: String,
+    pub key: String,
+}
+
+impl AzureServer {
+    /// Azurite, if it is up; makes the container.
+    pub fn azurite() -> Option<AzureServer> {
+        let value = |part: &str| std::env::var(format!("FOREBAY_TEST_AZURE_{part}")).ok();
+        let Some(endpoint) = value("ENDPOINT") else {
+            super::skip("FOREBAY_TEST_AZURE_ENDPOINT is not set; see scripts/stores");
+            return None;
+        };
+        let server = AzureServer {
+            endpoint,
+            container: BUCKET.to_string(),
+            account: value("ACCOUNT").expect("set together with ENDPOINT"),
+            key: value("KEY").expect("set together with ENDPOINT"),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let token = server.token();
+        runtime
+            .expect("a runtime")
+            .block_on(azure::create_container(&server.endpoint, BUCKET, &token));
+        Some(server)
+    }
+
+    /// A token for all of the account.
+    pub fn token(&self) -> String {
+        azure::account_token(&self.account, &self.key)
+    }
+
+    /// This server with a prefix that no other test and no earlier run uses; `credentials` are lines of
+    /// the settings file.
+    pub fn own_prefix(&self, credentials: String) -> StoreSpec {
+        StoreSpec::Azure {
+            server: self.clone(),
+            prefix: new_prefix(),
+            credentials,
         }
     }
 }

@@ -26,7 +26,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 const MESSAGE_CHARS_MAX: usize = 200;
 
 /// Headers that belong to an object, beside `x-amz-meta-*`.
-pub(super) const OBJECT_HEADERS: [&str; 6] = [
+pub(in crate::store) const OBJECT_HEADERS: [&str; 6] = [
     "cache-control",
     "content-disposition",
     "content-encoding",
@@ -36,18 +36,18 @@ pub(super) const OBJECT_HEADERS: [&str; 6] = [
 ];
 
 /// What starts the names of the user's own headers.
-pub(super) const META_PREFIX: &str = "x-amz-meta-";
+pub(in crate::store) const META_PREFIX: &str = "x-amz-meta-";
 
 /// How to read the body of a successful GET.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct BodyPlan {
-    pub(super) meta: ObjectMeta,
+pub(in crate::store) struct BodyPlan {
+    pub(in crate::store) meta: ObjectMeta,
     /// What the caller gets.
-    pub(super) span: ByteSpan,
+    pub(in crate::store) span: ByteSpan,
     /// Bytes of the body before the span: the store ignored `Range`.
-    pub(super) skipped_bytes: u64,
+    pub(in crate::store) skipped_bytes: u64,
     /// Whether the body ends with the span.
-    pub(super) is_exact: bool,
+    pub(in crate::store) is_exact: bool,
 }
 
 /// An S3 error document.
@@ -257,7 +257,7 @@ fn redirect_message(headers: &HeaderMap, document: &ErrorDocument) -> String {
 }
 
 /// Judges the head of a successful answer to a GET.
-pub(super) fn plan_body(
+pub(in crate::store) fn plan_body(
     request: &GetRequest,
     status: u16,
     headers: &HeaderMap,
@@ -374,7 +374,7 @@ fn span_of_whole(wanted: ByteSpan, size: u64) -> StoreResult<ByteSpan> {
 }
 
 /// Judges the head of a successful answer to a HEAD.
-pub(super) fn described(status: u16, headers: &HeaderMap) -> StoreResult<ObjectHead> {
+pub(in crate::store) fn described(status: u16, headers: &HeaderMap) -> StoreResult<ObjectHead> {
     if status != 200 {
         return Err(corrupt(&format!("status {status} to a HEAD")));
     }
@@ -389,7 +389,7 @@ pub(super) fn described(status: u16, headers: &HeaderMap) -> StoreResult<ObjectH
 }
 
 /// Judges the head of a successful answer to a PUT; `checksum` is what was sent, as text.
-pub(super) fn written(
+pub(in crate::store) fn written(
     status: u16,
     headers: &HeaderMap,
     checksum: Option<&str>,
@@ -433,7 +433,7 @@ pub(super) fn echoed_checksum(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// How far the store's clock is ahead of ours, seconds.
-pub(super) fn clock_ahead_seconds(headers: &HeaderMap, now: SystemTime) -> Option<i64> {
+pub(in crate::store) fn clock_ahead_seconds(headers: &HeaderMap, now: SystemTime) -> Option<i64> {
     let theirs = httpdate::parse_http_date(text(headers, &header::DATE)?).ok()?;
     let seconds = |time: SystemTime| {
         let since_epoch = time.duration_since(UNIX_EPOCH).ok()?;
@@ -442,14 +442,14 @@ pub(super) fn clock_ahead_seconds(headers: &HeaderMap, now: SystemTime) -> Optio
     seconds(theirs)?.checked_sub(seconds(now)?)
 }
 
-/// An HTML page that no object store sent: none of S3's headers, and no offer of ranges.
+/// An HTML page that no object store sent: none of S3's or Azure's headers, and no offer of ranges.
 fn looks_like_a_portal(headers: &HeaderMap) -> bool {
     let is_html = text(headers, &header::CONTENT_TYPE)
         .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
     let is_store = headers.contains_key(header::ACCEPT_RANGES)
         || headers
             .keys()
-            .any(|name| name.as_str().starts_with("x-amz-"));
+            .any(|name| name.as_str().starts_with("x-amz-") || name.as_str().starts_with("x-ms-"));
     is_html && !is_store
 }
 
@@ -474,7 +474,7 @@ fn object_meta(headers: &HeaderMap, size: u64, etag: String) -> ObjectMeta {
     }
 }
 
-fn content_length(headers: &HeaderMap) -> StoreResult<Option<u64>> {
+pub(in crate::store) fn content_length(headers: &HeaderMap) -> StoreResult<Option<u64>> {
     let Some(length) = text(headers, &header::CONTENT_LENGTH) else {
         return Ok(None);
     };
@@ -484,7 +484,7 @@ fn content_length(headers: &HeaderMap) -> StoreResult<Option<u64>> {
     Ok(Some(parsed))
 }
 
-fn etag(headers: &HeaderMap) -> StoreResult<String> {
+pub(in crate::store) fn etag(headers: &HeaderMap) -> StoreResult<String> {
     let raw = text(headers, &header::ETAG).ok_or_else(|| corrupt("an answer without an ETag"))?;
     let (weak, quoted) = match raw.strip_prefix("W/") {
         Some(quoted) => ("W/", quoted),
@@ -500,14 +500,14 @@ fn etag(headers: &HeaderMap) -> StoreResult<String> {
     Ok(format!("{weak}{bare}"))
 }
 
-fn last_modified(headers: &HeaderMap) -> u64 {
+pub(in crate::store) fn last_modified(headers: &HeaderMap) -> u64 {
     text(headers, &header::LAST_MODIFIED)
         .and_then(|date| httpdate::parse_http_date(date).ok())
         .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
         .map_or(0, |since_epoch| since_epoch.as_secs())
 }
 
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+pub(in crate::store) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = text(headers, &header::RETRY_AFTER)?;
     let pause = match value.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
@@ -519,15 +519,15 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(pause.min(RETRY_AFTER_MAX))
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+pub(in crate::store) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
-pub(super) fn corrupt(message: &str) -> StoreError {
+pub(in crate::store) fn corrupt(message: &str) -> StoreError {
     StoreError::new(StoreErrorKind::Corrupt, message)
 }
 
-fn shortened(message: &str) -> String {
+pub(in crate::store) fn shortened(message: &str) -> String {
     let clean = message
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c });

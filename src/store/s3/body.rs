@@ -25,16 +25,16 @@ use std::time::{Duration, Instant};
 const PROGRESS_BYTES: usize = 64 * 1024;
 
 /// A body on its way out, and what happened to it so far.
-pub(super) struct Outgoing {
-    pub(super) body: reqwest::Body,
+pub(in crate::store) struct Outgoing {
+    pub(in crate::store) body: reqwest::Body,
     /// Moves bytes from the source into `body`; must be polled while the request is sent.
-    pub(super) pump: Pin<Box<dyn Future<Output = StoreResult<()>>>>,
+    pub(in crate::store) pump: Pin<Box<dyn Future<Output = StoreResult<()>>>>,
     /// Bytes that were not handed over yet.
-    pub(super) left: Rc<Cell<u64>>,
+    pub(in crate::store) left: Rc<Cell<u64>>,
 }
 
 /// Couples a source of `length` bytes, which may not leave its thread, to a body of reqwest's.
-pub(super) fn outgoing(
+pub(in crate::store) fn outgoing(
     source: LocalBoxStream<'static, StoreResult<Bytes>>,
     length: u64,
     deadlines: Deadlines,
@@ -115,7 +115,7 @@ impl Sender {
 }
 
 /// The body of a GET whose head was judged, as its caller gets it.
-pub(super) fn incoming(
+pub(in crate::store) fn incoming(
     response: reqwest::Response,
     plan: &BodyPlan,
     deadlines: Deadlines,

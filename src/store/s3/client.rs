@@ -1,10 +1,10 @@
-//! The HTTP client of one store: its TLS, its pool of connections and how it is left behind.
+//! The HTTP client of one store, of S3 or of Azure: its TLS, its pool of connections and how it is left behind.
 //!
 //! This file owns how reqwest is set up. The client never follows a redirect, never asks the
 //! environment for a proxy, never retries by itself, never speaks anything but HTTP/1.1 and always
 //! verifies the store's certificate.
 
-use super::super::{BuildError, S3Spec};
+use super::super::BuildError;
 use super::Deadlines;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -25,7 +25,7 @@ const ABANDON_SECONDS_MIN: u64 = 1;
 const USER_AGENT: &str = concat!("forebay/", env!("CARGO_PKG_VERSION"));
 
 /// A client that can be replaced by one with fresh connections.
-pub(super) struct Client {
+pub(in crate::store) struct Client {
     current: RefCell<reqwest::Client>,
     tls: rustls::ClientConfig,
     deadlines: Deadlines,
@@ -33,31 +33,36 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(spec: &S3Spec) -> Result<Self, BuildError> {
+    /// A client for `endpoint`; `ca_pem` is trusted beside the system's authorities.
+    pub(in crate::store) fn new(
+        endpoint: &str,
+        ca_pem: Option<&[u8]>,
+        deadlines: Deadlines,
+    ) -> Result<Self, BuildError> {
         // Reading the system's authorities takes milliseconds, so only where they are used.
-        let roots = match spec.endpoint.to_ascii_lowercase().starts_with("https:") {
-            true => authorities(spec.ca_pem.as_deref())?,
+        let roots = match endpoint.to_ascii_lowercase().starts_with("https:") {
+            true => authorities(ca_pem)?,
             false => rustls::RootCertStore::empty(),
         };
         let tls = config(roots).map_err(|error| BuildError::Client(error.to_string()))?;
-        let current = build(tls.clone(), spec.deadlines)
-            .map_err(|error| BuildError::Client(error.to_string()))?;
+        let current =
+            build(tls.clone(), deadlines).map_err(|error| BuildError::Client(error.to_string()))?;
         Ok(Client {
             current: RefCell::new(current),
             tls,
-            deadlines: spec.deadlines,
+            deadlines,
             abandoned_at: Cell::new(None),
         })
     }
 
     /// A handle to the current client.
-    pub(super) fn get(&self) -> reqwest::Client {
+    pub(in crate::store) fn get(&self) -> reqwest::Client {
         self.current.borrow().clone()
     }
 
     /// Leaves all idle connections behind, so that the next request makes a new one with a fresh
     /// DNS lookup: the store behind the old ones is failing. Requests in flight go on.
-    pub(super) fn abandon_connections(&self) {
+    pub(in crate::store) fn abandon_connections(&self) {
         let now = Instant::now();
         let pause = Duration::from_secs(ABANDON_SECONDS_MIN);
         if self

@@ -19,7 +19,7 @@ use url::Url;
 const SIGNATURE_LIFETIME: Duration = Duration::from_secs(15 * 60);
 
 /// What SigV4 leaves as it is: the unreserved characters of RFC 3986, and `/` in keys.
-const KEY_ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+pub(in crate::store) const KEY_ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
@@ -310,7 +310,7 @@ fn moment_of(now: SystemTime) -> StoreResult<jiff::Timestamp> {
 }
 
 /// A user and password in the endpoint are a mistake; they are not repeated in a message.
-fn without_user(endpoint: &str) -> String {
+pub(in crate::store) fn without_user(endpoint: &str) -> String {
     match endpoint.rsplit_once('@') {
         Some((_, host)) => format!("…@{host}"),
         None => endpoint.to_owned(),
@@ -328,7 +328,7 @@ fn check_bucket_name(name: &str) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn normal_prefix(prefix: &str) -> Result<String, BuildError> {
+pub(in crate::store) fn normal_prefix(prefix: &str) -> Result<String, BuildError> {
     let prefix = prefix.trim_end_matches('/');
     if prefix.is_empty() {
         return Ok(String::new());
