@@ -262,13 +262,12 @@ mod vector {
         let lane = |number: usize| if number < bodies.len() { number } else { 0 };
         let units: [&[[u8; UNIT_BYTES]]; LANES] =
             std::array::from_fn(|number| bodies[lane(number)].1.as_chunks().0);
-        let count = units[0].len();
         let word = |place: usize| {
             let of = |number: usize| bodies[lane(number)].0.state[place].cast_signed();
             _mm256_setr_epi32(of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7))
         };
         let mut state = [word(0), word(1), word(2), word(3)];
-        for unit in 0..count {
+        for (unit, _) in units[0].iter().enumerate() {
             let words = words(std::array::from_fn(|lane| &units[lane][unit]));
             state = steps!(state, words; _mm256_add_epi32, _mm256_and_si256, _mm256_or_si256,
                            _mm256_xor_si256, _mm256_andnot_si256, not, constant, rotate);
