@@ -9,6 +9,7 @@ use common::signing::{
     READER, Sealing, Signing, TRAILER, UNSIGNED, WRITER, assert_code, borrowed, now, sha256, start,
     start_with,
 };
+use common::stores::S3Server;
 use common::{Answer, Proxy, Setup, VOLUME, assert_same_bytes, pattern, wait_until};
 use crc_fast::CrcAlgorithm;
 use md5::{Digest as _, Md5};
@@ -600,4 +601,56 @@ fn refusals_say_what_s3_says_of_them() {
     for hash in [sha256(b"this"), sha256(b"that")] {
         assert!(other.contains(&hash), "{other}");
     }
+}
+
+const ONE_TAG: &[u8] = b"<Tagging><TagSet><Tag><Key>colour</Key><Value>red &amp; blue</Value></Tag></TagSet></Tagging>";
+
+#[test]
+fn tags_are_the_stores() {
+    let target = format!("/{VOLUME}/tagged");
+    let tagging = format!("{target}?tagging=");
+    let folder = start();
+    put(&folder, "tagged", &[], b"body");
+    for (method, body) in [("GET", &b""[..]), ("PUT", ONE_TAG), ("DELETE", b"")] {
+        let answer = WRITER.send(&folder, method, &tagging, body);
+        assert_code(&answer, 501, "NotImplemented", "a folder keeps no tags");
+    }
+    let Some(server) = S3Server::rgw() else {
+        return;
+    };
+    let proxy = start_with(Setup {
+        store: Some(server.own_prefix()),
+        ..writeback()
+    });
+    let tags = || {
+        let answer = READER.send(&proxy, "GET", &tagging, b"");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.text()
+    };
+    let missing = READER.send(&proxy, "GET", &tagging, b"");
+    assert_code(&missing, 404, "NoSuchKey", "no object, no tags");
+    let written = put(&proxy, "tagged", &[], &pattern(1, 70_000));
+    assert_eq!(written.expect_header("x-forebay-write"), "back");
+    assert!(!tags().contains("<Tag>"), "not yet in the store");
+    let refused = WRITER.send(&proxy, "PUT", &tagging, b"<Tagging/>");
+    assert_code(&refused, 400, "MalformedXML", "no set of tags");
+    let refused = READER.send(&proxy, "PUT", &tagging, ONE_TAG);
+    assert_code(&refused, 403, "AccessDenied", "who may only read");
+    let answer = WRITER.send(&proxy, "PUT", &tagging, ONE_TAG);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let told = tags();
+    assert!(
+        told.contains("<Key>colour</Key><Value>red &amp; blue</Value>"),
+        "{told}"
+    );
+    let body = read(&proxy, "GET", "tagged", &[]);
+    assert_same_bytes(
+        &body.body,
+        &pattern(1, 70_000),
+        "written through with its tags",
+    );
+    assert_ne!(body.expect_header("x-cache"), "hit-dirty");
+    let answer = WRITER.send(&proxy, "DELETE", &tagging, b"");
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    assert!(!tags().contains("<Tag>"));
 }

@@ -222,8 +222,9 @@ impl UploadsRequest {
     }
 }
 
-/// Uploads in the order of their keys' UTF-8 bytes, then in an order of the store's. From Ceph a key
-/// comes after those that go on behind it with a byte below `.`; its markers go by the same order.
+/// Uploads in the order of their keys' UTF-8 bytes, then in an order of the store's. From Ceph
+/// and Swift a key comes after those that go on behind it with a byte below `.` or `/`; their markers
+/// go by the same order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UploadsPage {
     /// The uploads; fewer than asked for although more follow are allowed, but never none then.

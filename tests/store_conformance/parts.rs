@@ -166,7 +166,10 @@ async fn parts_become_an_object(subject: &Subject) {
         read_kind(store, wanted(ODD_KEY, None)).await,
         Kind::NotFound
     );
-    assert_eq!(uploads(store, "parts/", 10).await, [upload.clone()]);
+    assert_eq!(
+        uploads(store, "parts/", 10).await,
+        std::slice::from_ref(&upload)
+    );
     let parts = [first, second, last];
     let made = store.complete_upload(completion(&upload, &parts)).await;
     let made = made.expect("complete");
@@ -284,7 +287,7 @@ async fn unknown_uploads_are_unknown(store: &dyn Store) {
                 .expect_err(id)
                 .kind,
         );
-        kinds.push(complete_kind(store, &upload, &[sent.clone()]).await);
+        kinds.push(complete_kind(store, &upload, std::slice::from_ref(&sent)).await);
         kinds.push(store.abort_upload(upload).await.expect_err(id).kind);
         assert_eq!(kinds, [Kind::NoSuchUpload; 5], "{id:?}: {copied}");
     }
@@ -405,7 +408,10 @@ async fn uploads_are_listed_in_order(subject: &Subject) {
         !names.contains(&"u/a"),
         "none of the marker's key: {names:?}"
     );
-    assert!(names.ends_with(&["u/a/b", "u/b&c=d", "u/ü"]), "{names:?}");
+    // Swift leaves out what goes on behind the marker's key with a `/`.
+    assert!(names.ends_with(&["u/b&c=d", "u/ü"]), "{names:?}");
+    let is_exact = subject.has_uploads_in_order;
+    assert!(!is_exact || names.contains(&"u/a/b"), "{names:?}");
     for upload in begun {
         store.abort_upload(upload).await.expect("aborted");
     }
