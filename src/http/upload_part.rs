@@ -18,10 +18,10 @@ use super::reply::ErrorReply;
 use super::{CoreContext, ObjectRequest, finish_with};
 use bytes::Bytes;
 use forebay_io::local::Permits;
-use forebay_io::multipart::UploadName;
+use forebay_io::multipart::{PartsRequest, UploadName};
 use forebay_io::queue::{self, Sender};
 use forebay_io::runtime::Runtime;
-use forebay_io::store::{Attempts, ObjectMeta, StoreResult};
+use forebay_io::store::{Attempts, ObjectMeta, StoreError, StoreErrorKind, StoreResult};
 use forebay_io::uplink::{PartUpload, UploadBody};
 use forebay_shards::key::Volume;
 use forebay_shards::messages::BlockPayload;
@@ -109,8 +109,36 @@ async fn put_whole(
     let router = &connection.context().router;
     let putting = router.put_part(&object.volume, upload);
     let (reply, ()) = futures::join!(putting, keeper.keep(block));
-    let reply = reply.map_err(|error| ErrorReply::from(&error))?;
-    Ok((reply.etag, checksum))
+    match reply {
+        Ok(reply) => Ok((reply.etag, checksum)),
+        Err(error) => Err(refusal(connection, object, part, error).await.into()),
+    }
+}
+
+/// What the client is told of a part that the store did not take. A store may refuse while it is still
+/// sent the body, and close the connection before its reason is read: then it is asked for that.
+async fn refusal(
+    connection: &Connection,
+    object: &ObjectRequest,
+    part: &PartName,
+    error: StoreError,
+) -> ErrorReply {
+    if error.kind != StoreErrorKind::Corrupt || error.status != Some(404) {
+        return ErrorReply::from(&error);
+    }
+    let request = PartsRequest {
+        upload: UploadName {
+            key: object.key.to_string(),
+            upload_id: part.upload_id.clone(),
+        },
+        after: 0,
+        limit: 1,
+    };
+    let router = &connection.context().router;
+    match router.list_parts(&object.volume, request).await {
+        Err(reason) if reason.kind == StoreErrorKind::NoSuchUpload => ErrorReply::from(&reason),
+        _ => ErrorReply::from(&error),
+    }
 }
 
 /// A larger part: block by block to the store, and into the cache.
@@ -129,7 +157,7 @@ async fn put_stream(
     match futures::join!(putting, reading) {
         // A client that broke off, or sent a bad body, matters more than the store's view of it.
         (_, Err(error)) => Err(error),
-        (Err(error), Ok(_)) => Err(BodyError::Refused(ErrorReply::from(&error))),
+        (Err(error), Ok(_)) => Err(refusal(connection, object, part, error).await.into()),
         (Ok(reply), Ok(checksum)) => Ok((reply.etag, checksum)),
     }
 }
