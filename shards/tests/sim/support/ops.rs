@@ -257,9 +257,10 @@ impl Clients {
     async fn complete(&self, node: &Node, begun: &Begun) -> String {
         let etag = parts_tag(&begun.bytes, begun.parts.len());
         let (key, bytes) = (&begun.key, Some(&begun.bytes));
-        let mut model = self.model.borrow_mut();
-        let write = model.begin_write_as(key, bytes, Some(etag));
-        drop(model);
+        let write = self
+            .model
+            .borrow_mut()
+            .begin_write_as(key, bytes, Some(etag));
         let result = parts::complete(node, self.volume(key), begun).await;
         self.end_write(&write, &result.map(|written| written.is_dirty))
     }
@@ -289,15 +290,16 @@ impl Clients {
             Err(error) => return format!("no source: {error}"),
         };
         let etag = &from.meta.etag;
-        let mut model = self.model.borrow_mut();
-        model.check_version(source, began, Some(etag));
-        let Some(bytes) = model.content(source, etag) else {
-            drop(model);
+        let content = {
+            let mut model = self.model.borrow_mut();
+            model.check_version(source, began, Some(etag));
+            model.content(source, etag)
+        };
+        let Some(bytes) = content else {
             self.journal
                 .accuse(source, &format!("unknown version {etag}"))
         };
-        let write = model.begin_write(key, Some(&bytes));
-        drop(model);
+        let write = self.model.borrow_mut().begin_write(key, Some(&bytes));
         match parts::copy(node, volume, source, &from, key).await {
             Ok(written) => self.end_write(&write, &Ok(written.is_dirty)),
             Err(NotCopied::Write(error)) => self.end_write(&write, &Err(error)),
