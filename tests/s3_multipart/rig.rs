@@ -51,7 +51,7 @@ pub fn md5(body: &[u8]) -> String {
 
 /// The ETag of an object that came in these parts, as S3 makes it.
 pub fn etag_of(parts: &[&[u8]]) -> String {
-    let digests: Vec<u8> = parts.iter().flat_map(|part| Md5::digest(part)).collect();
+    let digests: Vec<u8> = parts.iter().flat_map(Md5::digest).collect();
     format!("\"{}-{}\"", md5(&digests), parts.len())
 }
 
