@@ -398,7 +398,7 @@ impl<R: Runtime, D: Disk> Router<R, D> {
         self.ask_owner(home, message).await.unwrap_or_default()
     }
 
-    /// See [`Core::complete`]. Runs to its end at the home even if the caller goes away.
+    /// Makes an object from its parts, at its home; it runs to its end there even if the caller goes away.
     pub async fn complete(&self, object: CompleteObject) -> Result<Written, WriteError> {
         let id = object.id.clone();
         let message = |reply| Message::Complete(Box::new(object), reply);
@@ -451,14 +451,15 @@ impl<R: Runtime, D: Disk> Router<R, D> {
         uplink.list_uploads(volume.store_number, request).await
     }
 
-    /// See [`Core::describe_source`].
+    /// Describes an object that is to be copied, at its home.
     pub async fn describe_source(&self, id: &BlockId) -> Result<CopyFrom, ReadError> {
         let message = |reply| Message::DescribeSource(id.clone(), reply);
         let answer = self.ask_owner(id, message).await;
         answer.unwrap_or_else(|| Err(ReadError::Store(core_gone())))
     }
 
-    /// See [`Core::copy`]. Runs to its end at the home even if the caller goes away.
+    /// Copies an object inside its store, at the target's home; it runs to its end there even if the
+    /// caller goes away.
     pub async fn copy(&self, object: CopyObject) -> Result<Written, WriteError> {
         let id = object.id.clone();
         let message = |reply| Message::Copy(Box::new(object), reply);
