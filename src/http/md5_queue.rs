@@ -199,6 +199,9 @@ mod tests {
     use md5::{Digest as _, Md5};
     use proptest::prelude::*;
 
+    /// A body's number and its digest.
+    type Outcome = (usize, Option<[u8; 16]>);
+
     fn content(number: usize, bytes: usize) -> Vec<u8> {
         let byte = |place: usize| (place * 31 + number * 7 + place / 251) as u8;
         (0..bytes).map(byte).collect()
@@ -276,7 +279,7 @@ mod tests {
             let mut executor = SimExecutor::new(seed);
             let queue = Rc::new(Md5Queue::default());
             let pool = Pool::new(64 << 20);
-            let outcomes: Rc<RefCell<Vec<(usize, Option<[u8; 16]>)>>> = Rc::default();
+            let outcomes: Rc<RefCell<Vec<Outcome>>> = Rc::default();
             let mut wanted = 0;
             for (number, (bytes, piece_bytes, is_cut_short, gives_up)) in bodies.iter().enumerate() {
                 let buffer = pool.try_take(*bytes).expect("room");

@@ -54,6 +54,7 @@ use head::{Framing, Head};
 use md5_queue::Md5Queue;
 use operation::Operation;
 use reply::ErrorReply;
+use sigv4::ChunkVerifier;
 use stats::HttpStats;
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -222,30 +223,7 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
     let admitted = prepared.and_then(|(identity, chunks, head, query)| {
         let served = admit(&table, volume.as_deref(), identity, &head)?;
         check_kept(served, &key)?;
-        let is_signed = matches!(identity, Identity::Pair(_));
-        let operation = operation::of(&head, &query, is_signed).map_err(|error| {
-            match head.framing == Framing::Chunked {
-                true => error.closing(),
-                false => error,
-            }
-        })?;
-        let source = match operation {
-            Operation::Copy | Operation::CopyPart(_) => Some(source::of(&table, identity, &head)?),
-            _ => None,
-        };
-        let is_anonymous = matches!(identity, Identity::Anonymous);
-        let wishes = Wishes::of(&head, &query, is_anonymous)?;
-        let signed = put::Signed {
-            is_signed,
-            wants_md5: served.settings.etag.is_md5(is_signed),
-            chunks,
-        };
-        let task = Task {
-            operation,
-            source,
-            wishes,
-            signed,
-        };
+        let task = task(&table, served, identity, chunks, &head, &query)?;
         Ok((served, head, task))
     });
     let (served, head, task) = match admitted {
@@ -266,6 +244,38 @@ struct Task {
     source: Option<ObjectRequest>,
     wishes: Wishes,
     signed: put::Signed,
+}
+
+fn task(
+    table: &VolumeTable,
+    served: &ServedVolume,
+    identity: Identity<'_>,
+    chunks: Option<ChunkVerifier>,
+    head: &Head,
+    query: &[(String, String)],
+) -> Result<Task, ErrorReply> {
+    let is_signed = matches!(identity, Identity::Pair(_));
+    let operation = operation::of(head, query, is_signed).map_err(|error| {
+        match head.framing == Framing::Chunked {
+            true => error.closing(),
+            false => error,
+        }
+    })?;
+    let source = match operation {
+        Operation::Copy | Operation::CopyPart(_) => Some(source::of(table, identity, head)?),
+        _ => None,
+    };
+    let is_anonymous = matches!(identity, Identity::Anonymous);
+    Ok(Task {
+        operation,
+        source,
+        wishes: Wishes::of(head, query, is_anonymous)?,
+        signed: put::Signed {
+            is_signed,
+            wants_md5: served.settings.etag.is_md5(is_signed),
+            chunks,
+        },
+    })
 }
 
 async fn carry_out(

@@ -135,13 +135,15 @@ pub fn of(head: &Head, query: &[(String, String)], signed: bool) -> Result<Opera
             query.only(&[])?;
             return Err(ErrorReply::not_implemented("POST on an object"));
         }
-        _ => {
-            let message = "objects take GET, HEAD, PUT, POST and DELETE";
-            let refusal = ErrorReply::new(405, "MethodNotAllowed", message);
-            return Err(refusal.with("allow", "GET, HEAD, PUT, POST, DELETE"));
-        }
+        _ => return Err(unknown_method()),
     };
     Ok(operation)
+}
+
+fn unknown_method() -> ErrorReply {
+    let message = "objects take GET, HEAD, PUT, POST and DELETE";
+    let refusal = ErrorReply::new(405, "MethodNotAllowed", message);
+    refusal.with("allow", "GET, HEAD, PUT, POST, DELETE")
 }
 
 /// Parameters that mean something, each once.
