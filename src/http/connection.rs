@@ -20,6 +20,9 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+/// The interim answer to `Expect: 100-continue`.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
 /// Why a connection ends without another answer.
 #[derive(Debug)]
 pub enum Ended {
@@ -301,7 +304,7 @@ impl Connection {
 
     async fn send_continue(&mut self) -> Result<(), Ended> {
         if std::mem::take(&mut self.continue_owed) {
-            self.send(&[b"HTTP/1.1 100 Continue\r\n\r\n"]).await?;
+            self.send(&[CONTINUE]).await?;
         }
         Ok(())
     }
@@ -384,7 +387,14 @@ impl Connection {
         if self.context.stopping.is_set() {
             self.keep_alive = false;
         }
-        head.finish(self.keep_alive)
+        let head = head.finish(self.keep_alive);
+        // Where there is no body to wait for, nobody has said it yet. Old releases of botocore take the next answer
+        // on the connection for broken if the one to `Expect` came without it.
+        let has_no_body = self.body_left + self.body_received == 0 && self.chunked.is_none();
+        match has_no_body && std::mem::take(&mut self.continue_owed) {
+            true => [CONTINUE, &head].concat(),
+            false => head,
+        }
     }
 
     /// Sends a response whose body is at hand.
