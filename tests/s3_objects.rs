@@ -524,9 +524,7 @@ fn presigned_deletes_of_many_keys_carry_headers_in_their_query() {
 fn conditions_that_cannot_be_kept_are_refused() {
     for setup in [Setup::default(), writeback()] {
         let proxy = start_with(setup);
-        let tag = put(&proxy, "o", &[], b"old")
-            .expect_header("etag")
-            .to_owned();
+        put(&proxy, "o", &[], b"old");
         let date = "Thu, 01 Jan 2099 00:00:00 GMT";
         for (name, value) in [
             ("if-match", "*"),
@@ -544,8 +542,7 @@ fn conditions_that_cannot_be_kept_are_refused() {
         assert_code(&answer, 412, "PreconditionFailed", "a key that is taken");
         let target = format!("/{VOLUME}/o");
         for (name, value) in [
-            ("If-Match", tag.as_str()),
-            ("If-Match", "\"other\""),
+            ("If-Match", "\"one\", \"two\""),
             ("x-amz-if-match-size", "3"),
         ] {
             let answer = proxy.request("DELETE", &target, &[(name, value)], b"");
@@ -554,6 +551,52 @@ fn conditions_that_cannot_be_kept_are_refused() {
         assert_eq!(proxy.get("o").body, b"old");
         let answer = put(&proxy, "free", &[("if-none-match", "*")], b"new");
         assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+}
+
+#[test]
+fn a_delete_may_be_bound_to_a_version() {
+    let delayed = Setup {
+        // What is dirty stays so.
+        flags: vec!["--writebackDelay".to_string(), "600000".to_string()],
+        ..writeback()
+    };
+    for setup in [Setup::default(), delayed] {
+        let proxy = start_with(setup);
+        let target = format!("/{VOLUME}/o");
+        let delete = |tag: &str| proxy.request("DELETE", &target, &[("If-Match", tag)], b"");
+        let old = put(&proxy, "o", &[], b"old");
+        let new = put(&proxy, "o", &[], b"new");
+        let tag = new.expect_header("etag");
+        for wrong in [old.expect_header("etag"), "\"other\""] {
+            assert_code(&delete(wrong), 412, "PreconditionFailed", wrong);
+        }
+        let many = format!(
+            "<Delete><Object><Key>o</Key><ETag>{}</ETag></Object></Delete>",
+            old.expect_header("etag").replace('"', "&quot;")
+        );
+        let md5 = STANDARD.encode(Md5::digest(&many));
+        let headers = [("content-md5", md5.as_str())];
+        let answer = proxy.request(
+            "POST",
+            &format!("/{VOLUME}?delete"),
+            &headers,
+            many.as_bytes(),
+        );
+        assert!(
+            answer.text().contains("<Code>PreconditionFailed</Code>"),
+            "{}",
+            answer.text()
+        );
+        assert_eq!(proxy.get("o").body, b"new");
+        assert_eq!(delete(tag).status, 204);
+        assert_eq!(proxy.get("o").status, 404);
+        assert_eq!(
+            delete(tag).status,
+            204,
+            "what is not there needs no deletion"
+        );
+        assert_eq!(delete("*").status, 204);
     }
 }
 

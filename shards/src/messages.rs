@@ -267,8 +267,12 @@ pub enum Message {
     Put(Box<PutObject>, oneshot::Sender<Result<Written, WriteError>>),
     /// Cache a block of an object that was just written.
     Insert(BlockId, Arc<ObjectMeta>, BlockPayload, oneshot::Sender<()>),
-    /// Delete an object.
-    Delete(BlockId, oneshot::Sender<Result<(), WriteError>>),
+    /// Delete an object, if a condition holds.
+    Delete(
+        BlockId,
+        WriteCondition,
+        oneshot::Sender<Result<(), WriteError>>,
+    ),
     /// Forget what is known of an object: the store has another version.
     Invalidate(BlockId, oneshot::Sender<()>),
     /// Tell the counters.

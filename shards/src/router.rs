@@ -8,7 +8,7 @@ use crate::core::Core;
 use crate::key::{BlockHash, BlockId, Topology, Volume};
 use crate::messages::{
     BlockBody, BlockPayload, BlockRequest, CompleteObject, CopyFrom, CopyObject, Message, Opened,
-    Outcome, PutObject, ReadError, WriteError, Written,
+    Outcome, PutObject, ReadError, WriteCondition, WriteError, Written,
 };
 use crate::names::NamesError;
 use crate::parts::{Assembly, BodyName, KnownParts, NotedPart};
@@ -83,7 +83,9 @@ async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
             core.insert(id, meta, payload).await;
             let _ = reply.send(());
         }
-        Message::Delete(id, reply) => drop(reply.send(core.delete(id).await)),
+        Message::Delete(id, condition, reply) => {
+            drop(reply.send(core.delete(id, condition).await));
+        }
         Message::Invalidate(id, reply) => {
             core.invalidate(id).await;
             let _ = reply.send(());
@@ -218,10 +220,10 @@ impl<R: Runtime, D: Disk> Router<R, D> {
     }
 
     /// See [`Core::delete`]. Runs to its end at the home even if the caller goes away.
-    pub async fn delete(&self, id: BlockId) -> Result<(), WriteError> {
-        let answer = self
-            .ask_owner(&id.clone(), |reply| Message::Delete(id, reply))
-            .await;
+    pub async fn delete(&self, id: BlockId, condition: WriteCondition) -> Result<(), WriteError> {
+        let owner = id.clone();
+        let message = |reply| Message::Delete(id, condition, reply);
+        let answer = self.ask_owner(&owner, message).await;
         answer.unwrap_or_else(|| Err(WriteError::Store(core_gone())))
     }
 

@@ -454,10 +454,26 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Deletes an object from its store and from the cache.
-    pub async fn delete(self: &Rc<Self>, id: BlockId) -> Result<(), WriteError> {
+    ///
+    /// Of a condition that the store must judge it is asked before: stores differ in what they do with
+    /// one on a DELETE. What is not there needs no deletion, whatever version was meant.
+    pub async fn delete(
+        self: &Rc<Self>,
+        id: BlockId,
+        condition: WriteCondition,
+    ) -> Result<(), WriteError> {
         let hash = id.hash();
         self.shard_to_write(hash).await?;
-        let turn = self.turn(hash).await?;
+        let (turn, terms) = self.turn_to_write(&id, hash, &condition).await?;
+        if let Some(etag) = &terms.if_match {
+            let (number, key) = (id.volume.store_number, id.key.to_string());
+            match self.parts.uplink.head(number, key).await {
+                Ok(head) if head.meta.etag == *etag => {}
+                Ok(_) => return Err(WriteError::OtherVersion),
+                Err(error) if error.kind == StoreErrorKind::NotFound => {}
+                Err(error) => return Err(WriteError::Store(Arc::new(error))),
+            }
+        }
         let held = self.hold_upload(hash).await?;
         match self
             .parts

@@ -11,10 +11,11 @@ use super::limits::{
     DELETE_BODY_BYTES_MAX, DELETE_FAILURES_MAX, DELETE_KEYS_MAX, DELETES_AT_ONCE_MAX, LIST_WAIT_MAX,
 };
 use super::reply::ErrorReply;
-use super::{ObjectRequest, target};
+use super::{ObjectRequest, put, target};
 use crate::xml::{self, Document, Node, XmlError};
 use forebay_io::runtime::timeout;
 use forebay_shards::key::Volume;
+use forebay_shards::messages::WriteCondition;
 use futures::stream::{self, StreamExt};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ struct Order {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Doomed {
     key: String,
+    /// The ETag of the version that is to be deleted, if only that is.
+    etag: Option<String>,
     /// What it is to be deleted only if: a condition, or a version, that we cannot keep to.
     condition: Option<String>,
 }
@@ -150,7 +153,8 @@ fn parse(body: &[u8]) -> Result<Order, ErrorReply> {
                     "Key" => (doomed.key, has_key) = (text.to_owned(), true),
                     // The one version that an object without versions has.
                     "VersionId" if matches!(text.trim(), "" | "null") => {}
-                    "VersionId" | "ETag" | "LastModifiedTime" | "Size" => {
+                    "ETag" => doomed.etag = Some(text.trim().to_owned()),
+                    "VersionId" | "LastModifiedTime" | "Size" => {
                         doomed.condition = Some((*name).to_owned());
                     }
                     _ => return Err(XmlError::new(format!("an element {name:?}"))),
@@ -229,12 +233,16 @@ async fn delete(
         let what = format!("deleting an object by its {condition}");
         return Err(ErrorReply::not_implemented(&what));
     }
+    let condition = match doomed.etag.as_deref() {
+        None | Some("*") => WriteCondition::Always,
+        Some(tag) => put::version(tag)?,
+    };
     let object = ObjectRequest {
         volume: volume.clone(),
         key: target::check_key(doomed.key.clone())?.into(),
     };
     let router = &connection.context().router;
-    Ok(router.delete(object.block(0)).await?)
+    Ok(router.delete(object.block(0), condition).await?)
 }
 
 #[cfg(test)]

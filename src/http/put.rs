@@ -260,20 +260,23 @@ pub(super) fn condition(head: &Head) -> Result<WriteCondition, ErrorReply> {
         (Some(_), None) => Err(ErrorReply::not_implemented(
             "If-None-Match other than * on a write",
         )),
-        (None, Some(tag)) => {
-            let bare = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-            let bare = bare.unwrap_or(tag);
-            let is_list = bare.contains(['"', ',', ' ']) || tag.starts_with("W/");
-            match is_list || matches!(bare, "" | "*") {
-                true => Err(ErrorReply::not_implemented(
-                    "If-Match other than one strong ETag on a write",
-                )),
-                false => Ok(WriteCondition::Version(bare.to_owned())),
-            }
-        }
+        (None, Some(tag)) => version(tag),
         (Some(_), Some(_)) => Err(ErrorReply::not_implemented(
             "If-Match beside If-None-Match on a write",
         )),
+    }
+}
+
+/// The version of one ETag, with its quotes or without.
+pub(super) fn version(tag: &str) -> Result<WriteCondition, ErrorReply> {
+    let bare = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+    let bare = bare.unwrap_or(tag);
+    let is_list = bare.contains(['"', ',', ' ']) || tag.starts_with("W/");
+    match is_list || matches!(bare, "" | "*") {
+        true => Err(ErrorReply::not_implemented(
+            "If-Match other than one strong ETag on a write",
+        )),
+        false => Ok(WriteCondition::Version(bare.to_owned())),
     }
 }
 
@@ -516,16 +519,36 @@ pub(super) async fn send_split(
     Ok(())
 }
 
+/// What a DELETE is only to be done if. `If-Match: *` leaves it as it is: what is not there is deleted.
+fn delete_condition(head: &Head) -> Result<WriteCondition, ErrorReply> {
+    let others = &WRITE_CONDITIONS[1..];
+    if let Some(name) = others.iter().find(|name| head.has(name)) {
+        let what = format!("{name} on a DELETE");
+        return Err(ErrorReply::not_implemented(&what));
+    }
+    let mut tags = head.values("if-match");
+    match (tags.next().map(str::trim), tags.next()) {
+        (None, _) if !head.has("if-match") => Ok(WriteCondition::Always),
+        (Some("*"), None) => Ok(WriteCondition::Always),
+        (Some(tag), None) => version(tag),
+        _ => Err(ErrorReply::not_implemented(
+            "If-Match of this kind on a DELETE",
+        )),
+    }
+}
+
 /// Serves `DELETE`.
 pub async fn delete(
     connection: &mut Connection,
     head: &Head,
     object: &ObjectRequest,
 ) -> Result<(), Ended> {
-    if let Err(error) = refuse_conditions(head, "a DELETE") {
-        return finish_with(connection, error, object).await;
-    }
-    let deleted: Result<(), WriteError> = connection.context().router.delete(object.block(0)).await;
+    let condition = match delete_condition(head) {
+        Ok(condition) => condition,
+        Err(error) => return finish_with(connection, error, object).await,
+    };
+    let router = &connection.context().router;
+    let deleted: Result<(), WriteError> = router.delete(object.block(0), condition).await;
     connection
         .context()
         .stats()

@@ -322,5 +322,7 @@ pub async fn put_when(
 
 /// Deletes an object.
 pub async fn delete(node: &Node, volume: &Arc<Volume>, key: &str) -> Result<(), WriteError> {
-    node.router.delete(home(volume, key)).await
+    node.router
+        .delete(home(volume, key), WriteCondition::Always)
+        .await
 }
