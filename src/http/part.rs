@@ -62,7 +62,16 @@ async fn part_of(
     meta: &Arc<ObjectMeta>,
     number: u32,
 ) -> Result<(RangeSpec, Option<usize>), ErrorReply> {
-    let count = parts_in(meta);
+    let router = &connection.context().router;
+    let assembly = router.find_assembly(&object.block(0), meta).await;
+    let made_of = assembly.as_ref().map(|assembly| assembly.parts.len());
+    let unknown = || {
+        ErrorReply::not_implemented("a part of an object of which the parts' ends are not known")
+    };
+    let count = match made_of.filter(|count| *count > 1) {
+        Some(count) => count,
+        None => parts_in(meta).ok_or_else(unknown)?,
+    };
     if number as usize > count {
         let message = format!("the object has {count} parts");
         return Err(ErrorReply::new(416, "InvalidPartNumber", message));
@@ -75,26 +84,26 @@ async fn part_of(
         };
         return Ok((spec, None));
     }
-    let router = &connection.context().router;
-    let assembly = router.find_assembly(&object.block(0), meta).await;
     let span = assembly
         .filter(|assembly| assembly.parts.len() == count)
         .and_then(|assembly| assembly.part(number as usize))
         .filter(|span| !span.is_empty());
-    let span = span.ok_or_else(|| {
-        ErrorReply::not_implemented("a part of an object of which the parts' ends are not known")
-    })?;
+    let span = span.ok_or_else(unknown)?;
     let spec = RangeSpec::Between(span.start, span.end - 1);
     Ok((spec, Some(count)))
 }
 
-/// How many parts an object came in, by its ETag: S3's has their number behind a hyphen.
-fn parts_in(meta: &ObjectMeta) -> usize {
+/// How many parts an object came in, by its ETag: S3's has their number behind a hyphen. Azure's, which
+/// begin with `0x`, do not say.
+fn parts_in(meta: &ObjectMeta) -> Option<usize> {
+    if meta.etag.starts_with("0x") {
+        return None;
+    }
     let count = meta.etag.rsplit_once('-').and_then(|(_, count)| {
         let is_number = !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit());
         is_number.then(|| count.parse().ok()).flatten()
     });
-    count.filter(|count| *count > 0).unwrap_or(1)
+    Some(count.filter(|count| *count > 0).unwrap_or(1))
 }
 
 #[cfg(test)]
@@ -109,10 +118,11 @@ mod tests {
                 ..ObjectMeta::default()
             })
         };
-        assert_eq!(parts("d41d8cd98f00b204e9800998ecf8427e"), 1);
-        assert_eq!(parts("d41d8cd98f00b204e9800998ecf8427e-3"), 3);
+        assert_eq!(parts("d41d8cd98f00b204e9800998ecf8427e"), Some(1));
+        assert_eq!(parts("d41d8cd98f00b204e9800998ecf8427e-3"), Some(3));
+        assert_eq!(parts("0x8DE28F5C1D0A5B0"), None);
         for odd in ["", "a-", "a-b", "a-0", "a-+2", "a-99999999999999999999999"] {
-            assert_eq!(parts(odd), 1, "{odd}");
+            assert_eq!(parts(odd), Some(1), "{odd}");
         }
     }
 }
