@@ -156,3 +156,48 @@ fn a_wrong_key_is_said_and_keeps_what_was_acknowledged() {
     assert_eq!(other.get("k").body, body);
     assert!(!proxy.stderr().contains(&server.key));
 }
+
+fn element(text: &str, name: &str) -> String {
+    let inside = text
+        .split_once(&format!("<{name}>"))
+        .and_then(|(_, rest)| rest.split_once(&format!("</{name}>")));
+    let (inside, _) = inside.unwrap_or_else(|| panic!("no {name} in {text}"));
+    inside.to_owned()
+}
+
+/// Azure's ETags say neither what a part holds nor how many there are.
+#[test]
+fn an_object_in_parts_is_told_part_by_part_as_long_as_its_parts_are_known() {
+    for store in stores() {
+        let mut proxy = setup(store).start();
+        let target = format!("/{VOLUME}/in-parts");
+        let begun = proxy.request("POST", &format!("{target}?uploads"), &[], b"");
+        let upload = element(&begun.text(), "UploadId");
+        let parts = [pattern(1, 5 << 20), pattern(2, 70_000)];
+        let mut document = "<CompleteMultipartUpload>".to_string();
+        for (number, part) in (1..).zip(&parts) {
+            let to = format!("{target}?partNumber={number}&uploadId={upload}");
+            let answer = proxy.request("PUT", &to, &[], part);
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let etag = answer.expect_header("etag");
+            document +=
+                &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+        }
+        document += "</CompleteMultipartUpload>";
+        let to = format!("{target}?uploadId={upload}");
+        let answer = proxy.request("POST", &to, &[], document.as_bytes());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_same_bytes(&proxy.get("in-parts").body, &parts.concat(), "the whole");
+        let second =
+            |proxy: &Proxy| proxy.request("GET", &format!("{target}?partNumber=2"), &[], b"");
+        let answer = second(&proxy);
+        assert_eq!(
+            (answer.status, answer.expect_header("x-amz-mp-parts-count")),
+            (206, "2")
+        );
+        assert_same_bytes(&answer.body, &parts[1], "the second part");
+        proxy.restart_killed(|_| {});
+        assert_same_bytes(&proxy.get("in-parts").body, &parts.concat(), "after a kill");
+        assert_eq!(second(&proxy).status, 501, "known no more, and not guessed");
+    }
+}

@@ -90,7 +90,19 @@ fn check_upload_checksums(head: &Head) -> Result<(), ErrorReply> {
         let message = format!("{algorithm} names no checksum that is known");
         return Err(ErrorReply::new(400, "InvalidRequest", message));
     }
+    let word = head.header(algorithm).unwrap_or_default();
+    // Of parts' CRCs that of the whole follows, of their hashes it does not.
+    let is_hash = word.to_ascii_uppercase().starts_with("SHA");
+    let is_whole_only = word.eq_ignore_ascii_case("CRC64NVME");
     match head.header(kind) {
+        Some("FULL_OBJECT") if is_hash => {
+            let message = format!("{word} knows no {kind} but COMPOSITE");
+            Err(ErrorReply::new(400, "InvalidRequest", message))
+        }
+        Some("COMPOSITE") if is_whole_only => {
+            let message = format!("{word} knows no {kind} but FULL_OBJECT");
+            Err(ErrorReply::new(400, "InvalidRequest", message))
+        }
         None | Some("COMPOSITE" | "FULL_OBJECT") => Ok(()),
         Some(_) => {
             let message = format!("{kind} is COMPOSITE or FULL_OBJECT");

@@ -275,6 +275,9 @@ def part_checksums():
         yield case(f"part-checksum/whole-{name}", begun, *sent, complete(these(1, 2), want, headers=given), after, differential=False)
     unknown = error(400, "InvalidRequest|InvalidArgument")
     yield case("part-checksum/unknown-algorithm", create(want=unknown, x_amz_checksum_algorithm="ADLER32"), differential=False)
+    for name, kind in (("SHA1", "FULL_OBJECT"), ("SHA256", "FULL_OBJECT"), ("CRC64NVME", "COMPOSITE"), ("CRC32", "SOME")):
+        made = create(want=unknown, x_amz_checksum_algorithm=name, x_amz_checksum_type=kind)
+        yield case(f"part-checksum/{name}-{kind}", made, differential=False)
 
 
 TABLES = (copies, uploads, part_checksums)
