@@ -35,6 +35,8 @@ def crc32c(data):
 class Mountpoint(Mount, CurrentBoto3):
     name = "Mountpoint for S3"
     renames = False
+    # An empty object has no place in a manifest.
+    reads_empty = False
     # It trusts the system's certificates only.
     tls = False
     binary = os.path.expanduser("~/.cargo/bin/mount_from_config")

@@ -34,6 +34,8 @@ class Client:
     files_are_objects = True
     # Whether it can rename: then the tree is changed by it, too.
     renames = False
+    # Whether objects without a byte can be read with it.
+    reads_empty = True
     # Whether it keeps a folder by an empty object of its own.
     makes_folders = False
     # Whether it can be told to trust the proxy's certificate.

@@ -276,8 +276,14 @@ def conditional_writes():
         ("match-list", {"if-match": f"{OTHER}, {saved('etag')}"}),
     ):
         yield case(f"write-if/{name}-refused", learn, put("k", b"x", refused, headers=headers), stays, differential=False)
-    for name, headers in (("match", {"if-match": OTHER}), ("match-size", {"x-amz-if-match-size": "3"})):
+    # Neither of the stores behind judges a condition of a DELETE.
+    for name, headers in (("match-list", {"if-match": '"a", "b"'}), ("match-size", {"x-amz-if-match-size": "3"})):
         yield case(f"delete-if/{name}-refused", learn, delete("k", refused, headers=headers), stays, differential=False)
+    yield case("delete-if/match-other", learn, delete("k", exists, headers={"if-match": OTHER}), stays, differential=False)
+    same = {"if-match": saved("etag")}
+    yield case("delete-if/match-same", learn, delete("k", 204, headers=same), head("k", 404), delete("k", 204, headers=same), differential=False)
+    replaced = (learn, put("k", b"new"), delete("k", exists, headers=same), wins)
+    yield case("delete-if/match-replaced", *replaced, differential=False)
 
 
 def metadata():
