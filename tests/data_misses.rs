@@ -68,8 +68,9 @@ fn objects_pass_through_every_real_store() {
             assert_same_bytes(&first.body, &body, key);
             let second = reader.get(key);
             assert_same_bytes(&second.body, &body, key);
+            // A reader may have the last byte before the fetch has seen its end.
             assert!(
-                second.cache().starts_with("hit-"),
+                second.cache().starts_with("hit-") || second.cache() == "coalesced",
                 "{name}: {key}: x-cache {}",
                 second.cache()
             );
