@@ -5,6 +5,7 @@
 //! number, and refuses what is too deep: whatever the bytes, it takes time and memory in proportion
 //! to them.
 
+use forebay_io::tags::Tags;
 use quick_xml::events::{BytesRef, Event};
 use quick_xml::name::QName;
 
@@ -251,6 +252,20 @@ impl Document {
         self.close(root);
         self.text
     }
+}
+
+/// The document that tells or sets an object's tags.
+pub fn tagging(tags: &Tags) -> String {
+    let mut document = Document::new("Tagging");
+    document.open("TagSet");
+    for (name, value) in tags {
+        document.open("Tag");
+        document.exact_element("Key", name);
+        document.exact_element("Value", value);
+        document.close("Tag");
+    }
+    document.close("TagSet");
+    document.finish("Tagging")
 }
 
 /// Text as XML character data. Characters that XML 1.0 cannot hold become U+FFFD.

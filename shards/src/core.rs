@@ -266,6 +266,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self.shard(hash).is_some_and(|shard| shard.is_dirty(hash))
     }
 
+    /// Whether the store does not have what clients are told of. What is in conflict they are not.
+    pub(crate) fn is_here_alone(&self, hash: BlockHash) -> bool {
+        self.is_dirty(hash) && !self.uploads.is_conflict(hash)
+    }
+
     /// Remembers what the store said of an object when it was asked at `asked`: what it says may be
     /// as old as that.
     pub(crate) fn learn(

@@ -170,7 +170,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     ) -> Result<CopyFrom, ReadError> {
         let hash = id.hash();
         let meta = self.open(id, None).await?.meta;
-        let is_here_alone = self.is_dirty(hash) && !self.uploads.is_conflict(hash);
+        let is_here_alone = self.is_here_alone(hash);
         let store_etag = {
             let heads = self.heads.borrow();
             let head = heads.peek(hash).filter(|head| head.meta.etag == meta.etag);

@@ -99,7 +99,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                     };
                     // The steps above may have waited: something newer may have been acknowledged,
                     // which the store does not know.
-                    if self.is_dirty(hash) && !self.uploads.is_conflict(hash) {
+                    if self.is_here_alone(hash) {
                         continue;
                     }
                     // Another reader may have started.

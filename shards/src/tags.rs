@@ -57,11 +57,6 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         set.map_err(|error| WriteError::Store(Arc::new(error)))
     }
 
-    /// Whether the store does not have what clients are told of.
-    fn is_here_alone(&self, hash: BlockHash) -> bool {
-        self.is_dirty(hash) && !self.uploads.is_conflict(hash)
-    }
-
     /// Writes what waits for its upload through to the store now.
     async fn carry_through(
         self: &Rc<Self>,

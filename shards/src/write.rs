@@ -166,10 +166,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         condition: &WriteCondition,
     ) -> Result<(Turn<BlockHash>, Terms), WriteError> {
         let turn = self.turn(hash).await?;
-        let is_held_here = || self.is_dirty(hash) && !self.uploads.is_conflict(hash);
         let terms = match condition {
             WriteCondition::Always => Terms::default(),
-            WriteCondition::Free if is_held_here() => return Err(WriteError::Exists),
+            WriteCondition::Free if self.is_here_alone(hash) => return Err(WriteError::Exists),
             WriteCondition::Free => Terms {
                 if_none_match: true,
                 if_match: None,
@@ -178,14 +177,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 let known = self.known_version(id, hash).await;
                 let known = known.map_err(|_| WriteError::Stalled)?;
                 let is_known = known.is_some_and(|meta| meta.etag == *etag);
-                let if_match = match (is_held_here(), is_known) {
+                let if_match = match (self.is_here_alone(hash), is_known) {
                     (true, true) => None,
                     (true, false) => return Err(WriteError::OtherVersion),
                     (false, true) => self.known_store_etag(hash),
                     (false, false) => Some(etag.clone()),
                 };
                 // What was dirty may be uploaded by now; what is not remembered is the store's.
-                let if_match = if_match.or_else(|| (!is_held_here()).then(|| etag.clone()));
+                let if_match =
+                    if_match.or_else(|| (!self.is_here_alone(hash)).then(|| etag.clone()));
                 Terms {
                     if_none_match: false,
                     if_match,

@@ -163,6 +163,17 @@ impl Body {
         Ok(count)
     }
 
+    /// Reads and verifies all of it, of which the length was found good.
+    pub async fn read_all(mut self, connection: &mut Connection) -> Result<Vec<u8>, BodyError> {
+        let mut bytes = vec![0; self.left as usize];
+        let mut filled = 0;
+        while self.left > 0 {
+            filled += self.read(connection, &mut bytes[filled..]).await?;
+        }
+        self.finish(connection).await?;
+        Ok(bytes)
+    }
+
     /// Reads what follows the object's bytes and verifies them.
     pub async fn finish(mut self, connection: &mut Connection) -> Result<Verified, BodyError> {
         if let Some(reader) = &mut self.envelope {

@@ -20,9 +20,6 @@ use forebay_io::store::CHECKSUM_PREFIX;
 use forebay_shards::messages::{CompleteObject, WriteCondition, Written};
 use forebay_shards::parts::KnownParts;
 
-/// Bytes read from the client at once.
-const READ_BYTES: usize = 64 << 10;
-
 /// Which checksums of parts and object an upload is to have. We verify those that come; the store is
 /// not told, for it would want one with every part, and that of a stream is known too late.
 const UPLOAD_CHECKSUM_HEADERS: [&str; 2] = ["x-amz-checksum-algorithm", "x-amz-checksum-type"];
@@ -201,7 +198,7 @@ async fn finish_upload(
         let message = "too many large documents are being read";
         return Err(ErrorReply::slow_down(message).into());
     };
-    let parts = parse(&read(connection, body).await?)?;
+    let parts = parse(&body.read_all(connection).await?)?;
     let home = object.block(0);
     let known = context.router.known_parts(&home, &upload_id).await;
     let checksum = judge(head, &parts, &known)?;
@@ -237,17 +234,6 @@ fn without_checksums(part: CompletedPart) -> CompletedPart {
         checksums: Vec::new(),
         ..part
     }
-}
-
-async fn read(connection: &mut Connection, mut body: Body) -> Result<Vec<u8>, BodyError> {
-    let mut document = Vec::new();
-    let mut piece = vec![0; READ_BYTES];
-    while body.left() > 0 {
-        let count = body.read(connection, &mut piece).await?;
-        document.extend_from_slice(&piece[..count]);
-    }
-    body.finish(connection).await?;
-    Ok(document)
 }
 
 fn malformed(what: &str) -> ErrorReply {

@@ -11,7 +11,7 @@ use super::limits::TAGGING_BODY_BYTES_MAX;
 use super::put::{Signed, refuse_conditions};
 use super::reply::ErrorReply;
 use super::{ObjectRequest, bucket, finish_with};
-use crate::xml::{self, Document, Node, XmlError};
+use crate::xml::{self, Node, XmlError};
 use forebay_io::tags::{TAG_NAME_MAX, TAG_VALUE_MAX, TAGS_MAX, Tags};
 
 /// Serves GetObjectTagging.
@@ -21,16 +21,7 @@ pub async fn read(connection: &mut Connection, object: &ObjectRequest) -> Result
         Ok(tags) => tags,
         Err(error) => return finish_with(connection, error.into(), object).await,
     };
-    let mut document = Document::new("Tagging");
-    document.open("TagSet");
-    for (name, value) in &tags {
-        document.open("Tag");
-        document.exact_element("Key", name);
-        document.exact_element("Value", value);
-        document.close("Tag");
-    }
-    document.close("TagSet");
-    bucket::respond(connection, &document.finish("Tagging")).await
+    bucket::respond(connection, &xml::tagging(&tags)).await
 }
 
 /// Serves PutObjectTagging.
@@ -86,18 +77,12 @@ async fn receive(
     signed: Signed,
 ) -> Result<Tags, BodyError> {
     refuse_conditions(head, "a change of tags")?;
-    let mut body = Body::of(head, signed.chunks)?;
+    let body = Body::of(head, signed.chunks)?;
     if matches!(head.framing, Framing::None) || body.length() > TAGGING_BODY_BYTES_MAX {
         let message = format!("the document has 1 to {TAGGING_BODY_BYTES_MAX} bytes");
         return Err(malformed(&message).into());
     }
-    let mut document = vec![0; body.length() as usize];
-    let mut filled = 0;
-    while body.left() > 0 {
-        filled += body.read(connection, &mut document[filled..]).await?;
-    }
-    body.finish(connection).await?;
-    Ok(parse(&document)?)
+    Ok(parse(&body.read_all(connection).await?)?)
 }
 
 fn malformed(what: &str) -> ErrorReply {

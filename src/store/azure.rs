@@ -17,7 +17,7 @@ mod sign;
 
 use super::s3::answer::{clock_ahead_seconds, corrupt};
 use super::s3::body;
-use super::s3::client::Client;
+use super::s3::client::{Client, no_response};
 use super::s3::{
     Deadlines, ERROR_BODY_BYTES_MAX, Refusal, SKEW_NOTICED_SECONDS_MIN, base64, describe,
     header_value, quoted, shifted, streamed_refusal,
@@ -360,24 +360,12 @@ impl AzureStore {
     }
 
     fn no_answer(&self, verb: Verb, deadline: Duration) -> StoreError {
-        self.client.abandon_connections();
-        let message = format!(
-            "{verb:?} at {}: no answer within {deadline:?}",
-            self.signer.container_url()
-        );
-        StoreError::new(StoreErrorKind::Timeout, message)
+        self.client
+            .no_answer(self.signer.container_url(), verb, deadline)
     }
 
     fn no_response(&self, error: reqwest::Error) -> StoreError {
-        let kind = match error.is_timeout() {
-            true => StoreErrorKind::Timeout,
-            false => StoreErrorKind::Unreachable,
-        };
-        let container_url = self.signer.container_url();
-        let was_never_sent = error.is_connect();
-        let mut error = StoreError::new(kind, format!("{container_url}: {}", describe(error)));
-        error.was_never_sent = was_never_sent;
-        error
+        no_response(self.signer.container_url(), error)
     }
 }
 

@@ -18,7 +18,7 @@ use super::{BuildError, S3Spec, UploadCheck};
 use answer::{ErrorDocument, META_PREFIX, OBJECT_HEADERS};
 use base64::Engine;
 use bytes::Bytes;
-use client::Client;
+use client::{Client, no_response};
 use forebay_io::listing::{ListPage, ListRequest};
 use forebay_io::store::{
     CHECKSUM_PREFIX, GetReply, GetRequest, ObjectHead, PutBody, PutReply, PutRequest, Store,
@@ -546,24 +546,12 @@ impl S3Store {
     }
 
     fn no_answer(&self, verb: Verb, deadline: Duration) -> StoreError {
-        self.client.abandon_connections();
-        let message = format!(
-            "{verb:?} at {}: no answer within {deadline:?}",
-            self.signer.bucket_url()
-        );
-        StoreError::new(StoreErrorKind::Timeout, message)
+        self.client
+            .no_answer(self.signer.bucket_url(), verb, deadline)
     }
 
     fn no_response(&self, error: reqwest::Error) -> StoreError {
-        let kind = match error.is_timeout() {
-            true => StoreErrorKind::Timeout,
-            false => StoreErrorKind::Unreachable,
-        };
-        let bucket_url = self.signer.bucket_url();
-        let was_never_sent = error.is_connect();
-        let mut error = StoreError::new(kind, format!("{bucket_url}: {}", describe(error)));
-        error.was_never_sent = was_never_sent;
-        error
+        no_response(self.signer.bucket_url(), error)
     }
 }
 

@@ -6,6 +6,7 @@
 //! passes through the sleep it is given, and equal seeds give equal runs.
 
 mod parts;
+mod tags;
 
 pub use parts::parts_tag;
 
@@ -16,7 +17,7 @@ use crate::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
 };
-use crate::tags::{TagStore, Tags};
+use crate::tags::Tags;
 use bytes::{Bytes, BytesMut};
 use crc_fast::CrcAlgorithm;
 use futures::future::LocalBoxFuture;
@@ -414,26 +415,6 @@ impl MemoryStore {
             }
         }
         Ok(page.finish(false))
-    }
-}
-
-impl TagStore for MemoryStore {
-    fn tags(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Tags>> {
-        Box::pin(async move {
-            self.begin(Verb::Head, &key).await?;
-            self.find(&key)?;
-            let inside = self.inside.borrow();
-            Ok(inside.tags.get(&key).cloned().unwrap_or_default())
-        })
-    }
-
-    fn set_tags(&self, key: String, tags: Tags) -> LocalBoxFuture<'_, StoreResult<()>> {
-        Box::pin(async move {
-            let fault = self.begin(Verb::Head, &key).await?;
-            self.find(&key)?;
-            self.inside.borrow_mut().tags.insert(key, tags);
-            lose_reply(fault.as_ref())
-        })
     }
 }
 

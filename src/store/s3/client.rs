@@ -5,10 +5,12 @@
 //! verifies the store's certificate.
 
 use super::super::BuildError;
-use super::Deadlines;
+use super::{Deadlines, describe};
+use forebay_io::store::{StoreError, StoreErrorKind};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,18 @@ pub(in crate::store) struct Client {
     tls: rustls::ClientConfig,
     deadlines: Deadlines,
     abandoned_at: Cell<Option<Instant>>,
+}
+
+/// What is said of a request to `place` that got no answer at all.
+pub(in crate::store) fn no_response(place: impl fmt::Display, error: reqwest::Error) -> StoreError {
+    let kind = match error.is_timeout() {
+        true => StoreErrorKind::Timeout,
+        false => StoreErrorKind::Unreachable,
+    };
+    let was_never_sent = error.is_connect();
+    let mut error = StoreError::new(kind, format!("{place}: {}", describe(error)));
+    error.was_never_sent = was_never_sent;
+    error
 }
 
 impl Client {
@@ -58,6 +72,18 @@ impl Client {
     /// A handle to the current client.
     pub(in crate::store) fn get(&self) -> reqwest::Client {
         self.current.borrow().clone()
+    }
+
+    /// What is said of a request to `place` that had no answer in time. Its connection is not trusted.
+    pub(in crate::store) fn no_answer(
+        &self,
+        place: impl fmt::Display,
+        verb: impl fmt::Debug,
+        deadline: Duration,
+    ) -> StoreError {
+        self.abandon_connections();
+        let message = format!("{verb:?} at {place}: no answer within {deadline:?}");
+        StoreError::new(StoreErrorKind::Timeout, message)
     }
 
     /// Leaves all idle connections behind, so that the next request makes a new one with a fresh

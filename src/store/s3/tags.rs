@@ -1,10 +1,10 @@
-//! Tags of objects: their requests and their document.
+//! Tags of objects: their requests.
 
 use super::documents;
 use super::list::ANSWER_BYTES_MAX;
 use super::sign::{Target, Verb};
 use super::{RequestHeaders, S3Store, base64};
-use crate::xml::Document;
+use crate::xml;
 use bytes::Bytes;
 use forebay_io::store::StoreResult;
 use forebay_io::tags::{TagStore, Tags};
@@ -32,16 +32,7 @@ impl S3Store {
                 .await
                 .map(drop);
         }
-        let mut document = Document::new("Tagging");
-        document.open("TagSet");
-        for (name, value) in tags {
-            document.open("Tag");
-            document.exact_element("Key", name);
-            document.exact_element("Value", value);
-            document.close("Tag");
-        }
-        document.close("TagSet");
-        let document = Bytes::from(document.finish("Tagging"));
+        let document = Bytes::from(xml::tagging(tags));
         // Older stores want it of every such document.
         let name = HeaderName::from_static("content-md5");
         headers.plain.push((name, base64(&Md5::digest(&document))));
