@@ -285,6 +285,17 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     try_run(program, arguments).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Runs a command that a file system refuses while one of its files is open for writing. The kernel ends the rings of a
+/// process that was killed after the process has been waited for, and their files are open until then.
+pub fn run_when_idle(program: &str, arguments: &[&str]) -> String {
+    let mut output = Err(String::new());
+    super::common::wait_until("the kernel has closed the files of the dead", || {
+        output = try_run(program, arguments);
+        !output.as_ref().is_err_and(|error| error.contains("busy"))
+    });
+    output.unwrap_or_else(|error| panic!("{error}"))
+}
+
 fn try_run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;

@@ -239,7 +239,7 @@ fn row_27_a_read_only_folder_is_refused_in_one_line() {
     proxy.put("first", b"formatted");
     proxy.kill();
     let said = proxy.stderr().len();
-    rig::run("mount", &["-o", "remount,ro", path]);
+    rig::run_when_idle("mount", &["-o", "remount,ro", path]);
     proxy.spawn();
     super::common::wait_until("it has ended", || proxy.exit_status().is_some());
     assert_eq!(
