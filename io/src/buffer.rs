@@ -14,7 +14,7 @@ use std::future::poll_fn;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
 /// Alignment and granularity of direct I/O. 4096 whatever the device claims: the largest logical
@@ -73,6 +73,10 @@ impl Memory {
     fn start(&self) -> *mut u8 {
         self.pages.start()
     }
+
+    fn is_mapped(&self) -> bool {
+        self.pages.is_mapped()
+    }
 }
 
 /// Bytes of budget that a buffer of a class takes.
@@ -130,6 +134,7 @@ impl Pool {
                 pool: self.0.clone(),
                 filled: AtomicUsize::new(0),
                 state: AtomicU8::new(FILLING),
+                is_lent: AtomicBool::new(false),
                 waiting: SegQueue::new(),
             }),
         })
@@ -227,6 +232,8 @@ struct Backing {
     /// Body bytes below this are final and readable by anyone; those above belong to the writer.
     filled: AtomicUsize,
     state: AtomicU8,
+    /// Whether the kernel may refer to its pages for longer than this lives; see [`View::lend`].
+    is_lent: AtomicBool,
     waiting: SegQueue<Waker>,
 }
 
@@ -250,7 +257,12 @@ impl Drop for Backing {
     fn drop(&mut self) {
         let memory = self.memory.take().expect("dropped once");
         let cost = cost_of(memory.class);
-        self.pool.keep(memory);
+        if self.is_lent.load(Ordering::Acquire) {
+            // Fresh pages for the next user: these still carry bytes that are on their way.
+            self.pool.cool(memory);
+        } else {
+            self.pool.keep(memory);
+        }
         self.pool.used_bytes.fetch_sub(cost, Ordering::AcqRel);
         while let Some(waker) = self.pool.waiting.pop() {
             waker.wake();
@@ -433,6 +445,21 @@ impl View {
     /// As [`bytes::Bytes`], without copying.
     pub fn into_bytes(self) -> bytes::Bytes {
         bytes::Bytes::from_owner(self)
+    }
+
+    /// Prepares the pages to be lent to the kernel, which may then refer to them for as long as it
+    /// likes, whatever becomes of this view: when the buffer's last user is gone its pages are
+    /// given up, not filled again. Returns whether they may be lent; those of the smallest
+    /// buffers may not, since other memory lies on them.
+    pub fn lend(&self) -> bool {
+        let Some(backing) = &self.backing else {
+            return false;
+        };
+        let is_mapped = backing.memory.as_ref().is_some_and(Memory::is_mapped);
+        if is_mapped {
+            backing.is_lent.store(true, Ordering::Release);
+        }
+        is_mapped
     }
 
     /// Bytes of pool budget that this view keeps taken.

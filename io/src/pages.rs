@@ -54,11 +54,16 @@ impl Pages {
         self.start.as_ptr()
     }
 
+    /// Whether it is a mapping of its own, and so shares no page with anything else.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.bytes >= MAPPED_BYTES_MIN
+    }
+
     /// Gives the memory back to the kernel, not the addresses; returns whether it could. The
-    /// bytes are zeroes then. Mappings are kept because each hole among them would count as one
-    /// more.
+    /// bytes are zeroes then, on other pages: who still refers to the old ones keeps them as they
+    /// were. Mappings are kept because each hole among them would count as one more.
     pub(crate) fn cool(&mut self) -> bool {
-        if self.bytes < MAPPED_BYTES_MIN {
+        if !self.is_mapped() {
             return false;
         }
         // SAFETY: a mapping of our own, private and anonymous, which nobody else refers to.
@@ -70,7 +75,7 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        if self.bytes < MAPPED_BYTES_MIN {
+        if !self.is_mapped() {
             // SAFETY: allocated in `new` with the same layout, freed once.
             unsafe { dealloc(self.start.as_ptr(), Pages::layout(self.bytes)) }
         } else {

@@ -12,6 +12,7 @@ use super::limits::{
     HEAD_READ_BYTES, HEAD_TIME_MAX, IDLE_TIME_MAX, LINGER_TIME_MAX, SEND_BYTES_MAX,
 };
 use super::reply::{ErrorReply, ReplyHead};
+use forebay_io::buffer::View;
 use forebay_io::local::Permit;
 use forebay_io::net::Stream;
 use forebay_io::runtime::{MonoTime, Runtime, timeout};
@@ -74,6 +75,15 @@ pub struct Connection {
     /// Whether the body is read in turn with those of other connections.
     in_turn: bool,
     turn: Option<Permit>,
+}
+
+/// How long a client may take to receive so many bytes.
+fn send_time_max(bytes: usize) -> Duration {
+    debug_assert!(
+        bytes <= 2 * SEND_BYTES_MAX,
+        "larger sends are cut by the caller"
+    );
+    BODY_GRACE + Duration::from_millis(bytes as u64 * 1000 / BODY_RATE_MIN)
 }
 
 /// A method as metrics know it.
@@ -358,13 +368,19 @@ impl Connection {
 
     /// Sends pieces in order, each part of them within a deadline that its size sets.
     pub async fn send(&mut self, pieces: &[&[u8]]) -> Result<(), Ended> {
-        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
-        debug_assert!(
-            bytes <= 2 * SEND_BYTES_MAX,
-            "larger sends are cut by the caller"
-        );
-        let limit = BODY_GRACE + Duration::from_millis(bytes as u64 * 1000 / BODY_RATE_MIN);
-        match timeout(&self.context.runtime, limit, self.stream.send(pieces)).await {
+        let bytes = pieces.iter().map(|piece| piece.len()).sum();
+        let (context, limit) = (&self.context, send_time_max(bytes));
+        match timeout(&context.runtime, limit, self.stream.send(pieces)).await {
+            Some(result) => Ok(result?),
+            None => Err(Ended::TooSlow),
+        }
+    }
+
+    /// The same for a head and bytes whose buffer is likely to stay in memory and be sent again.
+    pub async fn send_resident(&mut self, head: &[u8], view: &View) -> Result<(), Ended> {
+        let (context, limit) = (&self.context, send_time_max(head.len() + view.len()));
+        let sending = self.stream.send_resident(head, view);
+        match timeout(&context.runtime, limit, sending).await {
             Some(result) => Ok(result?),
             None => Err(Ended::TooSlow),
         }

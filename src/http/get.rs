@@ -357,7 +357,10 @@ async fn send_body(
     reading: Reading,
 ) -> Result<(), Ended> {
     let Reading {
-        meta, span, first, ..
+        meta,
+        span,
+        mut outcome,
+        first,
     } = reading;
     let (Some((mut number, mut body)), false) = (first, span.is_empty()) else {
         return connection.send(&[&head]).await;
@@ -369,16 +372,16 @@ async fn send_body(
         let next = context
             .router
             .read_block(part(object, &meta, span, number + 1));
-        let (sent, next) = futures::join!(send_block(connection, &head, body), next);
+        let (sent, next) = futures::join!(send_block(connection, &head, body, outcome), next);
         sent?;
         head.clear();
         number += 1;
-        body = match next {
-            Ok((body, _)) => body,
+        (body, outcome) = match next {
+            Ok(next) => next,
             Err(error) => return Err(cut_short(&context, object, error).await),
         };
     }
-    send_block(connection, &head, body).await
+    send_block(connection, &head, body, outcome).await
 }
 
 /// The response cannot be completed: the connection ends short of the declared length.
@@ -399,8 +402,12 @@ async fn send_block(
     connection: &mut Connection,
     head: &[u8],
     body: BlockBody,
+    outcome: Outcome,
 ) -> Result<(), Ended> {
     let (watch, range) = match body {
+        BlockBody::Ready(view) if outcome == Outcome::HitRam => {
+            return send_resident(connection, head, &view).await;
+        }
         BlockBody::Ready(view) => return send_view(connection, head, &view).await,
         BlockBody::Filling { watch, range } => (watch, range),
     };
@@ -423,6 +430,24 @@ async fn send_block(
         }
         send_view(connection, b"", &watch.view(position..end)).await?;
         position = end;
+    }
+    Ok(())
+}
+
+/// The same as [`send_view`] for a block of the RAM tier.
+async fn send_resident(
+    connection: &mut Connection,
+    mut head: &[u8],
+    view: &View,
+) -> Result<(), Ended> {
+    let mut start = 0;
+    while start < view.len() {
+        let end = view.len().min(start + SEND_BYTES_MAX);
+        connection
+            .send_resident(head, &view.slice(start..end))
+            .await?;
+        head = b"";
+        start = end;
     }
     Ok(())
 }

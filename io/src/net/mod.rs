@@ -4,6 +4,7 @@
 //! handshake: an accepted socket is handed on at once.
 
 mod ciphers;
+mod lend;
 mod stream;
 
 pub use ciphers::crypto_provider;

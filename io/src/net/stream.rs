@@ -3,8 +3,11 @@
 //! glommio's stream makes one system call per 16 KiB TLS record in both directions. Here reads
 //! pass through [`READ_BUFFER_BYTES`], and writes go out as one `sendmsg` of up to 64 pieces, so
 //! that a call moves hundreds of kilobytes. Errors stay errors: an I/O error is never turned into
-//! a clean end of the stream.
+//! a clean end of the stream. Where nothing is encrypted, the bytes of a buffer that stays in memory
+//! are lent to the socket instead of copied.
 
+use super::lend::{LEND_BYTES_MIN, Lent, lend};
+use crate::buffer::View;
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use futures_rustls::TlsAcceptor;
 use futures_rustls::server::TlsStream;
@@ -35,6 +38,10 @@ const TLS_SEND_BYTES_MIN: usize = 32 << 10;
 /// Encrypted bytes that wait to be sent on all connections of a core before each gets only
 /// [`TLS_SEND_BYTES_MIN`] more. As many as fill a 10 Gb/s line for 13 ms.
 const TLS_SENDS_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes that are copied when a socket has room again, after which more are lent to it: waiting for
+/// room goes with a write.
+const PROBE_BYTES: usize = 4 << 10;
 
 /// Pieces per `sendmsg`; rustls offers at most 64 records at a time.
 const SEND_PIECES_MAX: usize = 64;
@@ -95,13 +102,13 @@ impl Socket {
         })
     }
 
-    fn send_now(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    fn send_now(&self, pieces: &[IoSlice<'_>], flags: libc::c_int) -> io::Result<usize> {
         // SAFETY: `msghdr` is plain data for which all-zero is valid.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         // `IoSlice` is guaranteed to have the layout of `iovec`; the kernel only reads it.
         message.msg_iov = pieces.as_ptr().cast_mut().cast();
         message.msg_iovlen = pieces.len().min(SEND_PIECES_MAX) as _;
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | flags;
         // SAFETY: `message` describes `pieces`, which live across the call; `fd` is open because
         // `inner` owns it.
         let sent = unsafe { libc::sendmsg(self.fd, &raw const message, flags) };
@@ -167,7 +174,7 @@ impl AsyncWrite for Socket {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         loop {
-            match this.send_now(pieces) {
+            match this.send_now(pieces, 0) {
                 Ok(count) => return Poll::Ready(Ok(count)),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
@@ -253,6 +260,17 @@ impl Stream {
         }
     }
 
+    /// Sends `head` and then all of `view`, whose buffer is likely to stay in memory and be sent again.
+    pub async fn send_resident(&mut self, head: &[u8], view: &View) -> io::Result<()> {
+        match self {
+            Stream::Plain(socket) if view.len() >= LEND_BYTES_MIN => {
+                send_lent(socket, head, view).await
+            }
+            Stream::Plain(socket) => send_plain(socket, &[head, view]).await,
+            Stream::Tls(stream) => send_tls(stream, &[head, view]).await,
+        }
+    }
+
     /// Says goodbye (TLS close_notify) and closes the sending side.
     pub async fn close(&mut self) -> io::Result<()> {
         match self {
@@ -273,6 +291,32 @@ async fn send_plain(socket: &mut Socket, pieces: &[&[u8]]) -> io::Result<()> {
             return Err(io::ErrorKind::WriteZero.into());
         }
         IoSlice::advance_slices(&mut rest, sent);
+    }
+    Ok(())
+}
+
+/// Copies the head, which waits in the socket for what follows, and lends the pages of the view.
+async fn send_lent(socket: &mut Socket, head: &[u8], view: &View) -> io::Result<()> {
+    if !head.is_empty() {
+        let sent = match socket.send_now(&[IoSlice::new(head)], libc::MSG_MORE) {
+            Ok(sent) => sent,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(e),
+        };
+        send_plain(socket, &[&head[sent..]]).await?;
+    }
+    let mut rest = &view[..];
+    while !rest.is_empty() {
+        match lend(socket.fd, view, rest, false)? {
+            Lent::Bytes(count) => rest = &rest[count..],
+            Lent::Full => {
+                let (probe, after) = rest.split_at(PROBE_BYTES.min(rest.len()));
+                send_plain(socket, &[probe]).await?;
+                rest = after;
+            }
+            Lent::Refused => return send_plain(socket, &[rest]).await,
+        }
     }
     Ok(())
 }
