@@ -129,7 +129,7 @@ pub(super) async fn answer(
         let (start, last) = (span.start, span.end - 1);
         reply.header(
             "content-range",
-            format_args!("bytes {start}-{last}/{}", reading.meta.size),
+            concatenated(["bytes ", "-", "/"], [start, last, reading.meta.size]),
         );
     }
     let reply = connection.seal_head(reply);
@@ -320,22 +320,29 @@ fn checksum_headers(reply: &mut ReplyHead, meta: &ObjectMeta) {
     }
 }
 
+/// Words with a number after each, without the machinery of `fmt`.
+fn concatenated<const N: usize>(words: [&str; N], numbers: [u64; N]) -> String {
+    let mut text = String::with_capacity(32);
+    for (word, number) in words.into_iter().zip(numbers) {
+        text.push_str(word);
+        text.push_str(itoa::Buffer::new().format(number));
+    }
+    text
+}
+
 /// An entity tag as it goes out.
 pub fn quoted(etag: &str) -> String {
     match etag.strip_prefix("W/") {
-        Some(tag) => format!("W/\"{}\"", tag.trim_matches('"')),
-        None => format!("\"{etag}\""),
+        Some(tag) => ["W/\"", tag.trim_matches('"'), "\""].concat(),
+        None => ["\"", etag, "\""].concat(),
     }
 }
 
 /// `i/n`: the object's home core, so that a client can go straight there next time.
 pub fn core_label(connection: &Connection, home: &BlockId) -> String {
     let router = &connection.context().router;
-    format!(
-        "{}/{}",
-        router.owner(home.hash()),
-        router.topology().cores()
-    )
+    let (owner, cores) = (router.owner(home.hash()), router.topology().cores());
+    concatenated(["", "/"], [owner as u64, cores as u64])
 }
 
 async fn not_modified(

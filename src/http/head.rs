@@ -6,6 +6,7 @@
 //! is checked here before `httparse` splits it.
 
 use super::limits::{HEADERS_MAX, TARGET_BYTES_MAX};
+use std::mem::MaybeUninit;
 
 /// Why a head is refused. The connection is closed after the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,8 @@ impl Head {
 pub fn find_end(bytes: &[u8], scanned: usize) -> Result<Option<usize>, HeadError> {
     // A pair may straddle the border.
     let from = scanned.saturating_sub(3);
-    for at in from..bytes.len() {
+    for at in memchr::memchr3_iter(0, b'\r', b'\n', &bytes[from..]) {
+        let at = from + at;
         match bytes[at] {
             0 => return Err(HeadError::Malformed("a NUL byte in the head")),
             b'\n' if at == 0 || bytes[at - 1] != b'\r' => {
@@ -102,9 +104,10 @@ pub fn find_end(bytes: &[u8], scanned: usize) -> Result<Option<usize>, HeadError
 
 /// Parses a head whose end [`find_end`] has found.
 pub fn parse(bytes: &[u8]) -> Result<Head, HeadError> {
-    let mut slots = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut slots);
-    match request.parse(bytes) {
+    // Not filled in advance: that would cost more than the parsing.
+    let mut slots = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(bytes, &mut slots) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Err(HeadError::Malformed("an unfinished head")),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),

@@ -54,8 +54,8 @@ pub const PUT_BLOCKS_KEPT_MAX: usize = 8;
 /// Connections of a core that receive a body at a time while others have bytes waiting, too.
 pub const RECEIVING_MAX: usize = 1;
 
-/// Bytes asked of the stream while looking for a head.
-pub const HEAD_READ_BYTES: usize = 8 << 10;
+/// Bytes asked of the stream while looking for a head: more than nearly all have. The stream has its own, larger buffer.
+pub const HEAD_READ_BYTES: usize = 2 << 10;
 
 /// Bytes asked of the stream while taking off a chunked transfer coding, or S3's own envelope.
 pub const CHUNKED_READ_BYTES: usize = 64 << 10;

@@ -103,8 +103,18 @@ impl CoreContext {
     pub fn next_request_id(&self) -> String {
         let count = self.requests.get();
         self.requests.set(count + 1);
-        format!("{:08X}{:02X}{count:010X}", self.server.run_id, self.index)
+        let mut id = String::with_capacity(20);
+        push_hex(&mut id, u64::from(self.server.run_id), 8);
+        push_hex(&mut id, self.index as u64, 2);
+        push_hex(&mut id, count, 10);
+        id
     }
+}
+
+/// Appends the last `digits` hexadecimal digits of a number.
+fn push_hex(text: &mut String, number: u64, digits: u32) {
+    let nibbles = (0..digits).rev().map(|at| (number >> (4 * at)) & 15);
+    text.extend(nibbles.map(|nibble| char::from(b"0123456789ABCDEF"[nibble as usize])));
 }
 
 /// An object that a request may touch.

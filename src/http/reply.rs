@@ -2,14 +2,78 @@
 
 use forebay_io::store::{StoreError, StoreErrorKind};
 use forebay_shards::messages::{ReadError, WriteError};
+use std::cell::RefCell;
 use std::fmt::Write;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::aws_chunked::{Malformed, Part};
 use super::head::HeadError;
 use super::limits::RETRY_AFTER_SECONDS;
 use super::target::TargetError;
 use crate::xml;
+
+thread_local! {
+    /// The date of this second, as headers have it: it is the same for thousands of responses.
+    static DATE: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+}
+
+fn push_date(text: &mut String) {
+    let now = SystemTime::now();
+    let second = now
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |age| age.as_secs());
+    DATE.with_borrow_mut(|(of, date)| {
+        if *of != second || date.is_empty() {
+            *of = second;
+            *date = httpdate::fmt_http_date(now);
+        }
+        text.push_str(date);
+    });
+}
+
+/// What a header's value may be. The usual kinds are put down without the machinery of `fmt`, which was a
+/// quarter of all that a small hit cost.
+pub trait HeaderValue {
+    /// Appends it as it goes out.
+    fn push_to(&self, text: &mut String);
+}
+
+impl HeaderValue for &str {
+    fn push_to(&self, text: &mut String) {
+        text.push_str(self);
+    }
+}
+
+impl HeaderValue for String {
+    fn push_to(&self, text: &mut String) {
+        text.push_str(self);
+    }
+}
+
+impl HeaderValue for &String {
+    fn push_to(&self, text: &mut String) {
+        text.push_str(self);
+    }
+}
+
+impl HeaderValue for u64 {
+    fn push_to(&self, text: &mut String) {
+        text.push_str(itoa::Buffer::new().format(*self));
+    }
+}
+
+impl HeaderValue for usize {
+    fn push_to(&self, text: &mut String) {
+        text.push_str(itoa::Buffer::new().format(*self));
+    }
+}
+
+impl HeaderValue for std::fmt::Arguments<'_> {
+    fn push_to(&self, text: &mut String) {
+        // A `String` takes everything.
+        let _ = text.write_fmt(*self);
+    }
+}
 
 /// A response's status line and headers, as they go out.
 pub struct ReplyHead {
@@ -52,23 +116,30 @@ impl ReplyHead {
     /// A head with what every response carries.
     pub fn new(status: u16, request_id: &str) -> Self {
         let mut text = String::with_capacity(512);
-        let date = httpdate::fmt_http_date(SystemTime::now());
-        let _ = write!(
-            text,
-            "HTTP/1.1 {status} {}\r\ndate: {date}\r\nserver: forebay\r\nx-amz-request-id: {request_id}\r\n",
-            reason(status)
-        );
+        text.push_str("HTTP/1.1 ");
+        text.push_str(itoa::Buffer::new().format(status));
+        text.push(' ');
+        text.push_str(reason(status));
+        text.push_str("\r\ndate: ");
+        push_date(&mut text);
+        text.push_str("\r\nserver: forebay\r\nx-amz-request-id: ");
+        text.push_str(request_id);
+        text.push_str("\r\n");
         ReplyHead { text }
     }
 
     /// Adds a header. A value that could break out of its line is left out: a store's metadata is
     /// no reason to send a second response.
-    pub fn header(&mut self, name: &str, value: impl std::fmt::Display) -> &mut Self {
+    pub fn header(&mut self, name: &str, value: impl HeaderValue) -> &mut Self {
         let start = self.text.len();
-        let _ = write!(self.text, "{name}: {value}\r\n");
-        let line = &self.text.as_bytes()[start..self.text.len() - 2];
-        if line.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
+        self.text.push_str(name);
+        self.text.push_str(": ");
+        value.push_to(&mut self.text);
+        let line = &self.text.as_bytes()[start..];
+        if memchr::memchr3(b'\r', b'\n', 0, line).is_some() {
             self.text.truncate(start);
+        } else {
+            self.text.push_str("\r\n");
         }
         self
     }
