@@ -169,6 +169,7 @@ fn summarise(
         .as_ref()
         .map(|server| server.user_s + server.system_s);
     Report {
+        workload: plan.method.name().to_ascii_lowercase(),
         method: plan.method.name().into(),
         targets: plan
             .targets
@@ -203,5 +204,8 @@ fn summarise(
             .map_or(0, |count| count.saturating_sub(samples.requests())),
         warnings,
         sent: plan.method == Method::Put,
+        depth: 1,
+        generator_cpu_s_per_gib: (bytes > 0).then(|| usage.own_cpu_s / report::gib(bytes)),
+        ..Report::default()
     }
 }

@@ -3,14 +3,15 @@
 use std::fmt;
 
 use argh::FromArgs;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::load::LoadError;
 use crate::load::arguments::{Compare, Get};
 use crate::load::report::Report;
 
 /// The runs of both sides and what they come to.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Comparison {
     /// Name of side A.
     pub name_a: String,
@@ -27,7 +28,8 @@ pub struct Comparison {
 }
 
 /// A median and the values that it was taken from.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Spread {
     /// The middle, or the mean of the two in the middle.
     pub median: f64,
@@ -35,6 +37,10 @@ pub struct Spread {
     pub min: f64,
     /// The largest.
     pub max: f64,
+    /// Ends of the interval that holds the true median with `confidence`; absent with too few values for any.
+    pub interval: Option<[f64; 2]>,
+    /// Confidence of the interval, 0 to 1; 0 without one.
+    pub confidence: f64,
     /// All, in the order they came.
     pub values: Vec<f64>,
 }
@@ -50,6 +56,7 @@ impl Spread {
             min,
             max,
             values,
+            ..Self::default()
         })
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Latency percentiles, in microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latency {
     /// Median.
     pub p50: u64,
@@ -20,10 +20,48 @@ pub struct Latency {
     pub max: u64,
 }
 
-/// The figures of one run. Everything is about the measured window only.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// One second of a run, for plots.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Second {
+    /// End of the second, in seconds since the window's start.
+    pub t_s: f64,
+    /// Body bytes per second, in GiB.
+    pub gib_per_s: f64,
+    /// Samples per second.
+    pub requests_per_s: f64,
+    /// Median latency of the second's samples; 0 without any.
+    pub p50_us: u64,
+    /// Their 99th percentile.
+    pub p99_us: u64,
+    /// Requests that failed in it.
+    pub errors: u64,
+    /// CPU seconds of the server per second, so 1.0 is one whole CPU; absent without `--server-pid`.
+    pub server_cpu: Option<f64>,
+}
+
+/// What one kind of request came to, in a run that makes several.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kind {
+    /// Requests that were answered rightly.
+    pub requests: u64,
+    /// Body bytes of those.
+    pub bytes: u64,
+    /// Requests that were not.
+    pub errors: u64,
+    /// Percentiles; absent without samples.
+    pub latency_us: Option<Latency>,
+}
+
+/// The figures of one run. Everything is about the measured window only. Read back from JSON, a figure that is not
+/// there is as in a run that did nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Report {
-    /// `GET` or `PUT`.
+    /// What was run: `get`, `put`, `mixed`, `herd`, `scan`.
+    pub workload: String,
+    /// `GET` or `PUT`, or `GET+PUT` where both are sent.
     pub method: String,
     /// URLs, as typed.
     pub targets: Vec<String>,
@@ -31,8 +69,16 @@ pub struct Report {
     pub size_bytes: u64,
     /// Connections.
     pub connections: usize,
+    /// Requests that are under way on one connection at once.
+    pub depth: usize,
+    /// Order of keys, as typed.
+    pub order: String,
     /// Threads of the generator.
     pub threads: usize,
+    /// Whether requests were sent to a core of their own choice, by the server's topology.
+    pub core_aware: bool,
+    /// Share of requests that met the owner core, 0 to 1; absent where it is not known.
+    pub owner_share: Option<f64>,
     /// Offered requests per second; absent in the closed loop.
     pub rate: Option<f64>,
     /// Protocol and cipher; absent without TLS.
@@ -51,10 +97,18 @@ pub struct Report {
     pub requests_per_s: f64,
     /// Percentiles of the samples; absent without any.
     pub latency_us: Option<Latency>,
+    /// Latency distribution: [upper bound in microseconds, samples at or below it], at rising percentiles.
+    pub latency_histogram: Vec<[u64; 2]>,
+    /// The same run second by second.
+    pub series: Vec<Second>,
+    /// The same figures for `read`, `write`, `hot` or `scan` requests alone, in a run that mixes them.
+    pub by_kind: BTreeMap<String, Kind>,
     /// CPU time of the generator.
     pub generator_cpu_s: f64,
     /// The same as a share of its threads' time.
     pub generator_busy: f64,
+    /// CPU time of the generator for each GiB moved; absent if nothing was.
+    pub generator_cpu_s_per_gib: Option<f64>,
     /// User time of the server.
     pub server_cpu_user_s: Option<f64>,
     /// System time of the server.
