@@ -233,8 +233,7 @@ impl Watch<'_> {
         let left = end.saturating_duration_since(Instant::now()).as_secs_f64();
         let left = match self.plan.counted() {
             Some((lane, count)) => {
-                let done =
-                    self.total.requests_of(lane.read_kind) + self.total.requests_of(Kind::Write);
+                let done = done(lane, &self.total);
                 format!("{} of {count} left", count.saturating_sub(done))
             }
             None => format!("{left:.0} s left"),
@@ -271,6 +270,11 @@ fn second(
     })
 }
 
+/// Requests of a lane that succeeded, in a run where no other lane writes.
+fn done(lane: &plan::Lane, samples: &Samples) -> u64 {
+    samples.requests_of(lane.read_kind) + samples.requests_of(Kind::Write)
+}
+
 /// What a report is made of, beside the samples.
 struct Summary<'a> {
     plan: &'a Plan,
@@ -297,9 +301,7 @@ impl Summary<'_> {
         }
         let requests = latencies.len();
         let missing = plan.counted().map_or(0, |(lane, count)| {
-            count.saturating_sub(
-                samples.requests_of(lane.read_kind) + samples.requests_of(Kind::Write),
-            )
+            count.saturating_sub(done(lane, &samples))
         });
         let per_gib = |cpu_s: f64| (bytes > 0).then(|| cpu_s / report::gib(bytes));
         let server = usage.server.as_ref();

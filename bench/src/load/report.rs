@@ -153,6 +153,35 @@ impl Report {
     pub fn is_good(&self) -> bool {
         self.requests > 0 && self.wrong_content == 0 && self.missing == 0
     }
+
+    /// What the machines did: server, device, generator.
+    fn fmt_machines(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some(user_s), Some(system_s)) = (self.server_cpu_user_s, self.server_cpu_system_s) {
+            let per_gib = self
+                .server_cpu_s_per_gib
+                .map_or("-".to_owned(), |cpu_s| format!("{cpu_s:.4}"));
+            let rss_mib = self.server_rss_bytes.unwrap_or_default() / (1 << 20);
+            writeln!(
+                f,
+                "  server      {per_gib} CPU s/GiB (user {user_s:.2} s + system {system_s:.2} s), RSS {rss_mib} MiB"
+            )?;
+        }
+        if let Some(busy) = self.server_core_busy {
+            writeln!(f, "  its CPU     {:.0} % busy", busy * 100.0)?;
+        }
+        if let Some(bytes) = self.device_bytes_read {
+            writeln!(f, "  device      {:.3} GiB read", gib(bytes))?;
+        }
+        let busy = self.generator_busy * 100.0;
+        let per_gib = self
+            .generator_cpu_s_per_gib
+            .map_or("-".to_owned(), |cpu_s| format!("{cpu_s:.4}"));
+        writeln!(
+            f,
+            "  generator   {per_gib} CPU s/GiB ({:.2} CPU s, {busy:.0} % of its thread(s))",
+            self.generator_cpu_s
+        )
+    }
 }
 
 /// Bytes in GiB.
@@ -213,31 +242,7 @@ impl fmt::Display for Report {
                 share * 100.0
             )?;
         }
-        if let (Some(user_s), Some(system_s)) = (self.server_cpu_user_s, self.server_cpu_system_s) {
-            let per_gib = self
-                .server_cpu_s_per_gib
-                .map_or("-".to_owned(), |cpu_s| format!("{cpu_s:.4}"));
-            let rss_mib = self.server_rss_bytes.unwrap_or_default() / (1 << 20);
-            writeln!(
-                f,
-                "  server      {per_gib} CPU s/GiB (user {user_s:.2} s + system {system_s:.2} s), RSS {rss_mib} MiB"
-            )?;
-        }
-        if let Some(busy) = self.server_core_busy {
-            writeln!(f, "  its CPU     {:.0} % busy", busy * 100.0)?;
-        }
-        if let Some(bytes) = self.device_bytes_read {
-            writeln!(f, "  device      {:.3} GiB read", gib(bytes))?;
-        }
-        let busy = self.generator_busy * 100.0;
-        let per_gib = self
-            .generator_cpu_s_per_gib
-            .map_or("-".to_owned(), |cpu_s| format!("{cpu_s:.4}"));
-        writeln!(
-            f,
-            "  generator   {per_gib} CPU s/GiB ({:.2} CPU s, {busy:.0} % of its thread(s))",
-            self.generator_cpu_s
-        )?;
+        self.fmt_machines(f)?;
         for (kind, count) in &self.errors {
             writeln!(f, "  error       {count} x {kind}")?;
         }
