@@ -222,10 +222,12 @@ impl Watch<'_> {
         if !std::io::stderr().is_terminal() {
             return;
         }
-        let latency = match second.p99_us {
+        // There is none in a warm-up.
+        let samples = match second.p99_us {
             0 => String::new(),
             p99_us => format!(
-                ", p50 {:.2} ms, p99 {:.2} ms",
+                ", {:.0} requests/s, p50 {:.2} ms, p99 {:.2} ms",
+                second.requests_per_s,
                 second.p50_us as f64 / 1000.0,
                 p99_us as f64 / 1000.0
             ),
@@ -238,11 +240,8 @@ impl Watch<'_> {
             }
             None => format!("{left:.0} s left"),
         };
-        let (gib_per_s, requests_per_s) = (second.gib_per_s, second.requests_per_s);
-        let errors = self.total.errors_total();
-        eprint!(
-            "\r\x1b[K{phase}: {gib_per_s:.2} GiB/s, {requests_per_s:.0} requests/s{latency}, {errors} errors, {left}"
-        );
+        let (gib_per_s, errors) = (second.gib_per_s, self.total.errors_total());
+        eprint!("\r\x1b[K{phase}: {gib_per_s:.2} GiB/s{samples}, {errors} errors, {left}");
         // A terminal that cannot be written to is no reason to stop measuring.
         let _ = std::io::stderr().flush();
     }

@@ -120,7 +120,12 @@ impl Connection {
     async fn send_all(&mut self, common: &Common, lane: &Lane) {
         let crew = Rc::clone(&self.crew);
         let (mut next, mut has_more) = (None, true);
-        while !common.window.is_closed() {
+        loop {
+            let is_closed = common.window.is_closed();
+            // What is under way when the window closes is waited for: a server is not left with half a request.
+            if is_closed && self.flights.is_empty() {
+                return;
+            }
             if let Err(error) = self.connect().await {
                 // Nothing is under way without a connection, so this stands for the request that could not be sent.
                 self.file(
@@ -134,14 +139,14 @@ impl Connection {
                 tokio::time::sleep(RETRY_WAIT).await;
                 continue;
             }
-            if next.is_none() && has_more {
+            if next.is_none() && has_more && !is_closed {
                 next = self.next_request(common, lane).await;
                 has_more = next.is_some();
             }
             if next.is_none() && self.flights.is_empty() {
                 return;
             }
-            let sends = next.is_some() && self.flights.len() < common.plan.depth;
+            let sends = next.is_some() && !is_closed && self.flights.len() < common.plan.depth;
             let due = match (sends, self.flights.is_empty()) {
                 (true, true) => Some(crew.schedule.next().await),
                 (true, false) => tokio::select! {
@@ -454,6 +459,16 @@ async fn receive(
     let Some(link) = link else {
         return Err(io::ErrorKind::NotConnected.into());
     };
+    if link.wire.can_discard()
+        && let Some(flight) = flights.front_mut()
+        && !flight.is_write
+        && flight.response.discardable() > 0
+    {
+        let dropped = link.wire.discard(flight.response.discardable()).await?;
+        flight.response.skip(dropped);
+        window.add_bytes(flight.response.take_new_bytes());
+        return Ok(());
+    }
     let mut current = 0;
     let received = link.wire.receive(|mut bytes| {
         while !bytes.is_empty() {

@@ -8,6 +8,12 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Most headers in a response.
 const HEADERS_MAX: usize = 100;
 
+/// Less than this is read with the rest: a call of its own costs more than the copy.
+const DISCARD_BYTES_MIN: u64 = 32 * 1024;
+
+/// Bytes at the end of a body that are never dropped unread.
+const TAIL_BYTES: u64 = 4 * 1024;
+
 /// What a request is to be answered with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Expectation {
@@ -159,6 +165,26 @@ impl Response {
         self.keep_alive = false;
     }
 
+    /// How many of the next bytes nobody needs to look at: those of a body whose content is not compared. Its end is looked
+    /// at, and what may come behind it.
+    pub(super) fn discardable(&self) -> u64 {
+        let left = self
+            .length
+            .unwrap_or_default()
+            .saturating_sub(self.received);
+        let is_looked_at = self.expectation.content.is_some() || self.flaw.is_some();
+        if is_looked_at || left < DISCARD_BYTES_MIN {
+            return 0;
+        }
+        left - TAIL_BYTES
+    }
+
+    /// Counts body bytes that were dropped unread, of which there are no more than [`Self::discardable`] said.
+    pub(super) fn skip(&mut self, bytes: u64) {
+        self.received += bytes;
+        self.new_bytes += bytes;
+    }
+
     pub(super) fn is_complete(&self) -> bool {
         self.length == Some(self.received)
     }
@@ -263,6 +289,29 @@ mod tests {
             assert!(response.is_complete() && response.flaw().is_none() && response.keep_alive());
             assert_eq!(response.take_new_bytes(), 5);
         }
+    }
+
+    #[test]
+    fn what_is_dropped_unread_is_never_the_end_nor_what_is_compared() {
+        let expected = |content| Expectation {
+            status: 200,
+            length: Some(100_000),
+            content,
+        };
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n".as_slice();
+        let mut response = receive(expected(None), &[head]);
+        assert_eq!(response.discardable(), 100_000 - TAIL_BYTES);
+        response.skip(90_000);
+        assert_eq!(
+            (response.discardable(), response.take_new_bytes()),
+            (0, 90_000)
+        );
+        assert!(!response.is_complete());
+        assert_eq!(response.push(&[0; 10_001]), 10_000);
+        assert!(response.is_complete() && response.flaw().is_none());
+        let compared = receive(expected(Some((Content::of_key("k"), 0))), &[head]);
+        assert_eq!(compared.discardable(), 0);
+        assert_eq!(Response::new(expected(None)).discardable(), 0);
     }
 
     #[test]
