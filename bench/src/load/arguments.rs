@@ -141,7 +141,7 @@ macro_rules! verb {
             /// number of the first key (default 0)
             #[argh(option, default = "0")]
             pub first: u64,
-            /// form of the keys (default bench/{{size}}/{{i}})
+            /// form of the keys (default bench/{size}/{i})
             #[argh(option, default = "String::from(\"bench/{size}/{i}\")")]
             pub key_pattern: String,
             /// size of each object: 1MiB, or 256KiB..8MiB (spread evenly by logarithm), or 64KiB:50,1MiB:30,4MiB:20 (weighted); a
@@ -368,7 +368,7 @@ verb! {
         /// keys of the hot set (default 100)
         #[argh(option, default = "100")]
         pub hot_keys: u64,
-        /// form of their keys (default hot/{{size}}/{{i}})
+        /// form of their keys (default hot/{size}/{i})
         #[argh(option, default = "String::from(\"hot/{size}/{i}\")")]
         pub hot_key_pattern: String,
         /// order of the hot keys: uniform or zipf:EXPONENT (default zipf:0.9)

@@ -163,7 +163,12 @@ fn run_side(verb: &Verb, name: &str, pair: usize, pairs: usize) -> Result<Report
 
 fn ratios(a: &[Report], b: &[Report], figure: impl Fn(&Report) -> Option<f64>) -> Option<Spread> {
     let pairs = a.iter().zip(b);
-    let ratios: Option<Vec<f64>> = pairs.map(|(a, b)| Some(figure(a)? / figure(b)?)).collect();
+    // A side whose figure is 0, such as the CPU of a process that was the wrong one to watch, has no ratio.
+    let ratio = |a: &Report, b: &Report| {
+        let ratio = figure(a)? / figure(b)?;
+        ratio.is_finite().then_some(ratio)
+    };
+    let ratios: Option<Vec<f64>> = pairs.map(|(a, b)| ratio(a, b)).collect();
     Spread::of(ratios?)
 }
 
@@ -308,6 +313,23 @@ mod tests {
         let spread = Spread::of((1..=10).map(f64::from).collect()).unwrap();
         assert_eq!(spread.interval, Some([2.0, 9.0]));
         assert!(format!("{spread:#}").contains("97.9 % interval"));
+    }
+
+    #[test]
+    fn a_figure_of_nothing_has_no_ratio() {
+        let report = |cpu_s| Report {
+            server_cpu_s_per_gib: cpu_s,
+            ..Report::default()
+        };
+        let ratio = |a, b| {
+            ratios(&[report(a)], &[report(b)], |report| {
+                report.server_cpu_s_per_gib
+            })
+        };
+        assert_eq!(ratio(Some(3.0), Some(2.0)).unwrap().median, 1.5);
+        assert_eq!(ratio(Some(0.0), Some(0.0)), None);
+        assert_eq!(ratio(Some(1.0), Some(0.0)), None);
+        assert_eq!(ratio(Some(1.0), None), None);
     }
 
     #[test]
