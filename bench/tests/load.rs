@@ -288,3 +288,15 @@ fn answers_are_broken_off_when_that_is_asked_for_and_count_for_nothing() {
         Err(LoadError::Usage(_))
     ));
 }
+
+#[test]
+fn a_report_survives_its_json_and_fields_that_are_missing() {
+    let stub = start();
+    let report = get(&stub, "--size 4KiB --keys 2").unwrap();
+    let text = serde_json::to_string(&report).unwrap();
+    let mut back: Report = serde_json::from_str(&text).unwrap();
+    assert_eq!(back.latency_us, report.latency_us);
+    assert_eq!(serde_json::to_string(&back).unwrap(), text);
+    back = serde_json::from_str("{\"method\":\"GET\",\"requests\":3}").unwrap();
+    assert!(back.requests == 3 && back.series.is_empty() && back.owner_share.is_none());
+}

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Latency percentiles, in microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latency {
     /// Median.
     pub p50: u64,
@@ -20,19 +20,82 @@ pub struct Latency {
     pub max: u64,
 }
 
-/// The figures of one run. Everything is about the measured window only.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |us: u64| us as f64 / 1000.0;
+        write!(
+            f,
+            "p50 {:.3}  p90 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3}",
+            ms(self.p50),
+            ms(self.p90),
+            ms(self.p99),
+            ms(self.p999),
+            ms(self.max)
+        )
+    }
+}
+
+/// One second of a run, for plots.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Second {
+    /// End of the second, in seconds since the window's start.
+    pub t_s: f64,
+    /// Body bytes per second, in GiB.
+    pub gib_per_s: f64,
+    /// Samples per second.
+    pub requests_per_s: f64,
+    /// Median latency of the second's samples; 0 without any.
+    pub p50_us: u64,
+    /// Their 99th percentile.
+    pub p99_us: u64,
+    /// Requests that failed in it.
+    pub errors: u64,
+    /// CPU seconds of the server per second, so 1.0 is one whole CPU; absent without `--server-pid`.
+    pub server_cpu: Option<f64>,
+}
+
+/// What one kind of request came to, in a run that makes several.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kind {
+    /// Requests that were answered rightly.
+    pub requests: u64,
+    /// Body bytes of those.
+    pub bytes: u64,
+    /// Requests that were not.
+    pub errors: u64,
+    /// Percentiles; absent without samples.
+    pub latency_us: Option<Latency>,
+}
+
+/// The figures of one run. Everything is about the measured window only. Read back from JSON, a figure that is not
+/// there is as in a run that did nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Report {
-    /// `GET` or `PUT`.
+    /// What was run: `get`, `put`, `mixed`, `herd`, `scan`.
+    pub workload: String,
+    /// `GET` or `PUT`, or `GET+PUT` where both are sent.
     pub method: String,
     /// URLs, as typed.
     pub targets: Vec<String>,
-    /// Body bytes of one request.
+    /// Sizes of objects, as typed.
+    pub size: String,
+    /// Body bytes of one request; the mean of them where they differ.
     pub size_bytes: u64,
     /// Connections.
     pub connections: usize,
+    /// Requests that are under way on one connection at once.
+    pub depth: usize,
+    /// Order of keys, as typed.
+    pub order: String,
     /// Threads of the generator.
     pub threads: usize,
+    /// Whether requests were sent to a core of their own choice, by the server's topology.
+    pub core_aware: bool,
+    /// Share of requests that met the owner core, 0 to 1; absent where it is not known.
+    pub owner_share: Option<f64>,
     /// Offered requests per second; absent in the closed loop.
     pub rate: Option<f64>,
     /// Protocol and cipher; absent without TLS.
@@ -51,10 +114,18 @@ pub struct Report {
     pub requests_per_s: f64,
     /// Percentiles of the samples; absent without any.
     pub latency_us: Option<Latency>,
+    /// Latency distribution: [upper bound in microseconds, samples at or below it], at rising percentiles.
+    pub latency_histogram: Vec<[u64; 2]>,
+    /// The same run second by second.
+    pub series: Vec<Second>,
+    /// The same figures for `read`, `write`, `hot` or `scan` requests alone, in a run that mixes them.
+    pub by_kind: BTreeMap<String, Kind>,
     /// CPU time of the generator.
     pub generator_cpu_s: f64,
     /// The same as a share of its threads' time.
     pub generator_busy: f64,
+    /// CPU time of the generator for each GiB moved; absent if nothing was.
+    pub generator_cpu_s_per_gib: Option<f64>,
     /// User time of the server.
     pub server_cpu_user_s: Option<f64>,
     /// System time of the server.
@@ -74,8 +145,6 @@ pub struct Report {
     pub missing: u64,
     /// What to know before believing the figures.
     pub warnings: Vec<String>,
-    #[serde(skip)]
-    pub(super) sent: bool,
 }
 
 impl Report {
@@ -84,46 +153,9 @@ impl Report {
     pub fn is_good(&self) -> bool {
         self.requests > 0 && self.wrong_content == 0 && self.missing == 0
     }
-}
 
-/// Bytes in GiB.
-pub fn gib(bytes: u64) -> f64 {
-    bytes as f64 / (1_u64 << 30) as f64
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mode = self.rate.map_or("closed loop".to_owned(), |rate| {
-            format!("open loop, {rate} requests/s offered")
-        });
-        let wire = self.tls.as_deref().unwrap_or("plain");
-        writeln!(f, "{} {} ({wire})", self.method, self.targets.join(" "))?;
-        writeln!(
-            f,
-            "  load        {} bytes, {} connections, {} thread(s), {mode}, {:.2} s",
-            self.size_bytes, self.connections, self.threads, self.seconds
-        )?;
-        let direction = if self.sent { "sent" } else { "received" };
-        writeln!(
-            f,
-            "  throughput  {:.3} GiB/s, {:.1} requests/s ({} requests, {:.2} GiB {direction})",
-            self.gib_per_s,
-            self.requests_per_s,
-            self.requests,
-            gib(self.bytes)
-        )?;
-        if let Some(latency) = self.latency_us {
-            let ms = |us: u64| us as f64 / 1000.0;
-            writeln!(
-                f,
-                "  latency ms  p50 {:.3}  p90 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3}",
-                ms(latency.p50),
-                ms(latency.p90),
-                ms(latency.p99),
-                ms(latency.p999),
-                ms(latency.max)
-            )?;
-        }
+    /// What the machines did: server, device, generator.
+    fn fmt_machines(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let (Some(user_s), Some(system_s)) = (self.server_cpu_user_s, self.server_cpu_system_s) {
             let per_gib = self
                 .server_cpu_s_per_gib
@@ -141,11 +173,76 @@ impl fmt::Display for Report {
             writeln!(f, "  device      {:.3} GiB read", gib(bytes))?;
         }
         let busy = self.generator_busy * 100.0;
+        let per_gib = self
+            .generator_cpu_s_per_gib
+            .map_or("-".to_owned(), |cpu_s| format!("{cpu_s:.4}"));
         writeln!(
             f,
-            "  generator   {:.2} CPU s, {busy:.0} % of its thread(s)",
+            "  generator   {per_gib} CPU s/GiB ({:.2} CPU s, {busy:.0} % of its thread(s))",
             self.generator_cpu_s
+        )
+    }
+}
+
+/// Bytes in GiB.
+pub fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1_u64 << 30) as f64
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = self.rate.map_or("closed loop".to_owned(), |rate| {
+            format!("open loop, {rate} requests/s offered")
+        });
+        let wire = self.tls.as_deref().unwrap_or("plain");
+        writeln!(
+            f,
+            "{} {} {} ({wire})",
+            self.workload,
+            self.method,
+            self.targets.join(" ")
         )?;
+        let depth = match self.depth {
+            0 | 1 => String::new(),
+            depth => format!(" x {depth} requests"),
+        };
+        writeln!(
+            f,
+            "  load        {} bytes, {} connections{depth}, {} thread(s), {mode}, {:.2} s",
+            self.size_bytes, self.connections, self.threads, self.seconds
+        )?;
+        let direction = match self.method.as_str() {
+            "PUT" => "sent",
+            "GET" => "received",
+            _ => "moved",
+        };
+        writeln!(
+            f,
+            "  throughput  {:.3} GiB/s, {:.1} requests/s ({} requests, {:.2} GiB {direction})",
+            self.gib_per_s,
+            self.requests_per_s,
+            self.requests,
+            gib(self.bytes)
+        )?;
+        if let Some(latency) = self.latency_us {
+            writeln!(f, "  latency ms  {latency}")?;
+        }
+        for (name, kind) in &self.by_kind {
+            let latency = kind.latency_us.map_or("-".to_owned(), |us| us.to_string());
+            let (requests, errors) = (kind.requests, kind.errors);
+            writeln!(
+                f,
+                "  {name:10}  {latency}  ({requests} requests, {errors} errors)"
+            )?;
+        }
+        if let Some(share) = self.owner_share {
+            writeln!(
+                f,
+                "  owner core  met by {:.1} % of the requests",
+                share * 100.0
+            )?;
+        }
+        self.fmt_machines(f)?;
         for (kind, count) in &self.errors {
             writeln!(f, "  error       {count} x {kind}")?;
         }

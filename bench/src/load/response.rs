@@ -8,6 +8,12 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Most headers in a response.
 const HEADERS_MAX: usize = 100;
 
+/// Less than this is read with the rest: a call of its own costs more than the copy.
+const DISCARD_BYTES_MIN: u64 = 32 * 1024;
+
+/// Bytes at the end of a body that are never dropped unread.
+const TAIL_BYTES: u64 = 4 * 1024;
+
 /// What a request is to be answered with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Expectation {
@@ -69,6 +75,8 @@ pub(super) struct Response {
     keep_alive: bool,
     /// Body bytes that came since the last [`Self::take_new_bytes`].
     new_bytes: u64,
+    /// The core that owns the object, if the server says so.
+    owner: Option<usize>,
 }
 
 impl Response {
@@ -81,14 +89,16 @@ impl Response {
             flaw: None,
             keep_alive: true,
             new_bytes: 0,
+            owner: None,
         }
     }
 
-    /// Takes the next bytes off the wire.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    /// Takes the next bytes off the wire and says how many of them are this response's.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> usize {
         if self.length.is_some() {
             return self.push_body(bytes);
         }
+        let held_bytes = self.head.len();
         // Mostly the whole head is in the first piece, with a lot of body behind it that is better not copied.
         let held = std::mem::take(&mut self.head);
         let joined = if held.is_empty() {
@@ -101,15 +111,17 @@ impl Response {
             Ok(None) => self.head = joined.to_vec(),
             Ok(Some(head)) => {
                 self.begin_body(&head);
-                self.push_body(&joined[head.bytes..]);
+                return head.bytes - held_bytes + self.push_body(&joined[head.bytes..]);
             }
             Err(why) => self.break_off(&why),
         }
+        bytes.len()
     }
 
     fn begin_body(&mut self, head: &Head) {
         self.keep_alive = head.keep_alive;
         self.length = Some(head.declared);
+        self.owner = head.owner;
         // WebDAV servers answer a PUT with 201 or 204; where a body is expected, only one status is right.
         let is_write = self.expectation.length.is_none();
         let is_done = is_write && matches!(head.status, 201 | 204);
@@ -126,12 +138,8 @@ impl Response {
         }
     }
 
-    fn push_body(&mut self, bytes: &[u8]) {
+    fn push_body(&mut self, bytes: &[u8]) -> usize {
         let left = self.length.unwrap_or_default() - self.received;
-        if bytes.len() as u64 > left {
-            self.flaw.get_or_insert(Flaw::Surplus);
-            self.keep_alive = false;
-        }
         let bytes = &bytes[..bytes.len().min(left as usize)];
         if let Some((content, start)) = self.expectation.content
             && self.flaw.is_none()
@@ -141,6 +149,13 @@ impl Response {
         }
         self.received += bytes.len() as u64;
         self.new_bytes += bytes.len() as u64;
+        bytes.len()
+    }
+
+    /// Says that bytes came behind the end of this response which belong to no other.
+    pub(super) fn add_surplus(&mut self) {
+        self.flaw.get_or_insert(Flaw::Surplus);
+        self.keep_alive = false;
     }
 
     /// Ends the response here; what follows cannot be understood.
@@ -150,12 +165,41 @@ impl Response {
         self.keep_alive = false;
     }
 
+    /// How many of the next bytes nobody needs to look at: those of a body whose content is not compared. Its end is looked
+    /// at, and what may come behind it.
+    pub(super) fn discardable(&self) -> u64 {
+        let left = self
+            .length
+            .unwrap_or_default()
+            .saturating_sub(self.received);
+        let is_looked_at = self.expectation.content.is_some() || self.flaw.is_some();
+        if is_looked_at || left < DISCARD_BYTES_MIN {
+            return 0;
+        }
+        left - TAIL_BYTES
+    }
+
+    /// Counts body bytes that were dropped unread, of which there are no more than [`Self::discardable`] said.
+    pub(super) fn skip(&mut self, bytes: u64) {
+        self.received += bytes;
+        self.new_bytes += bytes;
+    }
+
     pub(super) fn is_complete(&self) -> bool {
         self.length == Some(self.received)
     }
 
     pub(super) fn keep_alive(&self) -> bool {
         self.keep_alive
+    }
+
+    /// The core that owns the object, as `x-forebay-core` said.
+    pub(super) fn owner(&self) -> Option<usize> {
+        self.owner
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received
     }
 
     pub(super) fn flaw(&self) -> Option<&Flaw> {
@@ -170,16 +214,17 @@ impl Response {
 }
 
 /// What matters of a response's head.
-struct Head {
-    bytes: usize,
-    status: u16,
-    declared: u64,
+pub(super) struct Head {
+    pub(super) bytes: usize,
+    pub(super) status: u16,
+    pub(super) declared: u64,
     keep_alive: bool,
+    owner: Option<usize>,
 }
 
 impl Head {
     /// `Ok(None)` while it is incomplete.
-    fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
         let mut slots = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut parser = httparse::Response::new(&mut slots);
         let head_bytes = match parser.parse(bytes) {
@@ -203,7 +248,9 @@ impl Head {
         };
         let keep_alive =
             !value("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        let owner = value("x-forebay-core").and_then(|value| value.split('/').next()?.parse().ok());
         Ok(Some(Self {
+            owner,
             bytes: head_bytes,
             status,
             declared,
@@ -218,7 +265,11 @@ mod tests {
 
     fn receive(expected: Expectation, pieces: &[&[u8]]) -> Response {
         let mut response = Response::new(expected);
-        pieces.iter().for_each(|piece| response.push(piece));
+        for piece in pieces {
+            if response.push(piece) < piece.len() {
+                response.add_surplus();
+            }
+        }
         response
     }
 
@@ -237,6 +288,47 @@ mod tests {
             response.push(&text[cut..]);
             assert!(response.is_complete() && response.flaw().is_none() && response.keep_alive());
             assert_eq!(response.take_new_bytes(), 5);
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_unread_is_never_the_end_nor_what_is_compared() {
+        let expected = |content| Expectation {
+            status: 200,
+            length: Some(100_000),
+            content,
+        };
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n".as_slice();
+        let mut response = receive(expected(None), &[head]);
+        assert_eq!(response.discardable(), 100_000 - TAIL_BYTES);
+        response.skip(90_000);
+        assert_eq!(
+            (response.discardable(), response.take_new_bytes()),
+            (0, 90_000)
+        );
+        assert!(!response.is_complete());
+        assert_eq!(response.push(&[0; 10_001]), 10_000);
+        assert!(response.is_complete() && response.flaw().is_none());
+        let compared = receive(expected(Some((Content::of_key("k"), 0))), &[head]);
+        assert_eq!(compared.discardable(), 0);
+        assert_eq!(Response::new(expected(None)).discardable(), 0);
+    }
+
+    #[test]
+    fn two_responses_in_one_piece_are_told_apart_wherever_it_is_cut() {
+        let one = b"HTTP/1.1 200 OK\r\nx-forebay-core: 3/4\r\nContent-Length: 5\r\n\r\nhello";
+        let two = [one.as_slice(), one].concat();
+        for cut in 0..one.len() {
+            let (mut first, mut second) = (Response::new(FIVE), Response::new(FIVE));
+            let mut used = first.push(&two[..cut]);
+            assert_eq!(used, cut);
+            used += first.push(&two[cut..]);
+            assert_eq!(used, one.len(), "cut at {cut}");
+            assert_eq!(second.push(&two[used..]), one.len());
+            for response in [first, second] {
+                assert!(response.is_complete() && response.flaw().is_none());
+                assert_eq!(response.owner(), Some(3));
+            }
         }
     }
 

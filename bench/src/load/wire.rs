@@ -8,14 +8,22 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
+use rustix::net::RecvFlags;
 use rustls::client::UnbufferedClientConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::load::plan::Target;
+use crate::load::target::Target;
 
 /// Bytes read at once. Large, to spare system calls; not larger than what stays in a second-level cache.
 const READ_BYTES: usize = 256 * 1024;
+
+/// Bytes dropped at once: what a socket's buffer holds, mostly less. Memory of this length is named to the kernel and not
+/// touched.
+const DISCARD_BYTES: usize = 1024 * 1024;
+
+const _: () = assert!(DISCARD_BYTES >= READ_BYTES);
 
 /// Room for one write of application data, encrypted: grows to what is needed.
 const OUTGOING_BYTES: usize = 32 * 1024;
@@ -26,7 +34,7 @@ pub(super) struct ReadBuffer(Rc<RefCell<Vec<u8>>>);
 
 impl ReadBuffer {
     pub(super) fn new() -> Self {
-        Self(Rc::new(RefCell::new(vec![0; READ_BYTES])))
+        Self(Rc::new(RefCell::new(vec![0; DISCARD_BYTES])))
     }
 }
 
@@ -109,7 +117,7 @@ impl Wire {
                 Next::Handshake => {
                     self.stream.readable().await?;
                     let mut buffer = self.buffer.0.borrow_mut();
-                    let read = match self.stream.try_read(&mut buffer) {
+                    let read = match self.stream.try_read(&mut buffer[..READ_BYTES]) {
                         Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                         Ok(read) => read,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -140,18 +148,40 @@ impl Wire {
         Ok(())
     }
 
+    /// Whether bytes can be dropped unread: what is encrypted must be decrypted to find the end of a record.
+    pub(super) fn can_discard(&self) -> bool {
+        self.tls.is_none()
+    }
+
+    /// Waits for bytes and drops at most `bytes_max` of them inside the kernel; returns how many, possibly none. A generator
+    /// that copied what nobody looks at would take that time from the server beside it.
+    pub(super) async fn discard(&mut self, bytes_max: u64) -> io::Result<u64> {
+        self.stream.readable().await?;
+        let mut buffer = self.buffer.0.borrow_mut();
+        let length = usize::try_from(bytes_max).map_or(buffer.len(), |max| max.min(buffer.len()));
+        let room = &mut buffer[..length];
+        let receive = || Ok(rustix::net::recv(&self.stream, room, RecvFlags::TRUNC)?.1);
+        match self.stream.try_io(Interest::READABLE, receive) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(dropped) => Ok(dropped as u64),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Waits for bytes and hands on what they hold, possibly nothing. An end is an error: it never comes between requests.
+    ///
+    /// Dropped while it waits, it has taken nothing. Answers to key updates stay in `outgoing` and go with the next request.
     pub(super) async fn receive(&mut self, mut consume: impl FnMut(&[u8])) -> io::Result<()> {
         self.stream.readable().await?;
         let shared = self.buffer.clone();
-        let mut must_send = false;
         {
             let mut buffer = shared.0.borrow_mut();
             let start = self
                 .tls
                 .as_mut()
                 .map_or(0, |tls| tls.restore_leftover(&mut buffer));
-            let end = match self.stream.try_read(&mut buffer[start..]) {
+            let end = match self.stream.try_read(&mut buffer[start..READ_BYTES]) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => start + read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => start,
@@ -165,8 +195,7 @@ impl Wire {
                         let (used, next) = tls.advance(&mut buffer[position..end], &mut consume)?;
                         position += used;
                         match next {
-                            // Only answers to key updates are sent while reading, and they may wait for the last record.
-                            Next::Send => must_send = true,
+                            Next::Send => (),
                             Next::Traffic => break,
                             Next::Handshake | Next::Closed => {
                                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -177,11 +206,7 @@ impl Wire {
                 }
             }
         }
-        if must_send {
-            self.send_outgoing().await
-        } else {
-            Ok(())
-        }
+        Ok(())
     }
 }
 
