@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use forebay_bench::load::arguments::{Arguments, Command};
 use forebay_bench::load::report::Report;
 use forebay_bench::load::{self, LoadError, compare};
+use forebay_bench::page;
 
 fn main() -> ExitCode {
     let arguments: Arguments = argh::from_env();
@@ -17,6 +18,10 @@ fn main() -> ExitCode {
             } else {
                 print!("{comparison}");
             }
+            ExitCode::SUCCESS
+        }),
+        Command::Report(report) => page::report(report).map(|said| {
+            println!("{said}");
             ExitCode::SUCCESS
         }),
     };

@@ -25,6 +25,8 @@ pub enum Command {
     Put(Put),
     /// Read from two servers in turn.
     Compare(Compare),
+    /// Show.
+    Report(crate::page::arguments::PageArguments),
 }
 
 /// Read objects and measure.

@@ -129,7 +129,7 @@ pub struct Report {
     /// What to know before believing the figures.
     pub warnings: Vec<String>,
     #[serde(skip)]
-    pub(super) sent: bool,
+    pub(crate) sent: bool,
 }
 
 impl Report {
