@@ -19,6 +19,9 @@ const SHARES: [f64; 23] = [
     0.999, 0.9995, 0.9998, 0.9999, 0.99995, 0.99999,
 ];
 
+/// Those of them that the marks of the lines stand at.
+const MARKED: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];
+
 /// Panels that belong together, and what they show.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Figure {
@@ -287,6 +290,7 @@ fn panel(
                     y: spread.median,
                     low: spread.low,
                     high: spread.high,
+                    marked: true,
                     title: format!("{said}\n{}", row.label()),
                 });
             } else if let Some((_, outcome @ Outcome::Failed(_))) = cell.trouble().next() {
@@ -297,7 +301,6 @@ fn panel(
             lines.push(Line {
                 style: system,
                 points,
-                marked: true,
                 gaps,
             });
         }
@@ -310,8 +313,8 @@ fn panel(
     ticks.dedup_by(|a, b| a.value == b.value);
     let wire = rows.first().map_or("", |row| row.wire());
     let y = match metric {
-        Metric::P50 | Metric::P99 => Axis::fitting(&values, text::latency),
-        Metric::Cpu => Axis::fitting(&values, text::figure),
+        Metric::P50 | Metric::P99 => Axis::fitting(&values, text::tick_latency),
+        Metric::Cpu => Axis::fitting(&values, text::tick),
         Metric::Bandwidth | Metric::Requests => Axis::from_zero(&values),
     };
     Some(Panel {
@@ -324,6 +327,7 @@ fn panel(
         x: Axis::steps(ticks),
         y,
         lines,
+        wide: false,
     })
 }
 
@@ -367,8 +371,9 @@ pub(super) fn percentile_panel(title: &str, lines: Vec<Line>) -> Option<String> 
         unit: String::new(),
         across: "share of requests that were at least as fast".into(),
         x: Axis::nines(last),
-        y: Axis::fitting(&values, text::latency),
+        y: Axis::fitting(&values, text::tick_latency),
         lines,
+        wide: true,
     };
     Some(panel.svg())
 }
@@ -393,6 +398,7 @@ pub(super) fn latency_line(name: &str, style: usize, reports: &[&Report]) -> Opt
             y: spread.median,
             low: spread.low,
             high: spread.high,
+            marked: MARKED.contains(&share),
             title: format!(
                 "{percent} % of requests\n{}",
                 said(name, Metric::P50, spread)
@@ -403,7 +409,6 @@ pub(super) fn latency_line(name: &str, style: usize, reports: &[&Report]) -> Opt
     (!points.is_empty()).then_some(Line {
         style,
         points,
-        marked: false,
         gaps: Vec::new(),
     })
 }
@@ -426,12 +431,23 @@ fn latency_at(report: &Report, share: f64) -> Option<f64> {
         let found = known.iter().find(|(at, _)| (at - share).abs() < 1e-9);
         return found.map(|(_, us)| *us as f64);
     }
-    let wanted = share * total as f64;
-    let reached = report
-        .latency_histogram
-        .iter()
-        .find(|entry| entry[1] as f64 >= wanted - 1e-6);
-    reached.map(|entry| entry[0] as f64)
+    let points = report.latency_histogram.iter();
+    let points = points.map(|&[us, below]| (us as f64, below as f64 / total as f64));
+    let mut before: Option<(f64, f64)> = None;
+    for (us, at) in points {
+        if at < share - 1e-9 {
+            before = Some((us, at));
+            continue;
+        }
+        // Between two points of the histogram by the nines, as the axis has them; what is beyond the last sample is its latency.
+        let nines = |share: f64| -(1.0 - share).max(1.0 / total as f64).log10();
+        let Some((us_before, at_before)) = before.filter(|_| at > share + 1e-9) else {
+            return Some(us);
+        };
+        let way = (nines(share) - nines(at_before)) / (nines(at) - nines(at_before));
+        return Some(us_before + (us - us_before) * way.clamp(0.0, 1.0));
+    }
+    None
 }
 
 #[cfg(test)]
@@ -448,8 +464,12 @@ mod tests {
         };
         assert_eq!(latency_at(&report, 0.0), Some(10.0));
         assert_eq!(latency_at(&report, 0.5), Some(20.0));
-        assert_eq!(latency_at(&report, 0.51), Some(90.0));
-        assert_eq!(latency_at(&report, 0.999), Some(300.0));
+        assert_eq!(latency_at(&report, 0.99), Some(90.0));
+        // Between two points it is between their latencies, by the number of nines.
+        let tenth = latency_at(&report, 0.9).expect("a latency");
+        assert!((20.0 + 70.0 * 0.411 - tenth).abs() < 0.1, "{tenth}");
+        let last = latency_at(&report, 0.999).expect("a latency");
+        assert!((last - 300.0).abs() < 1e-6, "{last}");
         // One sample in a thousand says nothing of one in ten thousand.
         assert_eq!(latency_at(&report, 0.9999), None);
     }

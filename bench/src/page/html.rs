@@ -12,6 +12,9 @@ use super::{singles, tables};
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
+/// Share of a bar that a name has room in; a smaller part has its number, its colour, and its name when pointed at.
+const NAMED_SHARE_MIN: f64 = 0.13;
+
 /// A part of the page with its place in the table of contents.
 struct Section {
     id: String,
@@ -129,11 +132,7 @@ fn sections(study: &Study) -> Vec<Section> {
         all.push(section("checks", "Cross-checks", checks(&study.checks)));
     }
     if !study.abouts.is_empty() {
-        all.push(section(
-            "about",
-            "Machine, systems and method",
-            about_body(study),
-        ));
+        all.push(section("about", "Machine and method", about_body(study)));
     }
     all
 }
@@ -251,12 +250,13 @@ fn firsts_bar(study: &Study, firsts: &Firsts) -> String {
         .map(|(system, number)| (style(system), study.systems[system].as_str(), *number));
     for (class, name, number) in parts.chain([("even".into(), "even", firsts.even)]) {
         if number > 0 {
-            let rows = plural(number, "row");
+            let (name, rows) = (html(name), plural(number, "row"));
+            let wide = number as f64 >= NAMED_SHARE_MIN * firsts.rows() as f64;
+            let said = if wide { name.as_str() } else { "" };
             put(
                 &mut bar,
                 format_args!(
-                    "<span class=\"{class}\" style=\"flex-grow:{number}\" title=\"{0}: {rows}\"><i>{0}</i> {number}</span>",
-                    html(name)
+                    "<span class=\"{class}\" style=\"flex-grow:{number}\" title=\"{name}: {rows}\"><i>{said}</i> {number}</span>"
                 ),
             );
         }

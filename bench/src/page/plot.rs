@@ -4,8 +4,10 @@
 use super::scale::Axis;
 use super::text::{html, put};
 
-/// Size of a panel of lines, in SVG's units; the page scales it.
+/// Size of a panel of lines, in SVG's units; the page scales it. A wide one is as high and takes the place of one and a half, so that
+/// letters have the same size in both.
 const WIDTH: f64 = 420.0;
+const WIDE: f64 = 630.0;
 const HEIGHT: f64 = 280.0;
 const LEFT: f64 = 52.0;
 const RIGHT: f64 = 14.0;
@@ -32,6 +34,8 @@ pub(super) struct Point {
     /// Ends of the band at this point.
     pub(super) low: f64,
     pub(super) high: f64,
+    /// Whether the sign of its line is drawn here.
+    pub(super) marked: bool,
     /// What it says when pointed at.
     pub(super) title: String,
 }
@@ -42,8 +46,6 @@ pub(super) struct Line {
     /// Which of the page's styles.
     pub(super) style: usize,
     pub(super) points: Vec<Point>,
-    /// Whether points are told apart, and not only the line.
-    pub(super) marked: bool,
     /// Places on the x axis where there should be a point and is none, with the reason.
     pub(super) gaps: Vec<(f64, String)>,
 }
@@ -59,13 +61,15 @@ pub(super) struct Panel {
     pub(super) x: Axis,
     pub(super) y: Axis,
     pub(super) lines: Vec<Line>,
+    /// Whether two of them fill a row, and not three.
+    pub(super) wide: bool,
 }
 
 impl Panel {
     /// The panel as one `<svg>`.
     pub(super) fn svg(&self) -> String {
         let mut svg = opening(
-            WIDTH,
+            self.width(),
             HEIGHT,
             "panel",
             &format!("{}, {}", self.title, self.unit),
@@ -80,8 +84,12 @@ impl Panel {
         svg
     }
 
+    fn width(&self) -> f64 {
+        if self.wide { WIDE } else { WIDTH }
+    }
+
     fn x(&self, value: f64) -> f64 {
-        LEFT + self.x.place(value) * (WIDTH - LEFT - RIGHT)
+        LEFT + self.x.place(value) * (self.width() - LEFT - RIGHT)
     }
 
     fn y(&self, value: f64) -> f64 {
@@ -89,7 +97,7 @@ impl Panel {
     }
 
     fn grid(&self, svg: &mut String) {
-        let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
+        let (right, bottom) = (self.width() - RIGHT, HEIGHT - BOTTOM);
         for tick in &self.y.ticks {
             let y = self.y(tick.value);
             put(
@@ -174,12 +182,12 @@ impl Panel {
         );
         for (x, point) in points() {
             let (y, title) = (self.y(point.y), html(&point.title));
-            let shape = if line.marked {
+            let shape = if point.marked {
                 shape(line.style, x, y)
             } else {
                 format!("M{x:.1} {y:.1}h0")
             };
-            let class = if line.marked { "mark" } else { "spot" };
+            let class = if point.marked { "mark" } else { "spot" };
             put(
                 svg,
                 format_args!("<path class=\"{class}\" d=\"{shape}\"><title>{title}</title></path>"),

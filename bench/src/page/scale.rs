@@ -128,9 +128,11 @@ impl Axis {
         }
         let mut axis = Self::from_zero(values);
         for tick in &mut axis.ticks {
-            if tick.value > 0.0 {
-                tick.label = label(tick.value);
-            }
+            tick.label = if tick.value > 0.0 {
+                label(tick.value)
+            } else {
+                "0".into()
+            };
         }
         axis
     }

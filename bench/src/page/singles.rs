@@ -4,7 +4,7 @@ use super::figures::{latency_line, percentile_panel};
 use super::plot::{Line, Panel, Point, STYLES, sign};
 use super::records::Single;
 use super::scale::Axis;
-use super::text::{self, count, figure, html, latency, plural, put};
+use super::text::{self, count, figure, html, latency, plural, put, tick_latency};
 use crate::load::report::{Report, Second};
 
 /// All single runs: what they have in common first, then each.
@@ -105,7 +105,7 @@ fn over_rate(singles: &[Single]) -> Option<String> {
             } else {
                 latency_us.p99
             } as f64;
-            Some(point(
+            Some(marked(
                 *rate,
                 us,
                 format!("{which} at {} requests/s: {}", figure(*rate), latency(us)),
@@ -114,7 +114,6 @@ fn over_rate(singles: &[Single]) -> Option<String> {
         Line {
             style,
             points: points.collect(),
-            marked: true,
             gaps: Vec::new(),
         }
     });
@@ -129,8 +128,9 @@ fn over_rate(singles: &[Single]) -> Option<String> {
         unit: "● p50  ■ p99".into(),
         across: "requests/s offered".into(),
         x: Axis::from_zero(&rates),
-        y: Axis::fitting(&values, latency),
+        y: Axis::fitting(&values, tick_latency),
         lines: lines.into(),
+        wide: true,
     };
     Some(panel.svg())
 }
@@ -346,7 +346,6 @@ fn panel_over_time(
             Line {
                 style: *style,
                 points: points.collect(),
-                marked: false,
                 gaps: Vec::new(),
             }
         })
@@ -356,7 +355,7 @@ fn panel_over_time(
     let values: Vec<f64> = points().map(|point| point.y).collect();
     let last = series.iter().map(|second| second.t_s).fold(0.0, f64::max);
     let y = if title.starts_with("Latency") {
-        Axis::fitting(&values, latency)
+        Axis::fitting(&values, tick_latency)
     } else {
         Axis::from_zero(&values)
     };
@@ -367,6 +366,7 @@ fn panel_over_time(
         x: Axis::exact(0.0, last),
         y,
         lines,
+        wide: true,
     };
     Some(panel.svg())
 }
@@ -377,7 +377,15 @@ fn point(x: f64, y: f64, title: String) -> Point {
         y,
         low: y,
         high: y,
+        marked: false,
         title,
+    }
+}
+
+fn marked(x: f64, y: f64, title: String) -> Point {
+    Point {
+        marked: true,
+        ..point(x, y, title)
     }
 }
 

@@ -86,6 +86,25 @@ pub(super) fn latency(us: f64) -> String {
     }
 }
 
+/// A figure beside an axis: without the zeros at its end that only say how exact it is.
+pub(super) fn tick(value: f64) -> String {
+    shortest(&figure(value))
+}
+
+/// A latency beside an axis.
+pub(super) fn tick_latency(us: f64) -> String {
+    let text = latency(us);
+    let (number, unit) = text.split_once(' ').unwrap_or((&text, ""));
+    format!("{} {unit}", shortest(number))
+}
+
+fn shortest(number: &str) -> String {
+    if !number.contains('.') {
+        return number.into();
+    }
+    number.trim_end_matches('0').trim_end_matches('.').into()
+}
+
 /// `1 round`, `3 rounds`.
 pub(super) fn plural(number: usize, noun: &str) -> String {
     let ending = if number == 1 { "" } else { "s" };
@@ -161,6 +180,11 @@ mod tests {
         assert_eq!(latency(999.7), "1.00 ms");
         assert_eq!(latency(1_250.0), "1.25 ms");
         assert_eq!(latency(2e6), "2.00 s");
+        assert_eq!((tick(0.5), tick(100.0)), ("0.5".into(), "100".into()));
+        assert_eq!(
+            (tick_latency(10_000.0), tick_latency(1_500.0)),
+            ("10 ms".into(), "1.5 ms".into())
+        );
         assert_eq!(count(1_048_576), "1,048,576");
         assert_eq!(
             (plural(1, "row"), plural(2, "row")),
