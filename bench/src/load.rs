@@ -2,9 +2,10 @@
 //! comes from its answers and from `/proc`.
 //!
 //! ```text
-//! arguments --> plan --> worker (a thread each) --> connection (a task each) --> wire: plain or TLS
-//!                           |                            \--> response: counts, checks, forgets
-//!    main thread: machine (CPU, RSS, device) at the start and the end of the window --> report
+//! arguments --> plan --> worker (a thread each) --> connection (a task each) --> request --> wire: plain or TLS
+//!               keys, sizes, trace, target, sign     schedule, topology, herd \--> response: counts, checks, forgets
+//!
+//!    main thread: machine (CPU, RSS, device) and samples once a second --> report, distribution; compare: two sides in turn
 //! ```
 //!
 //! What it never does: count an error as a sample, call a run without samples a success, or hide that it was itself the
@@ -13,30 +14,52 @@
 
 pub mod arguments;
 pub mod compare;
+mod connection;
+mod distribution;
+mod herd;
 mod keys;
 mod machine;
 mod plan;
 pub mod report;
+mod request;
 mod response;
 mod samples;
+mod schedule;
+mod sign;
+mod sizes;
+mod target;
 mod tls;
+mod topology;
+mod trace;
 mod wire;
 mod worker;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arguments::Verb;
 use machine::{CpuTime, Machine, Usage};
-use plan::{Method, Plan};
-use report::Report;
-use samples::{Samples, Window};
+use plan::Plan;
+use report::{Report, Second};
+use samples::{Kind, Samples, Window};
+use worker::Workers;
 
-/// How often the progress line is rewritten.
-const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
+/// Length of an interval of the time series, and how often the progress line is rewritten.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// A last interval shorter than this share of a whole one is left out of the series: its rates would be noise.
+const INTERVAL_SHARE_MIN: f64 = 0.2;
+
+/// How often it is looked whether a run that ends by itself has ended.
+const END_PERIOD: Duration = Duration::from_millis(10);
 
 /// Share of its own threads' time above which the generator, not the server, may be what was measured.
 const GENERATOR_BUSY_MAX: f64 = 0.9;
+
+/// Share of an open loop's requests that must have been made for the rate to have been offered: Poisson's own spread is below
+/// it from 10,000 requests on, and a run that is shorter must be believed with care anyway.
+const OFFERED_SHARE_MIN: f64 = 0.95;
 
 /// Why there is no report. The text is for the user.
 #[derive(Debug, thiserror::Error)]
@@ -51,52 +74,90 @@ pub enum LoadError {
 
 /// Runs `forebay-bench get`.
 pub fn get(arguments: &arguments::Get) -> Result<Report, LoadError> {
-    run(Plan::for_get(arguments)?)
+    run(&Verb::Get(arguments.clone()))
 }
 
 /// Runs `forebay-bench put`.
 pub fn put(arguments: &arguments::Put) -> Result<Report, LoadError> {
-    run(Plan::for_put(arguments)?)
+    run(&Verb::Put(arguments.clone()))
 }
 
-fn run(plan: Plan) -> Result<Report, LoadError> {
+/// Runs a verb that has one rate or none.
+pub fn run(verb: &Verb) -> Result<Report, LoadError> {
+    match plan::rates(verb)?[..] {
+        [rate] => run_plan(Plan::new(verb, rate)?),
+        _ => Err(LoadError::Usage("only one --rate is possible here".into())),
+    }
+}
+
+/// Runs a verb once for each of its rates and hands on each report when it is there, until one is not good.
+pub fn run_steps(verb: &Verb, mut each: impl FnMut(&Report)) -> Result<(), LoadError> {
+    let rates = plan::rates(verb)?;
+    for rate in &rates {
+        let mut plan = Plan::new(verb, *rate)?;
+        if let (Some(path), Some(rate), true) = (&plan.hdr, rate, rates.len() > 1) {
+            // A file for each step: latency.hgrm becomes latency-100.hgrm.
+            let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_os_string();
+            let (mut name, ending) = (part(path.file_stem()), part(path.extension()));
+            name.push(format!("-{rate}."));
+            name.push(ending);
+            plan.hdr = Some(path.with_file_name(name));
+        }
+        let report = run_plan(plan)?;
+        each(&report);
+        if !report.is_good() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn run_plan(plan: Plan) -> Result<Report, LoadError> {
     let plan = Arc::new(plan);
     let machine =
         Machine::new(&plan.server_pids, plan.device.as_deref()).map_err(LoadError::Run)?;
+    let dispatcher = worker::dispatcher(&plan).map_err(LoadError::Run)?;
     let window = Arc::new(Window::starting(Instant::now() + plan.warmup, plan.seconds));
     // Taken before the threads start, so that an exact number of requests is counted from its first byte.
     let at_start = Snapshot::take(&machine, &window)?;
-    let workers = worker::start(&plan, &window)
+    let workers = worker::start(&plan, &window, dispatcher)
         .map_err(|error| LoadError::Run(format!("start threads: {error}")))?;
-    watch(
-        &plan,
-        &window,
-        Instant::now() + plan.warmup,
-        || workers.all_done(),
-        "warm-up",
-    );
+    let mut watch = Watch {
+        plan: &plan,
+        machine: &machine,
+        window: &window,
+        workers: &workers,
+        total: Samples::default(),
+        series: Vec::new(),
+    };
     let before = if plan.warmup.is_zero() {
         at_start
     } else {
+        watch.until(at_start, window.start(), "warm-up")?;
+        watch.series.clear();
         Snapshot::take(&machine, &window)?
     };
-    watch(
-        &plan,
-        &window,
-        window.end(),
-        || workers.all_done(),
-        plan.method.name(),
-    );
-    let after = Snapshot::take(&machine, &window)?;
+    let started = SystemTime::now().duration_since(UNIX_EPOCH);
+    let after = watch.until(before.clone(), window.end(), plan.workload)?;
     window.close();
     if std::io::stderr().is_terminal() {
         eprint!("\r\x1b[K");
     }
-    let samples = workers.join().map_err(LoadError::Run)?;
-    Ok(summarise(&plan, &machine, &before, &after, samples))
+    let (mut samples, series) = (watch.total, watch.series);
+    workers.join(&mut samples).map_err(LoadError::Run)?;
+    let report = Summary {
+        plan: &plan,
+        before: &before,
+        after: &after,
+        has_device: machine.has_device(),
+    }
+    .report(samples, series, started.unwrap_or_default())
+    .map_err(LoadError::Run)?;
+    Ok(report)
 }
 
-/// What was true at one end of the window.
+/// What was true at one moment.
+#[derive(Clone)]
 struct Snapshot {
     time: Instant,
     bytes: u64,
@@ -113,99 +174,210 @@ impl Snapshot {
     }
 }
 
-/// Sleeps until `end` or until there is nothing left to do, with a line of progress on a terminal.
-fn watch(plan: &Plan, window: &Window, end: Instant, done: impl Fn() -> bool, phase: &str) {
-    let terminal = std::io::stderr().is_terminal();
-    let (mut bytes_before, mut time_before) = (window.bytes(), Instant::now());
-    while Instant::now() < end && !done() {
-        let period = if plan.count.is_some() {
-            Duration::from_millis(10)
-        } else {
-            PROGRESS_PERIOD
-        };
-        std::thread::sleep(period.min(end.saturating_duration_since(Instant::now())));
-        if terminal && time_before.elapsed() >= PROGRESS_PERIOD {
-            let (bytes, time) = (window.bytes(), Instant::now());
-            let rate = report::gib(bytes - bytes_before) / (time - time_before).as_secs_f64();
-            eprint!(
-                "\r\x1b[K{phase}: {rate:.2} GiB/s, {} errors",
-                window.errors()
-            );
-            // A terminal that cannot be written to is no reason to stop measuring.
-            let _ = std::io::stderr().flush();
-            (bytes_before, time_before) = (bytes, time);
+/// The main thread while the others work.
+struct Watch<'a> {
+    plan: &'a Plan,
+    machine: &'a Machine,
+    window: &'a Window,
+    workers: &'a Workers,
+    total: Samples,
+    series: Vec<Second>,
+}
+
+impl Watch<'_> {
+    /// Watches from `first` until `end`, or until there is nothing left to do; returns how things stood then.
+    fn until(&mut self, first: Snapshot, end: Instant, phase: &str) -> Result<Snapshot, LoadError> {
+        let (origin, mut last) = (first.time, first);
+        loop {
+            let intervals = self.series.len() as u32 + 1;
+            let interval_end = (origin + INTERVAL * intervals).min(end);
+            while Instant::now() < interval_end && !self.workers.all_done() {
+                let left = interval_end.saturating_duration_since(Instant::now());
+                let ends_by_itself = self.plan.has_own_end();
+                std::thread::sleep(if ends_by_itself {
+                    END_PERIOD.min(left)
+                } else {
+                    left
+                });
+            }
+            let now = Snapshot::take(self.machine, self.window)?;
+            let is_end = now.time >= end || self.workers.all_done();
+            let seen = self.workers.take_samples().map_err(LoadError::Run)?;
+            let second = second(origin, &last, &now, &seen).map_err(LoadError::Run)?;
+            self.total.merge(seen).map_err(LoadError::Run)?;
+            let share = (now.time - last.time).as_secs_f64() / INTERVAL.as_secs_f64();
+            if share >= INTERVAL_SHARE_MIN || self.series.is_empty() {
+                self.show(phase, &second, end);
+                self.series.push(second);
+            }
+            last = now;
+            if is_end {
+                return Ok(last);
+            }
         }
+    }
+
+    /// Rewrites the line of progress, on a terminal.
+    fn show(&self, phase: &str, second: &Second, end: Instant) {
+        if !std::io::stderr().is_terminal() {
+            return;
+        }
+        let latency = match second.p99_us {
+            0 => String::new(),
+            p99_us => format!(
+                ", p50 {:.2} ms, p99 {:.2} ms",
+                second.p50_us as f64 / 1000.0,
+                p99_us as f64 / 1000.0
+            ),
+        };
+        let left = end.saturating_duration_since(Instant::now()).as_secs_f64();
+        let left = match self.plan.counted() {
+            Some((lane, count)) => {
+                let done =
+                    self.total.requests_of(lane.read_kind) + self.total.requests_of(Kind::Write);
+                format!("{} of {count} left", count.saturating_sub(done))
+            }
+            None => format!("{left:.0} s left"),
+        };
+        let (gib_per_s, requests_per_s) = (second.gib_per_s, second.requests_per_s);
+        let errors = self.total.errors_total();
+        eprint!(
+            "\r\x1b[K{phase}: {gib_per_s:.2} GiB/s, {requests_per_s:.0} requests/s{latency}, {errors} errors, {left}"
+        );
+        // A terminal that cannot be written to is no reason to stop measuring.
+        let _ = std::io::stderr().flush();
     }
 }
 
-fn summarise(
-    plan: &Plan,
-    machine: &Machine,
-    before: &Snapshot,
-    after: &Snapshot,
-    samples: Samples,
-) -> Report {
-    let seconds = (after.time - before.time).as_secs_f64();
-    let bytes = after.bytes - before.bytes;
-    let usage = after.usage.since(&before.usage);
-    let busy = usage.own_cpu_s / (seconds * plan.threads as f64);
-    let mut warnings = Vec::new();
-    // In the open loop a thread spins while it waits for the moment to send; its time says nothing then.
-    if plan.arrivals.is_none() && busy > GENERATOR_BUSY_MAX {
-        warnings.push(format!(
-            "the generator used {:.0} % of its {} thread(s): throughput is a lower bound",
-            busy * 100.0,
-            plan.threads
-        ));
+/// One entry of the series.
+fn second(
+    origin: Instant,
+    last: &Snapshot,
+    now: &Snapshot,
+    seen: &Samples,
+) -> Result<Second, String> {
+    let seconds = (now.time - last.time).as_secs_f64().max(f64::MIN_POSITIVE);
+    let latencies = seen.latencies()?;
+    let latency = samples::percentiles(&latencies).unwrap_or_default();
+    let server = now.usage.since(&last.usage).server;
+    Ok(Second {
+        t_s: (now.time - origin).as_secs_f64(),
+        gib_per_s: report::gib(now.bytes - last.bytes) / seconds,
+        requests_per_s: latencies.len() as f64 / seconds,
+        p50_us: latency.p50,
+        p99_us: latency.p99,
+        errors: seen.errors_total(),
+        server_cpu: server.map(|server| (server.user_s + server.system_s) / seconds),
+    })
+}
+
+/// What a report is made of, beside the samples.
+struct Summary<'a> {
+    plan: &'a Plan,
+    before: &'a Snapshot,
+    after: &'a Snapshot,
+    has_device: bool,
+}
+
+impl Summary<'_> {
+    fn report(
+        &self,
+        samples: Samples,
+        series: Vec<Second>,
+        started: Duration,
+    ) -> Result<Report, String> {
+        let plan = self.plan;
+        let seconds = (self.after.time - self.before.time).as_secs_f64();
+        let bytes = self.after.bytes - self.before.bytes;
+        let usage = self.after.usage.since(&self.before.usage);
+        let busy = usage.own_cpu_s / (seconds * plan.threads as f64);
+        let latencies = samples.latencies()?;
+        if let Some(path) = &plan.hdr {
+            distribution::write(path, &latencies, started.as_secs_f64(), seconds)?;
+        }
+        let requests = latencies.len();
+        let missing = plan.counted().map_or(0, |(lane, count)| {
+            count.saturating_sub(
+                samples.requests_of(lane.read_kind) + samples.requests_of(Kind::Write),
+            )
+        });
+        let per_gib = |cpu_s: f64| (bytes > 0).then(|| cpu_s / report::gib(bytes));
+        let server = usage.server.as_ref();
+        let mixes = matches!(plan.workload, "mixed" | "herd" | "scan");
+        Ok(Report {
+            workload: plan.workload.to_owned(),
+            method: plan.methods().into(),
+            targets: plan
+                .targets
+                .iter()
+                .map(|target| target.text.clone())
+                .collect(),
+            size: plan.size.clone(),
+            size_bytes: plan.body_bytes().unwrap_or(bytes / requests.max(1)),
+            connections: plan.connections(),
+            depth: plan.depth,
+            order: plan.order.clone(),
+            threads: plan.threads,
+            core_aware: plan.core_choice == Some(plan::CoreChoice::Owner),
+            owner_share: (samples.owner_known > 0)
+                .then(|| samples.owner_met as f64 / samples.owner_known as f64),
+            rate: plan.arrivals.map(|arrivals| arrivals.rate),
+            tls: samples.tls.clone(),
+            seconds,
+            requests,
+            errors: samples.errors.clone(),
+            bytes,
+            gib_per_s: report::gib(bytes) / seconds,
+            requests_per_s: requests as f64 / seconds,
+            latency_us: samples::percentiles(&latencies),
+            latency_histogram: distribution::points(&latencies),
+            series,
+            by_kind: if mixes {
+                samples.by_kind()
+            } else {
+                Default::default()
+            },
+            generator_cpu_s: usage.own_cpu_s,
+            generator_busy: busy,
+            generator_cpu_s_per_gib: per_gib(usage.own_cpu_s),
+            server_cpu_user_s: server.map(|server| server.user_s),
+            server_cpu_system_s: server.map(|server| server.system_s),
+            server_cpu_s_per_gib: server
+                .and_then(|server| per_gib(server.user_s + server.system_s)),
+            server_core_busy: usage.server_cpu.as_ref().map(CpuTime::busy_share),
+            server_rss_bytes: server.map(|server| server.rss_bytes),
+            device_bytes_read: self.has_device.then_some(usage.device_bytes_read),
+            wrong_content: samples.wrong_content,
+            missing,
+            warnings: self.warnings(&samples, requests, busy, seconds),
+        })
     }
-    if samples.errors_total() > 0 {
-        warnings.push(format!(
-            "{} requests failed and are in no figure but this",
-            samples.errors_total()
-        ));
-    }
-    let server_cpu_s = usage
-        .server
-        .as_ref()
-        .map(|server| server.user_s + server.system_s);
-    Report {
-        workload: plan.method.name().to_ascii_lowercase(),
-        method: plan.method.name().into(),
-        targets: plan
-            .targets
-            .iter()
-            .map(|target| target.text.clone())
-            .collect(),
-        size_bytes: plan.body_bytes(),
-        connections: plan.connections,
-        threads: plan.threads,
-        rate: plan.arrivals.map(|arrivals| arrivals.rate),
-        tls: samples.tls.clone(),
-        seconds,
-        requests: samples.requests(),
-        errors: samples.errors.clone(),
-        bytes,
-        gib_per_s: report::gib(bytes) / seconds,
-        requests_per_s: samples.requests() as f64 / seconds,
-        latency_us: samples.latency(),
-        generator_cpu_s: usage.own_cpu_s,
-        generator_busy: busy,
-        server_cpu_user_s: usage.server.as_ref().map(|server| server.user_s),
-        server_cpu_system_s: usage.server.as_ref().map(|server| server.system_s),
-        server_cpu_s_per_gib: server_cpu_s
-            .filter(|_| bytes > 0)
-            .map(|cpu_s| cpu_s / report::gib(bytes)),
-        server_core_busy: usage.server_cpu.as_ref().map(CpuTime::busy_share),
-        server_rss_bytes: after.usage.server.as_ref().map(|server| server.rss_bytes),
-        device_bytes_read: machine.has_device().then_some(usage.device_bytes_read),
-        wrong_content: samples.wrong_content,
-        missing: plan
-            .count
-            .map_or(0, |count| count.saturating_sub(samples.requests())),
-        warnings,
-        sent: plan.method == Method::Put,
-        depth: 1,
-        generator_cpu_s_per_gib: (bytes > 0).then(|| usage.own_cpu_s / report::gib(bytes)),
-        ..Report::default()
+
+    fn warnings(&self, samples: &Samples, requests: u64, busy: f64, seconds: f64) -> Vec<String> {
+        let (plan, mut warnings) = (self.plan, Vec::new());
+        if busy > GENERATOR_BUSY_MAX {
+            warnings.push(format!(
+                "the generator used {:.0} % of its {} thread(s): throughput is a lower bound, latency an upper one",
+                busy * 100.0,
+                plan.threads
+            ));
+        }
+        let errors = samples.errors_total();
+        if let Some(arrivals) = plan.arrivals {
+            let offered = arrivals.rate * seconds;
+            let made = (requests + errors) as f64;
+            if made < offered * OFFERED_SHARE_MIN {
+                warnings.push(format!(
+                    "{made:.0} requests ended where {offered:.0} were offered: the server, or the number of connections, is \
+                     too small for the rate"
+                ));
+            }
+        }
+        if errors > 0 {
+            warnings.push(format!(
+                "{errors} requests failed and are in no figure but this"
+            ));
+        }
+        warnings
     }
 }

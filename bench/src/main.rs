@@ -2,25 +2,17 @@
 
 use std::process::ExitCode;
 
-use forebay_bench::load::arguments::{Arguments, Command};
+use forebay_bench::load::arguments::{Arguments, Compare, Other, Verb};
 use forebay_bench::load::report::Report;
 use forebay_bench::load::{self, LoadError, compare};
 use forebay_bench::page;
 
 fn main() -> ExitCode {
     let arguments: Arguments = argh::from_env();
-    let outcome = match &arguments.command {
-        Command::Get(get) => load::get(get).map(|report| show(&report, get.json)),
-        Command::Put(put) => load::put(put).map(|report| show(&report, put.json)),
-        Command::Compare(both) => compare::compare(both).map(|comparison| {
-            if both.json {
-                println!("{}", serde_json::json!(comparison));
-            } else {
-                print!("{comparison}");
-            }
-            ExitCode::SUCCESS
-        }),
-        Command::Report(report) => page::report(report).map(|said| {
+    let outcome = match arguments.command.verb() {
+        Ok(verb) => measure(&verb),
+        Err(Other::Compare(both)) => put_side_by_side(&both),
+        Err(Other::Report(report)) => page::report(&report).map(|said| {
             println!("{said}");
             ExitCode::SUCCESS
         }),
@@ -32,6 +24,23 @@ fn main() -> ExitCode {
             LoadError::Run(_) => ExitCode::FAILURE,
         }
     })
+}
+
+fn measure(verb: &Verb) -> Result<ExitCode, LoadError> {
+    let json = verb.common().json;
+    let mut code = ExitCode::SUCCESS;
+    load::run_steps(verb, |report| code = show(report, json))?;
+    Ok(code)
+}
+
+fn put_side_by_side(both: &Compare) -> Result<ExitCode, LoadError> {
+    let comparison = compare::compare(both)?;
+    if both.json {
+        println!("{}", serde_json::json!(comparison));
+    } else {
+        print!("{comparison}");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn show(report: &Report, json: bool) -> ExitCode {

@@ -147,6 +147,11 @@ impl<R: Runtime, D: Disk> Router<R, D> {
         &self.core
     }
 
+    /// The number of this core.
+    pub fn index(&self) -> usize {
+        self.core.parts.index
+    }
+
     /// Where blocks live.
     pub fn topology(&self) -> Topology {
         self.core.parts.topology

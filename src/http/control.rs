@@ -120,6 +120,7 @@ fn topology(connection: &Connection) -> String {
     let body = json!({
         "version": 1,
         "cores": topology.cores(),
+        "core": connection.context().router.index(),
         "shards": topology.shards(),
         "hash": "xxh3-128",
         "hash_input": "volume + '/' + key, seed = block number (0 finds the object's home)",

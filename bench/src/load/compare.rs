@@ -1,4 +1,8 @@
-//! Two servers side by side: owns running them in turn, and the medians and ratios of what came out. Measures nothing itself.
+//! Two servers side by side: owns running them in turn, and the medians, ratios and intervals of what came out. Measures
+//! nothing itself.
+//!
+//! Every other pair is run in the other order (A B, B A, A B ...), so that a machine that grows slower or faster does so for
+//! both sides.
 
 use std::fmt;
 
@@ -6,8 +10,11 @@ use argh::FromArgs;
 use serde::{Deserialize, Serialize};
 
 use crate::load::LoadError;
-use crate::load::arguments::{Compare, Get};
+use crate::load::arguments::{Arguments, Compare, Verb};
 use crate::load::report::Report;
+
+/// Confidence that intervals are to have, if there are values enough.
+const CONFIDENCE_MIN: f64 = 0.95;
 
 /// The runs of both sides and what they come to.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -25,6 +32,10 @@ pub struct Comparison {
     pub throughput_ratio: Option<Spread>,
     /// A's server CPU per GiB over B's, pair by pair.
     pub server_cpu_ratio: Option<Spread>,
+    /// A's median latency over B's, pair by pair.
+    pub latency_p50_ratio: Option<Spread>,
+    /// A's 99th percentile of latency over B's, pair by pair.
+    pub latency_p99_ratio: Option<Spread>,
 }
 
 /// A median and the values that it was taken from.
@@ -51,19 +62,55 @@ impl Spread {
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);
         let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+        let interval = median_interval(sorted.len());
         Some(Self {
             median: f64::midpoint(low, high),
             min,
             max,
+            interval: interval.map(|(skip, _)| [sorted[skip], sorted[sorted.len() - 1 - skip]]),
+            confidence: interval.map_or(0.0, |(_, confidence)| confidence),
             values,
-            ..Self::default()
         })
     }
 }
 
+/// Which order statistics hold the median of what `count` values were drawn from: how many of the smallest and of the largest
+/// are left out, and with what confidence the rest hold it. As narrow as 95 % allow; of fewer than six values, all of them,
+/// with the confidence that they give. `None` below two values.
+///
+/// This is the interval that belongs to the sign test: a value lies below the median with probability one half whatever the
+/// distribution, so the number that do is binomial. W. J. Conover, *Practical Nonparametric Statistics*, 3rd edition (1999),
+/// section 3.2; W. R. Thompson, *Annals of Mathematical Statistics* 7 (1936), 122-128.
+fn median_interval(count: usize) -> Option<(usize, f64)> {
+    if count < 2 {
+        return None;
+    }
+    let mut best = None;
+    // Probability of exactly `skip` values below the median, and of at most so many.
+    let (mut exactly, mut at_most) = (0.5_f64.powi(count as i32), 0.0);
+    for skip in 0..count / 2 {
+        at_most += exactly;
+        exactly *= (count - skip) as f64 / (skip + 1) as f64;
+        let confidence = 1.0 - 2.0 * at_most;
+        if best.is_some() && confidence < CONFIDENCE_MIN {
+            break;
+        }
+        best = Some((skip, confidence));
+    }
+    best
+}
+
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.4} ({:.4} .. {:.4})", self.median, self.min, self.max)
+        write!(f, "{:.4} ({:.4} .. {:.4})", self.median, self.min, self.max)?;
+        match self.interval {
+            Some([low, high]) if f.alternate() => write!(
+                f,
+                ", {:.1} % interval {low:.4} .. {high:.4}",
+                self.confidence * 100.0
+            ),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -72,41 +119,46 @@ pub fn compare(arguments: &Compare) -> Result<Comparison, LoadError> {
     if arguments.pairs == 0 {
         return Err(LoadError::Usage("--pairs must be above 0".into()));
     }
-    let (get_a, get_b) = (parse("--a", &arguments.a)?, parse("--b", &arguments.b)?);
+    let (verb_a, verb_b) = (parse("--a", &arguments.a)?, parse("--b", &arguments.b)?);
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for pair in 1..=arguments.pairs {
-        for (get, name, reports) in [
-            (&get_a, &arguments.name_a, &mut a),
-            (&get_b, &arguments.name_b, &mut b),
-        ] {
-            let report = super::get(get)?;
-            if !report.is_good() {
-                return Err(LoadError::Run(format!(
-                    "pair {pair}, side {name} failed:\n{report}"
-                )));
-            }
-            eprintln!(
-                "pair {pair}/{} {name}: {:.3} GiB/s, {} server CPU s/GiB",
-                arguments.pairs,
-                report.gib_per_s,
-                report
-                    .server_cpu_s_per_gib
-                    .map_or("-".into(), |cpu_s| format!("{cpu_s:.4}"))
-            );
-            reports.push(report);
+        let mut sides = [
+            (&verb_a, &arguments.name_a, &mut a),
+            (&verb_b, &arguments.name_b, &mut b),
+        ];
+        if pair % 2 == 0 {
+            sides.reverse();
+        }
+        for (verb, name, reports) in sides {
+            reports.push(run_side(verb, name, pair, arguments.pairs)?);
         }
     }
-    let throughput_ratio = ratios(&a, &b, |report| Some(report.gib_per_s));
-    let server_cpu_ratio = ratios(&a, &b, |report| report.server_cpu_s_per_gib);
-    let (name_a, name_b) = (arguments.name_a.clone(), arguments.name_b.clone());
     Ok(Comparison {
-        name_a,
-        name_b,
+        throughput_ratio: ratios(&a, &b, |report| Some(report.gib_per_s)),
+        server_cpu_ratio: ratios(&a, &b, |report| report.server_cpu_s_per_gib),
+        latency_p50_ratio: ratios(&a, &b, |report| Some(report.latency_us?.p50 as f64)),
+        latency_p99_ratio: ratios(&a, &b, |report| Some(report.latency_us?.p99 as f64)),
+        name_a: arguments.name_a.clone(),
+        name_b: arguments.name_b.clone(),
         a,
         b,
-        throughput_ratio,
-        server_cpu_ratio,
     })
+}
+
+fn run_side(verb: &Verb, name: &str, pair: usize, pairs: usize) -> Result<Report, LoadError> {
+    let report = super::run(verb)?;
+    if !report.is_good() {
+        return Err(LoadError::Run(format!(
+            "pair {pair}, side {name} failed:\n{report}"
+        )));
+    }
+    let cpu_s = report.server_cpu_s_per_gib;
+    eprintln!(
+        "pair {pair}/{pairs} {name}: {:.3} GiB/s, {} server CPU s/GiB",
+        report.gib_per_s,
+        cpu_s.map_or("-".into(), |cpu_s| format!("{cpu_s:.4}"))
+    );
+    Ok(report)
 }
 
 fn ratios(a: &[Report], b: &[Report], figure: impl Fn(&Report) -> Option<f64>) -> Option<Spread> {
@@ -115,11 +167,19 @@ fn ratios(a: &[Report], b: &[Report], figure: impl Fn(&Report) -> Option<f64>) -
     Spread::of(ratios?)
 }
 
-fn parse(flag: &str, text: &str) -> Result<Get, LoadError> {
-    let words = split(text).map_err(|why| LoadError::Usage(format!("{flag} {text:?}: {why}")))?;
+fn parse(flag: &str, text: &str) -> Result<Verb, LoadError> {
+    let mut words =
+        split(text).map_err(|why| LoadError::Usage(format!("{flag} {text:?}: {why}")))?;
+    if words.first().is_none_or(|word| word.starts_with('-')) {
+        words.insert(0, "get".into());
+    }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    Get::from_args(&["forebay-bench", "get"], &words)
-        .map_err(|early| LoadError::Usage(format!("{flag}: {}", early.output.trim())))
+    let arguments = Arguments::from_args(&["forebay-bench"], &words)
+        .map_err(|early| LoadError::Usage(format!("{flag}: {}", early.output.trim())))?;
+    arguments
+        .command
+        .verb()
+        .map_err(|_| LoadError::Usage(format!("{flag}: a side is a verb that makes load")))
 }
 
 /// Splits as a shell would, with quotes of both kinds and without anything else that a shell does.
@@ -168,11 +228,16 @@ impl fmt::Display for Comparison {
                 shown(cpu.and_then(Spread::of).as_ref())
             )?;
         }
-        let (throughput, cpu) = (
-            shown(self.throughput_ratio.as_ref()),
-            shown(self.server_cpu_ratio.as_ref()),
-        );
-        writeln!(f, "{:width$}  {throughput:34}  {cpu}", "ratio")?;
+        for (what, ratio) in [
+            ("throughput", &self.throughput_ratio),
+            ("server CPU per GiB", &self.server_cpu_ratio),
+            ("p50 latency", &self.latency_p50_ratio),
+            ("p99 latency", &self.latency_p99_ratio),
+        ] {
+            if let Some(ratio) = ratio {
+                writeln!(f, "ratio of {what}: {ratio:#}")?;
+            }
+        }
         let tls = |reports: &[Report]| {
             reports
                 .first()
@@ -231,6 +296,21 @@ mod tests {
     }
 
     #[test]
+    fn intervals_are_those_of_the_sign_test() {
+        // The table of any textbook: of 5 values the extremes hold 93.75 %; of 6 96.9; of 10 the second and the ninth 97.9.
+        assert_eq!(median_interval(1), None);
+        assert_eq!(median_interval(5), Some((0, 0.9375)));
+        assert_eq!(median_interval(6), Some((0, 0.96875)));
+        let (skip, confidence) = median_interval(10).unwrap();
+        assert!(skip == 1 && (confidence - 0.978_515_625).abs() < 1e-12);
+        let (skip, confidence) = median_interval(25).unwrap();
+        assert!(skip == 7 && (confidence - 0.956_715).abs() < 1e-4);
+        let spread = Spread::of((1..=10).map(f64::from).collect()).unwrap();
+        assert_eq!(spread.interval, Some([2.0, 9.0]));
+        assert!(format!("{spread:#}").contains("97.9 % interval"));
+    }
+
+    #[test]
     fn words_are_split_as_in_a_shell() {
         let words = split("--header 'Authorization: Bearer x'  --size 1MiB --b \"\"").unwrap();
         assert_eq!(
@@ -245,7 +325,11 @@ mod tests {
             ]
         );
         assert!(split("a 'b").is_err());
-        assert_eq!(parse("--a", "--target http://h/ --keys 7").unwrap().keys, 7);
+        let verb = parse("--a", "--target http://h/ --keys 7").unwrap();
+        assert_eq!((verb.name(), verb.common().keys), ("get", 7));
+        let verb = parse("--a", "mixed --target http://h/ --reads 10").unwrap();
+        assert!(matches!(verb, Verb::Mixed(mixed) if mixed.reads == 10.0));
+        assert!(parse("--a", "compare --a x --b y").is_err());
         assert!(matches!(
             parse("--a", "--nonsense"),
             Err(LoadError::Usage(_))

@@ -20,6 +20,21 @@ pub struct Latency {
     pub max: u64,
 }
 
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |us: u64| us as f64 / 1000.0;
+        write!(
+            f,
+            "p50 {:.3}  p90 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3}",
+            ms(self.p50),
+            ms(self.p90),
+            ms(self.p99),
+            ms(self.p999),
+            ms(self.max)
+        )
+    }
+}
+
 /// One second of a run, for plots.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -65,7 +80,9 @@ pub struct Report {
     pub method: String,
     /// URLs, as typed.
     pub targets: Vec<String>,
-    /// Body bytes of one request.
+    /// Sizes of objects, as typed.
+    pub size: String,
+    /// Body bytes of one request; the mean of them where they differ.
     pub size_bytes: u64,
     /// Connections.
     pub connections: usize,
@@ -128,8 +145,6 @@ pub struct Report {
     pub missing: u64,
     /// What to know before believing the figures.
     pub warnings: Vec<String>,
-    #[serde(skip)]
-    pub(crate) sent: bool,
 }
 
 impl Report {
@@ -151,13 +166,27 @@ impl fmt::Display for Report {
             format!("open loop, {rate} requests/s offered")
         });
         let wire = self.tls.as_deref().unwrap_or("plain");
-        writeln!(f, "{} {} ({wire})", self.method, self.targets.join(" "))?;
         writeln!(
             f,
-            "  load        {} bytes, {} connections, {} thread(s), {mode}, {:.2} s",
+            "{} {} {} ({wire})",
+            self.workload,
+            self.method,
+            self.targets.join(" ")
+        )?;
+        let depth = match self.depth {
+            0 | 1 => String::new(),
+            depth => format!(" x {depth} requests"),
+        };
+        writeln!(
+            f,
+            "  load        {} bytes, {} connections{depth}, {} thread(s), {mode}, {:.2} s",
             self.size_bytes, self.connections, self.threads, self.seconds
         )?;
-        let direction = if self.sent { "sent" } else { "received" };
+        let direction = match self.method.as_str() {
+            "PUT" => "sent",
+            "GET" => "received",
+            _ => "moved",
+        };
         writeln!(
             f,
             "  throughput  {:.3} GiB/s, {:.1} requests/s ({} requests, {:.2} GiB {direction})",
@@ -167,15 +196,21 @@ impl fmt::Display for Report {
             gib(self.bytes)
         )?;
         if let Some(latency) = self.latency_us {
-            let ms = |us: u64| us as f64 / 1000.0;
+            writeln!(f, "  latency ms  {latency}")?;
+        }
+        for (name, kind) in &self.by_kind {
+            let latency = kind.latency_us.map_or("-".to_owned(), |us| us.to_string());
+            let (requests, errors) = (kind.requests, kind.errors);
             writeln!(
                 f,
-                "  latency ms  p50 {:.3}  p90 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3}",
-                ms(latency.p50),
-                ms(latency.p90),
-                ms(latency.p99),
-                ms(latency.p999),
-                ms(latency.max)
+                "  {name:10}  {latency}  ({requests} requests, {errors} errors)"
+            )?;
+        }
+        if let Some(share) = self.owner_share {
+            writeln!(
+                f,
+                "  owner core  met by {:.1} % of the requests",
+                share * 100.0
             )?;
         }
         if let (Some(user_s), Some(system_s)) = (self.server_cpu_user_s, self.server_cpu_system_s) {
@@ -195,9 +230,12 @@ impl fmt::Display for Report {
             writeln!(f, "  device      {:.3} GiB read", gib(bytes))?;
         }
         let busy = self.generator_busy * 100.0;
+        let per_gib = self
+            .generator_cpu_s_per_gib
+            .map_or("-".to_owned(), |cpu_s| format!("{cpu_s:.4}"));
         writeln!(
             f,
-            "  generator   {:.2} CPU s, {busy:.0} % of its thread(s)",
+            "  generator   {per_gib} CPU s/GiB ({:.2} CPU s, {busy:.0} % of its thread(s))",
             self.generator_cpu_s
         )?;
         for (kind, count) in &self.errors {

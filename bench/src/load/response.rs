@@ -69,6 +69,8 @@ pub(super) struct Response {
     keep_alive: bool,
     /// Body bytes that came since the last [`Self::take_new_bytes`].
     new_bytes: u64,
+    /// The core that owns the object, if the server says so.
+    owner: Option<usize>,
 }
 
 impl Response {
@@ -81,14 +83,16 @@ impl Response {
             flaw: None,
             keep_alive: true,
             new_bytes: 0,
+            owner: None,
         }
     }
 
-    /// Takes the next bytes off the wire.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    /// Takes the next bytes off the wire and says how many of them are this response's.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> usize {
         if self.length.is_some() {
             return self.push_body(bytes);
         }
+        let held_bytes = self.head.len();
         // Mostly the whole head is in the first piece, with a lot of body behind it that is better not copied.
         let held = std::mem::take(&mut self.head);
         let joined = if held.is_empty() {
@@ -101,15 +105,17 @@ impl Response {
             Ok(None) => self.head = joined.to_vec(),
             Ok(Some(head)) => {
                 self.begin_body(&head);
-                self.push_body(&joined[head.bytes..]);
+                return head.bytes - held_bytes + self.push_body(&joined[head.bytes..]);
             }
             Err(why) => self.break_off(&why),
         }
+        bytes.len()
     }
 
     fn begin_body(&mut self, head: &Head) {
         self.keep_alive = head.keep_alive;
         self.length = Some(head.declared);
+        self.owner = head.owner;
         // WebDAV servers answer a PUT with 201 or 204; where a body is expected, only one status is right.
         let is_write = self.expectation.length.is_none();
         let is_done = is_write && matches!(head.status, 201 | 204);
@@ -126,12 +132,8 @@ impl Response {
         }
     }
 
-    fn push_body(&mut self, bytes: &[u8]) {
+    fn push_body(&mut self, bytes: &[u8]) -> usize {
         let left = self.length.unwrap_or_default() - self.received;
-        if bytes.len() as u64 > left {
-            self.flaw.get_or_insert(Flaw::Surplus);
-            self.keep_alive = false;
-        }
         let bytes = &bytes[..bytes.len().min(left as usize)];
         if let Some((content, start)) = self.expectation.content
             && self.flaw.is_none()
@@ -141,6 +143,13 @@ impl Response {
         }
         self.received += bytes.len() as u64;
         self.new_bytes += bytes.len() as u64;
+        bytes.len()
+    }
+
+    /// Says that bytes came behind the end of this response which belong to no other.
+    pub(super) fn add_surplus(&mut self) {
+        self.flaw.get_or_insert(Flaw::Surplus);
+        self.keep_alive = false;
     }
 
     /// Ends the response here; what follows cannot be understood.
@@ -158,6 +167,15 @@ impl Response {
         self.keep_alive
     }
 
+    /// The core that owns the object, as `x-forebay-core` said.
+    pub(super) fn owner(&self) -> Option<usize> {
+        self.owner
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
     pub(super) fn flaw(&self) -> Option<&Flaw> {
         self.flaw.as_ref()
     }
@@ -170,16 +188,17 @@ impl Response {
 }
 
 /// What matters of a response's head.
-struct Head {
-    bytes: usize,
-    status: u16,
-    declared: u64,
+pub(super) struct Head {
+    pub(super) bytes: usize,
+    pub(super) status: u16,
+    pub(super) declared: u64,
     keep_alive: bool,
+    owner: Option<usize>,
 }
 
 impl Head {
     /// `Ok(None)` while it is incomplete.
-    fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Option<Self>, String> {
         let mut slots = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut parser = httparse::Response::new(&mut slots);
         let head_bytes = match parser.parse(bytes) {
@@ -203,7 +222,9 @@ impl Head {
         };
         let keep_alive =
             !value("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        let owner = value("x-forebay-core").and_then(|value| value.split('/').next()?.parse().ok());
         Ok(Some(Self {
+            owner,
             bytes: head_bytes,
             status,
             declared,
@@ -218,7 +239,11 @@ mod tests {
 
     fn receive(expected: Expectation, pieces: &[&[u8]]) -> Response {
         let mut response = Response::new(expected);
-        pieces.iter().for_each(|piece| response.push(piece));
+        for piece in pieces {
+            if response.push(piece) < piece.len() {
+                response.add_surplus();
+            }
+        }
         response
     }
 
@@ -237,6 +262,24 @@ mod tests {
             response.push(&text[cut..]);
             assert!(response.is_complete() && response.flaw().is_none() && response.keep_alive());
             assert_eq!(response.take_new_bytes(), 5);
+        }
+    }
+
+    #[test]
+    fn two_responses_in_one_piece_are_told_apart_wherever_it_is_cut() {
+        let one = b"HTTP/1.1 200 OK\r\nx-forebay-core: 3/4\r\nContent-Length: 5\r\n\r\nhello";
+        let two = [one.as_slice(), one].concat();
+        for cut in 0..one.len() {
+            let (mut first, mut second) = (Response::new(FIVE), Response::new(FIVE));
+            let mut used = first.push(&two[..cut]);
+            assert_eq!(used, cut);
+            used += first.push(&two[cut..]);
+            assert_eq!(used, one.len(), "cut at {cut}");
+            assert_eq!(second.push(&two[used..]), one.len());
+            for response in [first, second] {
+                assert!(response.is_complete() && response.flaw().is_none());
+                assert_eq!(response.owner(), Some(3));
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! What was measured: owns the window in which things count, the latency histogram and the errors by kind.
+//! What was measured: owns the window in which things count, the latency histograms and the errors by kind.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::load::report::Latency;
+use crate::load::report::{self, Latency};
 
 /// Longest latency that is told apart: ten minutes, in microseconds.
 const LATENCY_US_MAX: u64 = 600_000_000;
@@ -22,19 +22,20 @@ pub(super) struct Window {
     closed: AtomicBool,
     /// Body bytes moved so far, before the window too; its ends are told apart by whoever reads it.
     bytes: AtomicU64,
-    errors: AtomicU64,
 }
 
 impl Window {
     pub(super) fn starting(start: Instant, length: Duration) -> Self {
-        let (bytes, errors) = (AtomicU64::new(0), AtomicU64::new(0));
         Self {
             start,
             end: start + length,
             closed: AtomicBool::new(false),
-            bytes,
-            errors,
+            bytes: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn start(&self) -> Instant {
+        self.start
     }
 
     pub(super) fn end(&self) -> Instant {
@@ -61,76 +62,154 @@ impl Window {
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
+}
 
-    pub(super) fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
-    }
+/// As what a request is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Read,
+    Write,
+    /// A read of the set that is read again and again.
+    Hot,
+    /// A read of what is read once.
+    Scan,
+    /// Of a herd's rounds, the last answer of each; counted among the reads too.
+    Slowest,
+}
 
-    pub(super) fn add_error(&self) {
-        self.errors.fetch_add(1, Ordering::Relaxed);
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Hot => "hot",
+            Self::Scan => "scan",
+            Self::Slowest => "slowest",
+        }
     }
 }
 
-/// What one thread saw, or all of them.
+/// Latencies in microseconds.
+pub(super) fn latency_histogram() -> Result<Histogram<u64>, String> {
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS)
+        .map_err(|error| format!("latency histogram: {error}"))
+}
+
+/// What requests of one kind came to.
 #[derive(Debug)]
-pub(super) struct Samples {
+struct Tally {
     latency_us: Histogram<u64>,
+    bytes: u64,
+    errors: u64,
+}
+
+/// What one thread saw since it was last emptied, or all of them from the start.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    tallies: BTreeMap<Kind, Tally>,
     pub(super) errors: BTreeMap<String, u64>,
     /// Bodies that differed from what they should be, in length or in content.
     pub(super) wrong_content: u64,
     /// Protocol and cipher of the last handshake.
     pub(super) tls: Option<String>,
+    /// Answers over connections whose core is known, from servers that name the owner.
+    pub(super) owner_known: u64,
+    /// Those of them whose owner was the connection's core.
+    pub(super) owner_met: u64,
 }
 
 impl Samples {
-    pub(super) fn new() -> Result<Self, String> {
-        let latency_us = Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS)
-            .map_err(|error| format!("latency histogram: {error}"))?;
-        Ok(Self {
-            latency_us,
-            errors: BTreeMap::new(),
-            wrong_content: 0,
-            tls: None,
-        })
+    fn tally(&mut self, kind: Kind) -> Result<&mut Tally, String> {
+        use std::collections::btree_map::Entry;
+        match self.tallies.entry(kind) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => Ok(entry.insert(Tally {
+                latency_us: latency_histogram()?,
+                bytes: 0,
+                errors: 0,
+            })),
+        }
     }
 
-    pub(super) fn add(&mut self, latency: Duration) {
-        self.latency_us
-            .saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+    pub(super) fn add(&mut self, kind: Kind, latency: Duration, bytes: u64) -> Result<(), String> {
+        let tally = self.tally(kind)?;
+        let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        tally.latency_us.saturating_record(latency_us);
+        tally.bytes += bytes;
+        Ok(())
     }
 
-    pub(super) fn add_error(&mut self, kind: String) {
-        *self.errors.entry(kind).or_default() += 1;
+    pub(super) fn add_error(&mut self, kind: Kind, name: String) -> Result<(), String> {
+        *self.errors.entry(name).or_default() += 1;
+        self.tally(kind)?.errors += 1;
+        Ok(())
     }
 
     pub(super) fn merge(&mut self, other: Self) -> Result<(), String> {
-        self.latency_us
-            .add(&other.latency_us)
-            .map_err(|error| format!("latency histogram: {error}"))?;
+        for (kind, theirs) in other.tallies {
+            let ours = self.tally(kind)?;
+            ours.latency_us
+                .add(&theirs.latency_us)
+                .map_err(|error| format!("latency histogram: {error}"))?;
+            ours.bytes += theirs.bytes;
+            ours.errors += theirs.errors;
+        }
         for (kind, count) in other.errors {
             *self.errors.entry(kind).or_default() += count;
         }
         self.wrong_content += other.wrong_content;
-        self.tls = self.tls.take().or(other.tls);
+        self.tls = other.tls.or(self.tls.take());
+        self.owner_known += other.owner_known;
+        self.owner_met += other.owner_met;
         Ok(())
     }
 
-    pub(super) fn requests(&self) -> u64 {
-        self.latency_us.len()
+    /// All latencies, each once.
+    pub(super) fn latencies(&self) -> Result<Histogram<u64>, String> {
+        let mut all = latency_histogram()?;
+        for (kind, tally) in &self.tallies {
+            if *kind != Kind::Slowest {
+                all.add(&tally.latency_us)
+                    .map_err(|error| format!("latency histogram: {error}"))?;
+            }
+        }
+        Ok(all)
     }
 
     pub(super) fn errors_total(&self) -> u64 {
         self.errors.values().sum()
     }
 
-    pub(super) fn latency(&self) -> Option<Latency> {
-        let at = |quantile| self.latency_us.value_at_quantile(quantile);
-        (!self.latency_us.is_empty()).then(|| Latency {
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: self.latency_us.max(),
-        })
+    /// Samples of one kind.
+    pub(super) fn requests_of(&self, kind: Kind) -> u64 {
+        self.tallies
+            .get(&kind)
+            .map_or(0, |tally| tally.latency_us.len())
     }
+
+    /// The figures of each kind that occurred.
+    pub(super) fn by_kind(&self) -> BTreeMap<String, report::Kind> {
+        let figures = |tally: &Tally| report::Kind {
+            requests: tally.latency_us.len(),
+            bytes: tally.bytes,
+            errors: tally.errors,
+            latency_us: percentiles(&tally.latency_us),
+        };
+        let kinds = self.tallies.iter();
+        kinds
+            .map(|(kind, tally)| (kind.name().to_owned(), figures(tally)))
+            .collect()
+    }
+}
+
+/// The percentiles that reports show; `None` without samples.
+pub(super) fn percentiles(latency_us: &Histogram<u64>) -> Option<Latency> {
+    let at = |quantile| latency_us.value_at_quantile(quantile);
+    (!latency_us.is_empty()).then(|| Latency {
+        p50: at(0.5),
+        p90: at(0.9),
+        p99: at(0.99),
+        p999: at(0.999),
+        max: latency_us.max(),
+    })
 }

@@ -12,7 +12,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 use tokio::net::TcpStream;
 
-use crate::load::plan::Target;
+use crate::load::target::Target;
 
 /// Bytes read at once. Large, to spare system calls; not larger than what stays in a second-level cache.
 const READ_BYTES: usize = 256 * 1024;
@@ -141,10 +141,11 @@ impl Wire {
     }
 
     /// Waits for bytes and hands on what they hold, possibly nothing. An end is an error: it never comes between requests.
+    ///
+    /// Dropped while it waits, it has taken nothing. Answers to key updates stay in `outgoing` and go with the next request.
     pub(super) async fn receive(&mut self, mut consume: impl FnMut(&[u8])) -> io::Result<()> {
         self.stream.readable().await?;
         let shared = self.buffer.clone();
-        let mut must_send = false;
         {
             let mut buffer = shared.0.borrow_mut();
             let start = self
@@ -165,8 +166,7 @@ impl Wire {
                         let (used, next) = tls.advance(&mut buffer[position..end], &mut consume)?;
                         position += used;
                         match next {
-                            // Only answers to key updates are sent while reading, and they may wait for the last record.
-                            Next::Send => must_send = true,
+                            Next::Send => (),
                             Next::Traffic => break,
                             Next::Handshake | Next::Closed => {
                                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -177,11 +177,7 @@ impl Wire {
                 }
             }
         }
-        if must_send {
-            self.send_outgoing().await
-        } else {
-            Ok(())
-        }
+        Ok(())
     }
 }
 

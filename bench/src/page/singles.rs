@@ -26,8 +26,15 @@ fn name(report: &Report) -> String {
     } else {
         &report.workload
     };
+    // Of a range, or where sizes differ, what was asked for says what the bytes are of.
+    let moved = text::bytes(report.size_bytes);
+    let size = if report.size.is_empty() || report.size == moved.replace(' ', "") {
+        moved
+    } else {
+        format!("{moved} of {}", report.size)
+    };
     let mut parts = vec![
-        format!("{workload} {}", text::bytes(report.size_bytes)),
+        format!("{workload} {size}"),
         plural(report.connections, "connection"),
     ];
     if report.depth > 1 {

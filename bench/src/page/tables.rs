@@ -332,9 +332,10 @@ pub(super) fn troubles(study: &Study, all: &[Trouble]) -> String {
                 ""
             };
             format!(
-                "{}: {}, round {round}{again}",
+                "{}: {}{}{again}",
                 workload_title(&row.workload),
-                row.label()
+                row.label(),
+                in_round(*round)
             )
         });
         let places: Vec<String> = places
@@ -361,10 +362,11 @@ pub(super) fn warnings(study: &Study, all: &[Warning]) -> String {
         );
         let places = warning.places.iter().map(|(system, row, round, text)| {
             let place = format!(
-                "{}, {}: {}, round {round}: {text}",
+                "{}, {}: {}{}: {text}",
                 study.systems[*system],
                 workload_title(&row.workload),
-                row.label()
+                row.label(),
+                in_round(*round)
             );
             format!("<li>{}</li>", html(&place))
         });
@@ -379,6 +381,14 @@ pub(super) fn warnings(study: &Study, all: &[Warning]) -> String {
     }
     out.push_str("</dl>");
     out
+}
+
+/// Rounds are counted from 1; a skip that is meant for all of them is none's.
+fn in_round(round: u64) -> String {
+    if round == 0 {
+        return String::new();
+    }
+    format!(", round {round}")
 }
 
 fn listed(items: &[String], what: &str) -> String {
