@@ -86,8 +86,8 @@ fn said(study: &Study, out: &Path) -> String {
     );
     if study.ours().is_some() && study.systems.len() > 1 {
         said.push_str(&format!(
-            "; a peer is ahead in {} figures",
-            study.ahead().len()
+            "; a peer is ahead in {}",
+            text::plural(study.ahead().len(), "figure")
         ));
     }
     said

@@ -308,7 +308,7 @@ fn over_time(series: &[Second]) -> Vec<String> {
         panel_over_time(
             series,
             "Latency over time",
-            "blue p50, orange p99",
+            "p50 and, above it, p99",
             &[(0, &p50), (1, &p99)],
             latency,
         ),
@@ -370,7 +370,7 @@ fn panel_over_time(
         title: title.into(),
         unit: unit.into(),
         across: "seconds".into(),
-        x: Axis::exact(0.0, last),
+        x: Axis::exact(0.0, last.ceil()),
         y,
         lines,
         wide: true,

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use super::records::{Outcome, Row};
 use super::study::Study;
 
+/// Row, round, and whether a later run of that round worked.
+pub(super) type Place = (Row, u64, bool);
+
 /// Cells that failed, or were not tried, for the same reason.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Trouble {
     pub(super) system: usize,
     pub(super) failed: bool,
     pub(super) reason: String,
-    /// Row, round, and whether a later run of that round worked.
-    pub(super) places: Vec<(Row, u64, bool)>,
+    pub(super) places: Vec<Place>,
 }
 
 /// Runs that gave a warning which differs by numbers only.
@@ -26,7 +28,7 @@ pub(super) struct Warning {
 
 /// All failures, then all that was not tried.
 pub(super) fn troubles(study: &Study) -> Vec<Trouble> {
-    let mut groups: BTreeMap<(bool, usize, &str), Vec<(Row, u64, bool)>> = BTreeMap::new();
+    let mut groups: BTreeMap<(bool, usize, &str), Vec<Place>> = BTreeMap::new();
     for (row, system, cell) in study.cells() {
         for (round, outcome) in cell.trouble() {
             let (skipped, reason) = match outcome {
