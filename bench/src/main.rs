@@ -2,15 +2,20 @@
 
 use std::process::ExitCode;
 
-use forebay_bench::load::arguments::{Arguments, Compare, Verb};
+use forebay_bench::load::arguments::{Arguments, Compare, Other, Verb};
 use forebay_bench::load::report::Report;
 use forebay_bench::load::{self, LoadError, compare};
+use forebay_bench::page;
 
 fn main() -> ExitCode {
     let arguments: Arguments = argh::from_env();
     let outcome = match arguments.command.verb() {
         Ok(verb) => measure(&verb),
-        Err(both) => put_side_by_side(&both),
+        Err(Other::Compare(both)) => put_side_by_side(&both),
+        Err(Other::Report(report)) => page::report(&report).map(|said| {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("forebay-bench: {error}");

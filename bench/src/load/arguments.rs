@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use argh::FromArgs;
 
+use crate::page::arguments::PageArguments;
+
 /// Load generator for Forebay, its peers, and any other server that answers GET and PUT.
 ///
 /// Reports throughput, latency percentiles and, given --server-pid, the server's CPU seconds for each GiB.
@@ -34,6 +36,17 @@ pub enum Command {
     Scan(Scan),
     /// Two servers in turn.
     Compare(Compare),
+    /// Show.
+    Report(PageArguments),
+}
+
+/// A verb that makes no load of its own.
+#[derive(Debug, Clone)]
+pub enum Other {
+    /// Two servers in turn.
+    Compare(Compare),
+    /// Show.
+    Report(PageArguments),
 }
 
 /// A verb that makes load, with its arguments.
@@ -76,15 +89,16 @@ impl Verb {
 }
 
 impl Command {
-    /// The load to make, or what is to be compared.
-    pub fn verb(self) -> Result<Verb, Compare> {
+    /// The load to make, or what else is to be done.
+    pub fn verb(self) -> Result<Verb, Other> {
         match self {
             Self::Get(get) => Ok(Verb::Get(get)),
             Self::Put(put) => Ok(Verb::Put(put)),
             Self::Mixed(mixed) => Ok(Verb::Mixed(mixed)),
             Self::Herd(herd) => Ok(Verb::Herd(herd)),
             Self::Scan(scan) => Ok(Verb::Scan(scan)),
-            Self::Compare(compare) => Err(compare),
+            Self::Compare(compare) => Err(Other::Compare(compare)),
+            Self::Report(report) => Err(Other::Report(report)),
         }
     }
 }

@@ -184,7 +184,7 @@ fn parse(flag: &str, text: &str) -> Result<Verb, LoadError> {
     arguments
         .command
         .verb()
-        .map_err(|_| LoadError::Usage(format!("{flag}: compare cannot be a side of itself")))
+        .map_err(|_| LoadError::Usage(format!("{flag}: a side is a verb that makes load")))
 }
 
 /// Splits as a shell would, with quotes of both kinds and without anything else that a shell does.
