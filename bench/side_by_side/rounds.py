@@ -28,7 +28,7 @@ def pattern(prefix=""):
 
 def load(cell, *words):
     """Words of the generator for a cell's load."""
-    return ["--size", cell.size, "--connections", cell.connections, "--warmup", plan.WARMUP_SECONDS, *words]
+    return ["--size", cell.size, "--connections", cell.connections, "--warmup", cell.warmup_seconds(), *words]
 
 
 class Rounds:
@@ -156,7 +156,7 @@ class Rounds:
         system.pause(False)
         try:
             report = self.lab.generate("get", system.target(cell), *load(cell), *keys, *system.words(cell), "--verify", "sample",
-                                       seconds=cell.seconds, servers=system.servers_of(cell.tls))
+                                       seconds=cell.measured_seconds(), servers=system.servers_of(cell.tls))
         finally:
             system.pause(True)
         check_source(cell, report, self.lab.store_gets(), self.lab.device)

@@ -45,7 +45,7 @@ def expected_seconds(letters, pairs, seconds):
     """Of the experiments alone."""
     run = plan.WARMUP_SECONDS + seconds + plan.OVERHEAD_SECONDS
     warm = plan.START_SECONDS + plan.WARM_PASSES * plan.DISK_SET_BYTES / plan.WARM_BYTES_PER_SECOND
-    each = {"c": 2 * pairs * (run + 1) + warm + 12, "e": 4 * pairs * run + 10, "g": 2 * pairs * run + 5, "h": pairs * (plan.PUT_SECONDS + run) + 5,
+    each = {"c": 2 * pairs * (run + 1) + warm + 12, "e": 8 * pairs * run + 10, "g": 2 * pairs * run + 5, "h": pairs * (plan.PUT_SECONDS + run) + 5,
             "i": 2 * pairs * run + 6}
     return sum(2 * cost for letter, cost in each.items() if letter in letters)
 
@@ -158,9 +158,12 @@ class Experiments:
 
     def miss(self, size):
         """What a miss takes more than the store itself, one at a time and at a fixed rate."""
-        cell = plan.Cell("miss", size, 1, True)
-        rated = plan.Cell("miss", size, CONNECTIONS, True)
-        system = self.system(plan.Group("miss", size, [cell]), True)
+        return [verdict for tls in (True, False) for verdict in self._miss(size, tls)]
+
+    def _miss(self, size, tls):
+        cell = plan.Cell("miss", size, 1, tls)
+        rated = plan.Cell("miss", size, CONNECTIONS, tls)
+        system = self.system(plan.Group("miss", size, [cell]), tls)
         rate = ["--rate", MISS_RATE[size], "--arrivals", "fixed"]
 
         def ours(cell, *words):
@@ -181,9 +184,10 @@ class Experiments:
         for arm, text in (("one", "1 connection"), ("rate", f"{MISS_RATE[size]} a second")):
             added = [(a["latency_us"]["p50"] - b["latency_us"]["p50"]) / 1000 for a, b in zip(results[arm], results[f"store {arm}"])]
             own = [report["latency_us"]["p50"] / 1000 for report in results[f"store {arm}"]]
-            how = (f"{size} objects never asked for before, over TLS, {text}, less the same generator straight at the store (plain, "
+            wire = "TLS" if tls else "plain"
+            how = (f"{size} objects never asked for before, {wire}, {text}, less the same generator straight at the store (plain, "
                    f"p50 {min(own):.2f} … {max(own):.2f} ms), whole objects; store and generator share a CPU")
-            verdicts.append(judge.verdict(f"miss, {size}, {text}: p50 over the store's own", judge.LOWER, 1.0, "", added, how, unit="ms",
+            verdicts.append(judge.verdict(f"miss, {wire}, {size}, {text}: p50 over the store's own", judge.LOWER, 1.0, "", added, how, unit="ms",
                                           ours=[brief(report) for report in results[arm]],
                                           store=[brief(report) for report in results[f"store {arm}"]]))
         return verdicts
