@@ -49,6 +49,8 @@ def _apt(missing):
 
 def cannot_have(name):
     """Why a peer cannot be measured here, or None."""
+    if name == "cachey":
+        return None if cachey() else "it could not be built"
     missing = [program for program in OF_PEERS.get(name, {}) if not shutil.which(program)]
     return f"{', '.join(missing)} is not installed" if missing else None
 

@@ -12,11 +12,12 @@ import sys
 
 from . import install, plan, records, targets
 from .lab import Lab
+from .peers import Cachey, Rclone, TrafficServer, Varnish
 from .rounds import Progress, Rounds
 from .systems import Forebay, Nginx, NginxSlice, NginxStatic
 
 FORMS = {"short": plan.short_form, "long": plan.long_form, "smoke": plan.smoke_form}
-SYSTEMS = {system.name: system for system in (Forebay, Nginx, NginxSlice, NginxStatic)}
+SYSTEMS = {system.name: system for system in (Forebay, Nginx, NginxSlice, NginxStatic, TrafficServer, Varnish, Cachey, Rclone)}
 METHOD = [
     "One server on CPU 0, generator and store on CPU 1; what is not measured at the moment is stopped (SIGSTOP).",
     f"Each system may use {plan.MEMORY_BYTES // plan.MIB} MiB, page cache included, held by the kernel where it can be. Hits in RAM are of a set "

@@ -3,7 +3,6 @@
 Owns no process (see lab) and decides no verdict. What cannot be measured becomes a record with its reason.
 """
 
-import dataclasses
 import time
 
 from . import plan, records
@@ -122,7 +121,7 @@ class Rounds:
         for cell in sorted(cells, key=lambda cell: cell.tls):
             target = system.target(cell)
             # One cache serves both, where both are served.
-            place = target.split("/", 3)[3] if system.serves_both else target
+            place = (target.split("/", 3)[3] if system.serves_both else target, *system.warm_words(cell))
             if place in warmed:
                 continue
             warmed.add(place)
@@ -130,13 +129,12 @@ class Rounds:
 
     def _warm_one(self, system, group, cell, target):
         keys = group.keys()
-        whole = dataclasses.replace(cell, ranged=False)
         seconds = max(WARM_SECONDS_MIN, group.set_bytes() / plan.WARM_BYTES_PER_SECOND)
         for _ in range(WARM_TRIES):
             self.lab.reset_store()
             report = self.lab.generate(
                 "get", target, "--keys", keys, "--key-pattern", pattern(), "--size", cell.size, "--order", "sequential", "--verify",
-                "all", "--connections", WARM_CONNECTIONS, "--warmup", 0, *system.words(whole), seconds=seconds,
+                "all", "--connections", WARM_CONNECTIONS, "--warmup", 0, *system.warm_words(cell), seconds=seconds,
                 servers=system.servers_of(cell.tls))
             passes = report["requests"] / keys
             if report["errors"]:

@@ -3,6 +3,7 @@
 A system knows how it is started for a working set, under which address it serves an object, and what it cannot do.
 """
 
+import dataclasses
 import pathlib
 import shutil
 import subprocess
@@ -76,6 +77,10 @@ class System:
     def words(self, cell):
         """Of the generator, for what is asked of this system alone."""
         return ["--range", "64KiB"] if cell.ranged else []
+
+    def warm_words(self, cell):
+        """The same, for reading everything that the cell needs once."""
+        return self.words(dataclasses.replace(cell, ranged=False))
 
     def servers_of(self, tls):
         return self.servers
