@@ -4,8 +4,9 @@
     records   the file of results, and what of it is done already
     lab       the place: CPUs, memory limits, processes, the store, the generator
     install   what has to be there before anything starts
-    forebay, nginx, peers    the systems: how each is started, and what it cannot do
+    systems, peers    how each is started, and what it cannot do
     rounds    runs a plan's cells, system by system, each checked
     targets   the experiments of the table of targets; judge turns runs into verdicts: pure
+    checks    one row with generators that are not ours
     main      the command line
 """

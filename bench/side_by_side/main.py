@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 
-from . import install, plan, records, targets
+from . import checks, install, plan, records, targets
 from .lab import Lab
 from .peers import Cachey, Rclone, TrafficServer, Varnish
 from .rounds import Progress, Rounds
@@ -80,6 +80,8 @@ def chosen(options):
 def expected_seconds(cells, letters, options, found):
     able = {name: system(None) for name, system in SYSTEMS.items() if name in options.systems}
     total = plan.expected_seconds(cells, options.systems, found.done() if found else frozenset(), lambda name, cell: not able[name].cannot(cell))
+    if options.form in ("short", "long"):
+        total += checks.expected_seconds()
     if letters:
         total += targets.expected_seconds(letters, options.rounds or targets.PAIRS, options.seconds or targets.SECONDS)
     return total
@@ -166,6 +168,8 @@ def measure(options, cells, letters, folder, found, binaries, forebay):
         if not found.of_kind("about"):
             found.append(**about(lab, options, systems))
         Rounds(lab, systems, found, progress).run(cells)
+        if options.form in ("short", "long"):
+            checks.Checks(lab, found, progress).run()
         if letters:
             conclude(lab, options, letters, found, systems, progress)
     finally:

@@ -13,6 +13,7 @@ from processes import OPERATOR_TOKEN, TOKEN, free_port
 from . import plan
 from .lab import BUCKET, Failed
 
+UPLOADS_HELD_MS = 600_000
 PEERS = pathlib.Path(__file__).resolve().parent.parent / "peers"
 
 
@@ -109,11 +110,10 @@ class Forebay(System):
     settings = (f"--shards 1, --memCapacity {plan.RAM_TIER_BYTES // plan.MIB}M, blocks of the objects' size, consistency immutable, "
                 "bearer token checked on each request; from disk with O_DIRECT, each 64 KiB checked against its CRC32C.")
 
-    def __init__(self, lab, name=None, memory=plan.RAM_TIER_BYTES, shards=1, cpu=None, flags=(), quota=plan.DISK_QUOTA_BYTES,
-                 limited=True):
+    def __init__(self, lab, name=None, memory=plan.RAM_TIER_BYTES, shards=1, cpu=None, limited=True):
         super().__init__(lab)
         self.name = name or self.name
-        self.memory, self.shards, self.cpu, self.flags, self.quota = memory, shards, cpu, list(flags), quota
+        self.memory, self.shards, self.cpu = memory, shards, cpu
         self.limited = limited
         self.by_tls = {}
 
@@ -143,10 +143,12 @@ class Forebay(System):
         port = free_port()
         scheme = "https" if tls else "http"
         secure = ["--sslCert", self.lab.folder / "cert.pem", "--sslKey", self.lab.folder / "key.pem"] if tls else ["--noSSL"]
+        # Uploads wait far longer than any run takes: what is measured is the acknowledgement.
+        held = ["--writebackDelay", UPLOADS_HELD_MS] if writes else []
         command = [self.lab.forebay, "start", "--bindAddr", f"127.0.0.1:{port}", "--shards", self.shards, "--config", config,
                    "--diskFolder", home / "cache", "--dbFolder", home / "ledger", "--dbMemCapacity", "16M", "--diskQuota",
-                   f"{self.quota // plan.MIB}M", "--memCapacity", f"{self.memory // plan.MIB}M" if self.memory else "0",
-                   "--blockUser", "bench", "--blockPass", "bench-secret", *secure, *self.flags]
+                   f"{plan.DISK_QUOTA_BYTES // plan.MIB}M", "--memCapacity", f"{self.memory // plan.MIB}M" if self.memory else "0",
+                   "--blockUser", "bench", "--blockPass", "bench-secret", *secure, *held]
         more = {} if self.cpu is None else {"cpu": self.cpu}
         # Each has the whole limit: only one of them is asked at a time.
         limit = f"{self.name}-{scheme}"

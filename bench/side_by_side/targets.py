@@ -245,8 +245,7 @@ class Experiments:
         """PUTs that are acknowledged from disk, beside hits in RAM."""
         put, hit = plan.Cell("put", size, CONNECTIONS, True), plan.Cell("hit-ram", size, CONNECTIONS, True)
         puts, hits = plan.Group("put", size, [put]), plan.Group("hit-ram", size, [hit])
-        # Uploads wait far longer than any run takes: both sides move bytes on one side only. The quota leaves room below the soft limit.
-        writer = Forebay(self.lab, name="forebay-writes", flags=["--writebackDelay", 600_000], quota=32 * plan.GIB, limited=False)
+        writer = Forebay(self.lab, name="forebay-writes")
         reader = self.system(hits, True)
 
         def write():
