@@ -9,26 +9,26 @@ import sys
 from processes import ROOT
 
 CACHEY_VERSION = "0.13.2"
-# Program to package. Those without which nothing can be measured, and those that a peer needs.
-NEEDED = {"curl": "curl", "openssl": "openssl", "taskset": "util-linux", "findmnt": "mount", "fio": "fio"}
+# Program to package. Those without which nothing can be measured, those that a peer needs, and those of single rows.
+NEEDED = {"curl": "curl", "openssl": "openssl", "taskset": "util-linux", "findmnt": "mount"}
 OF_PEERS = {"nginx": {"nginx": "nginx-light"}, "nginx-static": {"nginx": "nginx-light"}, "nginx-slice": {"nginx": "nginx-light"},
             "varnish": {"varnishd": "varnish", "hitch": "hitch", "gcc": "gcc"},
             "ats": {"traffic_server": "trafficserver"}, "rclone": {"rclone": "rclone"}}
-OF_CHECKS = {"wrk": "wrk", "h2load": "nghttp2-client"}
+OF_CHECKS = {"fio": "fio", "wrk": "wrk", "h2load": "nghttp2-client"}
 # Debian starts these when they are installed. The ones that are measured are ours.
 SERVICES = {"nginx-light": "nginx", "varnish": "varnish", "hitch": "hitch", "trafficserver": "trafficserver"}
 # Where Debian puts servers; the path of a user without root's has it not.
 os.environ["PATH"] += ":/usr/sbin:/sbin"
 
 
-def packages(systems):
+def packages(systems, only_look=False):
     """Installs what the systems need. A peer whose package cannot be had is told by `cannot_have`; what all need ends the program."""
     wanted = dict(NEEDED)
     for name in systems:
         wanted.update(OF_PEERS.get(name, {}))
     wanted.update(OF_CHECKS)
     missing = sorted({package for program, package in wanted.items() if not shutil.which(program)})
-    if missing:
+    if missing and not only_look:
         _apt(missing)
     still = [program for program in NEEDED if not shutil.which(program)]
     if still:

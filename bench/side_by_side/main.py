@@ -45,6 +45,7 @@ def arguments(words=None):
     parser.add_argument("--resume", type=pathlib.Path, metavar="FOLDER", help="go on with the run whose results are there")
     parser.add_argument("--work", default="/var/tmp", help="where caches are: a folder on a real disk")
     parser.add_argument("--plan", action="store_true", help="say what would be measured and how long it takes, and end")
+    parser.add_argument("--no-install", action="store_true", help="measure with what is there")
     parser.add_argument("--keep", action="store_true", help="leave the work folder")
     options = parser.parse_args(words)
     unknown = [name for name in options.systems if name not in SYSTEMS]
@@ -147,7 +148,7 @@ def main():
     folder, found = results(options)
     if options.resume:
         cells, letters = chosen(options)
-    install.packages(options.systems)
+    install.packages(options.systems, options.no_install)
     binaries, forebay = install.binaries()
     return measure(options, cells, letters, folder, found, binaries, forebay)
 

@@ -4,6 +4,7 @@ Every experiment runs its arms in turn, the order turned round every other pair,
 """
 
 import json
+import shutil
 import subprocess
 import time
 
@@ -123,6 +124,8 @@ class Experiments:
 
     def beside_fio(self, size):
         """Reads of what is on disk only, plain, beside fio with direct=1 on a file of the same length at the same depth."""
+        if not shutil.which("fio"):
+            raise Failed("fio is not installed")
         cell = plan.Cell("hit-disk", size, CONNECTIONS, False)
         group = plan.Group("hit-disk", size, [cell])
         path = self.lab.folder / "fio.dat"
@@ -217,16 +220,16 @@ class Experiments:
 
     def hop(self, size):
         """Two cores: requests that land on the owner's core beside those that do not."""
-        if "--core-aware" not in self.lab.generator_help["get"]:
-            raise Failed("the generator knows no --core-aware")
+        if "--core-choice" not in self.lab.generator_help["get"]:
+            raise Failed("the generator knows no --core-choice")
         cell = plan.Cell("hit-ram", size, CONNECTIONS, True)
         group = plan.Group("hit-ram", size, [cell])
         system = self.system(group, True, shards=2, limited=False, cpu=f"{SERVER_CPU},{GENERATOR_CPU}")
         try:
             self.warm(system, cell, group.keys(), 2)
-            arms = {"owner": lambda: self.get(system, cell, group.keys(), "--key-pattern", pattern(), "--core-aware"),
-                    "wrong": lambda: self.get(system, cell, group.keys(), "--key-pattern", pattern(), *self._wrong_core())}
-            results = alternate(arms, self.pairs)
+            def arm(choice):
+                return lambda: self.get(system, cell, group.keys(), "--key-pattern", pattern(), "--core-choice", choice)
+            results = alternate({"owner": arm("owner"), "wrong": arm("wrong")}, self.pairs)
         finally:
             system.clear()
         shares = [f"{name} {reports[0].get('owner_share')}" for name, reports in results.items()]
@@ -237,9 +240,6 @@ class Experiments:
         return [judge.verdict(f"hop, {size}: CPU on the wrong core", judge.LOWER, 1.10, "the owner's core",
                               judge.ratios_of(wrong, owner, judge.cpu), how, **kept),
                 judge.verdict(f"hop, {size}: p50 on the wrong core over the owner's", judge.LOWER, 50, "", added, how, unit="µs")]
-
-    def _wrong_core(self):
-        return ["--core-unaware", "wrong"]
 
     def writeback(self, size):
         """PUTs that are acknowledged from disk, beside hits in RAM."""

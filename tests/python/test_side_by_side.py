@@ -7,7 +7,7 @@ import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bench"))
-from side_by_side import judge, plan, records  # noqa: E402
+from side_by_side import judge, main, plan, records  # noqa: E402
 
 ONE_SECOND = {"rounds": 3, "seconds": 1.0}
 
@@ -26,14 +26,16 @@ class Planned(unittest.TestCase):
         self.assertEqual(len(rows), 3 * 5 * 5 * 2)
         self.assertEqual(len(set(rows)), len(rows))
 
-    def test_forms_keep_their_time_for_six_systems(self):
-        systems = ["forebay", "a", "b", "c", "d", "e"]
+    def test_forms_keep_their_time_with_all_systems(self):
+        for form, minutes in (("short", 10), ("long", 50)):
+            options = main.arguments(["--form", form])
+            cells, letters = main.chosen(options)
+            self.assertLess(main.expected_seconds(cells, letters, options, None), minutes * 60, form)
 
-        def can(name, cell):
-            return name in ("forebay", "e") if cell.workload == "put" else True
-
-        self.assertLess(plan.expected_seconds(plan.short_form(), systems, can=can), 10 * 60)
-        self.assertLess(plan.expected_seconds(plan.long_form(), systems, can=can), 60 * 60)
+    def test_what_a_system_cannot_do_takes_no_time(self):
+        options = main.arguments(["--form", "long", "--systems", "rclone", "--only", "hit-disk"])
+        with_puts = main.arguments(["--form", "long", "--systems", "rclone"])
+        self.assertLess(main.expected_seconds(*main.chosen(options), options, None), main.expected_seconds(*main.chosen(with_puts), with_puts, None))
 
     def test_expected_time_counts_each_run_and_each_start(self):
         cells = [cell("miss", connections=1)]
