@@ -45,14 +45,25 @@ def children_of(pid):
     return found
 
 
+def command_line(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
 class Server:
     """A process that was started here, with all its children."""
 
     def __init__(self, name, process, log):
         self.name, self.process, self.log = name, process, log
+        # What stands in the command lines of helpers that end by themselves; they are not watched.
+        self.passing = None
 
     def pids(self):
-        return children_of(self.process.pid)
+        """The processes that serve, for as long as it runs."""
+        pids = children_of(self.process.pid)
+        return [pid for pid in pids if not self.passing or self.passing not in command_line(pid)]
 
     def check(self):
         if self.process.poll() is not None:
@@ -64,8 +75,11 @@ class Server:
 
     def pause(self, paused):
         """What is not measured gets no CPU time at all."""
-        for pid in self.pids():
-            os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
+        for pid in children_of(self.process.pid):
+            try:
+                os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
+            except ProcessLookupError:
+                pass  # A helper that has ended meanwhile.
 
     def stop(self):
         """The whole session that it was started in, by its id."""

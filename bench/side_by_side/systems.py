@@ -194,6 +194,8 @@ class Nginx(System):
         config = self.fill(self.template, PLAIN_PORT=self.plain_port, TLS_PORT=self.tls_port, QUOTA=f"{plan.DISK_QUOTA_BYTES // plan.MIB}m",
                            AIO="threads" if group.workload == "hit-disk" else "off")
         server = self.run(["nginx", "-e", self.folder / "error.log", "-p", self.folder, "-c", config])
+        # It reads the cache folder a minute after the start, and ends.
+        server.passing = "cache loader"
         self.lab.wait_for_url(server, f"http://127.0.0.1:{self.plain_port}/ready")
 
     def target(self, cell):
