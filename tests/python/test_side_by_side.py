@@ -1,0 +1,158 @@
+"""The plan, the records and the verdicts of scripts/bench-side-by-side. Starts nothing and measures nothing."""
+
+import json
+import pathlib
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bench"))
+from side_by_side import judge, main, plan, records  # noqa: E402
+
+ONE_SECOND = {"rounds": 3, "seconds": 1.0}
+
+
+def cell(workload="hit-ram", size="1MiB", connections=16, tls=True, **more):
+    return plan.Cell(workload, size, connections, tls, **{**ONE_SECOND, **more})
+
+
+def report(cpu, gib_per_s=1.0):
+    return {"server_cpu_s_per_gib": cpu, "gib_per_s": gib_per_s, "requests_per_s": 10.0}
+
+
+class Planned(unittest.TestCase):
+    def test_the_long_form_has_every_cell_of_the_matrix_once(self):
+        rows = [json.dumps(cell.row(), sort_keys=True) for cell in plan.long_form() if cell.workload != "put"]
+        self.assertEqual(len(rows), 3 * 5 * 5 * 2)
+        self.assertEqual(len(set(rows)), len(rows))
+
+    def test_forms_keep_their_time_with_all_systems(self):
+        for form, minutes in (("short", 10), ("long", 50)):
+            options = main.arguments(["--form", form])
+            cells, letters = main.chosen(options)
+            self.assertLess(main.expected_seconds(cells, letters, options, None), minutes * 60, form)
+
+    def test_what_a_system_cannot_do_takes_no_time(self):
+        options = main.arguments(["--form", "long", "--systems", "rclone", "--only", "hit-disk"])
+        with_puts = main.arguments(["--form", "long", "--systems", "rclone"])
+        self.assertLess(main.expected_seconds(*main.chosen(options), options, None), main.expected_seconds(*main.chosen(with_puts), with_puts, None))
+
+    def test_expected_time_counts_each_run_and_each_start(self):
+        cells = [cell("miss", connections=1)]
+        run = cells[0].warmup_seconds() + 1.0 + plan.OVERHEAD_SECONDS
+        self.assertAlmostEqual(plan.expected_seconds(cells, ["x", "y"]), 6 * run + 2 * plan.START_SECONDS)
+
+    def test_what_is_done_takes_no_time(self):
+        cells = [cell("miss")]
+        whole = plan.expected_seconds(cells, ["x", "y"])
+        done = {records.key("x", cells[0].row(), number) for number in (1, 2, 3)}
+        self.assertAlmostEqual(plan.expected_seconds(cells, ["x", "y"], done), whole / 2)
+
+    def test_the_order_of_systems_is_turned_round_every_other_round(self):
+        turns = list(plan.turns([cell()], ["x", "y", "z"]))
+        self.assertEqual([name for _, _, _, name in turns], list("xyzzyxxyz"))
+        self.assertEqual([position for _, position, _, _ in turns], [0, 1, 2] * 3)
+
+    def test_rounds_are_the_outer_loop_and_cells_end_when_theirs_do(self):
+        few, many = cell(connections=1, rounds=1), cell(connections=64, rounds=2)
+        turns = [(number, each.connections) for number, _, each, _ in plan.turns([few, many], ["x"])]
+        self.assertEqual(turns, [(1, 1), (1, 64), (2, 64)])
+
+    def test_a_cell_that_is_one_systems_only_is_not_run_by_others(self):
+        turns = list(plan.turns([cell(only=("y",))], ["x", "y"]))
+        self.assertEqual({name for _, _, _, name in turns}, {"y"})
+
+    def test_only_takes_what_all_named_dimensions_allow(self):
+        chosen = plan.selected(plan.long_form(), ["hit-ram", "hit-disk", "tls", "1MiB", "64"])
+        self.assertEqual({each.workload for each in chosen}, {"hit-ram", "hit-disk"})
+        self.assertTrue(all(each.tls and each.size == "1MiB" and each.connections == 64 for each in chosen))
+        self.assertTrue(all(each.ranged for each in plan.selected(plan.long_form(), ["range"])))
+        with self.assertRaisesRegex(ValueError, "hit-rum"):
+            plan.selected(plan.long_form(), ["hit-rum"])
+
+    def test_a_working_set_on_disk_is_six_times_the_memory_and_one_in_ram_fits(self):
+        self.assertGreaterEqual(plan.Group("hit-disk", "8MiB", []).keys() * plan.SIZES["8MiB"], 6 * plan.MEMORY_BYTES)
+        self.assertLess(plan.Group("hit-ram", "8MiB", []).set_bytes(), plan.RAM_TIER_BYTES)
+
+    def test_on_disk_tls_and_plain_follow_each_other(self):
+        group = plan.groups([cell("hit-disk", tls=tls, connections=n) for n in (1, 16) for tls in (True, False)])[0]
+        self.assertEqual([[each.tls for each in phase] for phase in plan.phases(group)], [[True, True], [False, False]])
+
+
+class Recorded(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = pathlib.Path(folder.name) / "records.jsonl"
+
+    def test_what_was_run_is_known_to_who_goes_on(self):
+        row = cell().row()
+        records.Records(self.path).append(kind="run", system="x", row=row, round=2, report=report(1.0))
+        again = records.Records(self.path)
+        self.assertEqual(again.done(), {records.key("x", row, 2)})
+        self.assertEqual(again.reports("x", **row), {2: report(1.0)})
+
+    def test_a_line_that_was_cut_off_is_run_again_and_the_file_stays_whole(self):
+        first = records.Records(self.path)
+        for number in (1, 2):
+            first.append(kind="run", system="x", row=cell().row(), round=number, report=report(1.0))
+        self.path.write_bytes(self.path.read_bytes()[:-20])
+        again = records.Records(self.path)
+        self.assertEqual([key[2] for key in again.done()], [1])
+        again.append(kind="run", system="x", row=cell().row(), round=2, report=report(1.0))
+        self.assertEqual(len([json.loads(line) for line in self.path.read_text().splitlines()]), 2)
+
+    def test_a_broken_line_is_told_with_its_number(self):
+        self.path.write_text('{"kind": "about"}\nnonsense\n')
+        with self.assertRaisesRegex(SystemExit, "records.jsonl:2"):
+            records.Records(self.path)
+
+    def test_a_failed_cell_is_no_report(self):
+        found = records.Records(self.path)
+        found.append(kind="run", system="x", row=cell().row(), round=1, failed="it ended")
+        self.assertEqual(found.reports("x", **cell().row()), {})
+        self.assertEqual(len(found.done()), 1)
+
+
+class Judged(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.found = records.Records(pathlib.Path(folder.name) / "records.jsonl")
+
+    def run_of(self, system, cpus, row):
+        for number, value in enumerate(cpus, 1):
+            self.found.append(kind="run", system=system, row=row, round=number, report=report(value))
+
+    def judge(self, peer):
+        court = judge.Judge(self.found, ["forebay", "slow", "fast"])
+        return court.beside("n", judge.LOWER, 0.5, peer, cell().row(), judge.cpu, "how")
+
+    def test_ratios_are_taken_pair_by_pair(self):
+        self.run_of("forebay", [0.4, 0.9, 0.3], cell().row())
+        self.run_of("slow", [1.0, 3.0, 1.0], cell().row())
+        verdict = self.judge("slow")
+        self.assertEqual([round(verdict[name], 6) for name in ("low", "value", "high")], [0.3, 0.3, 0.4])
+        self.assertTrue(verdict["met"])
+
+    def test_the_best_peer_is_the_one_that_is_ahead(self):
+        self.run_of("forebay", [0.6], cell().row())
+        self.run_of("slow", [2.0], cell().row())
+        self.run_of("fast", [1.0], cell().row())
+        verdict = self.judge("best peer")
+        self.assertIn("fast", verdict["target"])
+        self.assertFalse(verdict["met"])
+
+    def test_without_runs_a_target_is_not_met_and_says_so(self):
+        verdict = self.judge("best peer")
+        self.assertEqual((verdict["value"], verdict["met"]), (None, False))
+        self.assertIn("why", verdict)
+
+    def test_a_floor_is_met_from_above(self):
+        verdict = judge.verdict("n", judge.HIGHER, 0.85, "16 connections", [0.9, 0.8, 0.95], "how")
+        self.assertTrue(verdict["met"])
+        self.assertFalse(judge.verdict("n", judge.HIGHER, 0.85, "x", [0.8], "how")["met"])
+
+
+if __name__ == "__main__":
+    unittest.main()
