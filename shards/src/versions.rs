@@ -17,7 +17,7 @@ use crate::messages::{Message, WriteCondition, WriteError};
 use crate::names::NamesError;
 use crate::router::{Router, core_gone};
 use forebay_io::disk::Disk;
-use forebay_io::listing::ListRequest;
+use forebay_io::listing::{Entry, LIST_NAMES_MAX, ListRequest};
 use forebay_io::runtime::{Runtime, timeout};
 use forebay_io::store::{
     GetRequest, ObjectHead, PutReply, StoreError, StoreErrorKind, StoreResult,
@@ -27,6 +27,7 @@ use forebay_io::uplink::Fetched;
 use forebay_io::versions::{
     Deleted, NULL_VERSION, VersionName, Versioning, VersionsPage, VersionsRequest,
 };
+use futures::stream::{self, StreamExt};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -46,6 +47,10 @@ pub const FIRST_WORD_WAIT: Duration = Duration::from_secs(2);
 /// How long what is dirty may take to reach the store before whoever needs it there is told to come
 /// again.
 const SETTLE_WAIT: Duration = Duration::from_secs(15);
+
+/// Objects that are brought to the store at a time. Each is at most a block, in memory already or read
+/// from disk.
+const SETTLED_AT_ONCE_MAX: usize = 8;
 
 /// Pause between two looks at what others wait for, too.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
@@ -196,9 +201,12 @@ fn meaning(told: &StoreResult<Versioning>) -> Option<Known> {
 /// Why what waits for its upload did not reach the store.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum UnsettledError {
-    /// It takes longer than a client waits, or the store refuses some of it.
+    /// It takes longer than a client waits.
     #[error("objects still wait for their upload")]
     Waiting,
+    /// One of them could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// A core cannot tell.
     #[error(transparent)]
     Names(#[from] NamesError),
@@ -283,23 +291,35 @@ impl<R: Runtime, D: Disk> Router<R, D> {
     ) -> Result<(), UnsettledError> {
         let request = ListRequest {
             prefix: prefix.to_owned(),
-            limit: 1,
+            limit: LIST_NAMES_MAX,
             ..ListRequest::default()
         };
-        let runtime = &self.core().parts.runtime;
         let settled = async {
-            let mut is_hurried = false;
-            while !self.list_dirty(volume, &request).await?.entries.is_empty() {
-                if !is_hurried {
-                    self.hurry().await;
-                    is_hurried = true;
+            loop {
+                let dirty = self.list_dirty(volume, &request).await?.entries;
+                if dirty.is_empty() {
+                    return Ok(());
                 }
-                runtime.sleep(LOOK_PAUSE).await;
+                let settling = dirty
+                    .into_iter()
+                    .map(|entry| self.settle_named(volume, entry));
+                let mut settling = stream::iter(settling).buffer_unordered(SETTLED_AT_ONCE_MAX);
+                while let Some(settled) = settling.next().await {
+                    settled?;
+                }
             }
-            Ok(())
         };
-        let settled = timeout(runtime, SETTLE_WAIT, settled).await;
+        let settled = timeout(&self.core().parts.runtime, SETTLE_WAIT, settled).await;
         settled.unwrap_or(Err(UnsettledError::Waiting))
+    }
+
+    async fn settle_named(&self, volume: &Arc<Volume>, entry: Entry) -> Result<(), WriteError> {
+        let home = BlockId {
+            volume: volume.clone(),
+            key: entry.name().into(),
+            number: 0,
+        };
+        self.settle(&home).await
     }
 
     /// Brings what waits for its upload of one object to the store, if it does.

@@ -398,6 +398,10 @@ pub(super) fn unsettled(error: UnsettledError) -> ErrorReply {
             let message = "what was written before is not all in the object store yet; try again";
             ErrorReply::slow_down(message)
         }
+        UnsettledError::Write(error) => {
+            let message = format!("what was written before does not reach the store: {error}");
+            ErrorReply::slow_down(&message)
+        }
         UnsettledError::Names(error) => error.into(),
     }
 }

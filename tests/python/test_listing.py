@@ -174,8 +174,10 @@ class Listing:
         self.assertEqual(reader.head_bucket(Bucket=VOLUME)["ResponseMetadata"]["HTTPStatusCode"], 200)
         self.assertIsNone(reader.get_bucket_location(Bucket=VOLUME)["LocationConstraint"])
         self.assertNotIn("Status", reader.get_bucket_versioning(Bucket=VOLUME))
+        versions = reader.list_object_versions(Bucket=VOLUME)["Versions"]
+        self.assertEqual({version["VersionId"] for version in versions}, {"null"})
         self.assertEqual(reader.get_bucket_acl(Bucket=VOLUME)["Grants"][0]["Permission"], "FULL_CONTROL")
-        for call in (s3.get_bucket_policy, s3.get_bucket_tagging, s3.list_object_versions, s3.delete_bucket):
+        for call in (s3.get_bucket_policy, s3.get_bucket_tagging, s3.delete_bucket):
             with self.assertRaises(botocore.exceptions.ClientError) as refused:
                 call(Bucket=VOLUME)
             self.assertEqual(refused.exception.response["Error"]["Code"], "NotImplemented")
