@@ -368,6 +368,7 @@ fn copy() -> CopyRequest {
         source: CopySource {
             key: "from".into(),
             if_match: Some("0x8D0".into()),
+            version_id: None,
         },
         key: "to".into(),
         headers: None,

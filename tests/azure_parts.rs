@@ -392,6 +392,7 @@ fn objects_are_copied_with_their_headers_or_with_others() {
             source: CopySource {
                 key: "from/ü a".into(),
                 if_match: if_match.map(str::to_owned),
+                version_id: None,
             },
             key: key.into(),
             headers,
@@ -455,6 +456,7 @@ fn parts_are_copied_from_objects() {
             source: CopySource {
                 key: "source".into(),
                 if_match: None,
+                version_id: None,
             },
             span: span.map(|(start, end)| ByteSpan { start, end }),
             upload: upload.clone(),

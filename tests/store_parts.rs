@@ -52,6 +52,7 @@ fn copy() -> CopyRequest {
         source: CopySource {
             key: "a b+c/ü%20?".into(),
             if_match: Some("tag".into()),
+            version_id: None,
         },
         key: "k".into(),
         headers: None,

@@ -23,6 +23,7 @@
 //! | [`listing`] | names of objects in order: pages, and many pages as one |
 //! | [`multipart`] | objects that come in parts, or from another one |
 //! | [`tags`] | tags of objects |
+//! | [`versions`] | versions of objects |
 //! | [`net`] | listeners, sockets with vectored writes, TLS |
 //! | [`sim`] | the simulated twins |
 
@@ -46,3 +47,4 @@ pub mod sim;
 pub mod store;
 pub mod tags;
 pub mod uplink;
+pub mod versions;

@@ -100,6 +100,8 @@ pub struct CopySource {
     pub key: String,
     /// Copy only if the object's ETag (the store's, unquoted) is this one, else `PreconditionFailed`.
     pub if_match: Option<String>,
+    /// The version with this id, not the present one; `Unsupported` where a store keeps none.
+    pub version_id: Option<String>,
 }
 
 /// Makes an object from another one, inside the store.

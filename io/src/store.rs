@@ -8,6 +8,7 @@
 use crate::listing::{ListPage, ListRequest};
 use crate::multipart::PartStore;
 use crate::tags::TagStore;
+use crate::versions::{Deleted, VersionStore};
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::LocalBoxStream;
@@ -210,6 +211,8 @@ pub struct ObjectHead {
     pub meta: ObjectMeta,
     /// CRC64-NVME of all its bytes, where the store knows it.
     pub crc64nvme: Option<u64>,
+    /// The id of this version, where the store tells one.
+    pub version_id: Option<String>,
 }
 
 /// A half-open span of bytes of an object.
@@ -246,6 +249,8 @@ pub struct GetRequest {
     pub if_match: Option<String>,
     /// Answer `NotModified` if the object's ETag is this one (unquoted).
     pub if_none_match: Option<String>,
+    /// The version with this id, not the present one; `Unsupported` where a store keeps none.
+    pub version_id: Option<String>,
 }
 
 /// The head of an answer to [`GetRequest`], and its body.
@@ -307,6 +312,8 @@ pub struct PutReply {
     pub etag: String,
     /// Seconds since the Unix epoch; 0 when the store gave none with the answer.
     pub last_modified: u64,
+    /// The id of the version that was made, where the store told one.
+    pub version_id: Option<String>,
 }
 
 /// An object store: one bucket and prefix, or one folder.
@@ -314,7 +321,7 @@ pub struct PutReply {
 /// Methods are called on the companion thread of one core, whose runtime is tokio's
 /// current-thread one (or the simulator's executor); futures and streams never leave that thread.
 /// Dropping a future abandons the request, whose outcome is then unknown.
-pub trait Store: PartStore + TagStore {
+pub trait Store: PartStore + TagStore + VersionStore {
     /// Reads an object or a span of it. `Ok` as soon as the head is known and agrees with the
     /// request.
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>>;
@@ -322,8 +329,9 @@ pub trait Store: PartStore + TagStore {
     fn head(&self, key: String) -> LocalBoxFuture<'_, StoreResult<ObjectHead>>;
     /// Writes an object, whole or not at all.
     fn put(&self, request: PutRequest) -> LocalBoxFuture<'_, StoreResult<PutReply>>;
-    /// Removes an object; removing what is not there succeeds.
-    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>>;
+    /// Removes an object; removing what is not there succeeds. A bucket that keeps versions puts a
+    /// marker in its place.
+    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Deleted>>;
     /// Lists objects in the order of their UTF-8 bytes. A page may have fewer names than asked for
     /// although more follow, but never none then.
     fn list(&self, request: ListRequest) -> LocalBoxFuture<'_, StoreResult<ListPage>>;

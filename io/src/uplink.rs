@@ -19,6 +19,7 @@ use crate::store::{
     PutRequest, Store, StoreError, StoreErrorKind, StoreResult,
 };
 use crate::tags::Tags;
+use crate::versions::{Deleted, VersionName, Versioning, VersionsPage, VersionsRequest};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::LocalBoxFuture;
@@ -254,7 +255,7 @@ impl<R: Runtime> Uplink<R> {
     }
 
     /// Removes an object.
-    pub async fn delete(&self, volume: u32, key: String) -> StoreResult<()> {
+    pub async fn delete(&self, volume: u32, key: String) -> StoreResult<Deleted> {
         self.tell(Verb("DELETE", 204), volume, |store| {
             Box::pin(async move { store.delete(key).await })
         })
@@ -358,6 +359,71 @@ impl<R: Runtime> Uplink<R> {
     pub async fn set_tags(&self, volume: u32, key: String, tags: Tags) -> StoreResult<()> {
         self.tell(Verb("SET_TAGS", 200), volume, |store| {
             Box::pin(async move { store.set_tags(key, tags).await })
+        })
+        .await
+    }
+
+    /// What the bucket does with versions.
+    pub async fn versioning(&self, volume: u32) -> StoreResult<Versioning> {
+        self.ask(Verb("VERSIONING", 200), volume, |store| {
+            Box::pin(async move { store.versioning().await })
+        })
+        .await
+    }
+
+    /// Lets the bucket keep versions, or no more new ones.
+    pub async fn set_versioning(&self, volume: u32, is_enabled: bool) -> StoreResult<()> {
+        self.tell(Verb("SET_VERSIONING", 200), volume, move |store| {
+            Box::pin(async move { store.set_versioning(is_enabled).await })
+        })
+        .await
+    }
+
+    /// Describes a version of an object.
+    pub async fn head_version(&self, volume: u32, name: VersionName) -> StoreResult<ObjectHead> {
+        self.ask(Verb("HEAD_VERSION", 200), volume, |store| {
+            Box::pin(async move { store.head_version(name).await })
+        })
+        .await
+    }
+
+    /// Removes a version of an object for good.
+    pub async fn delete_version(&self, volume: u32, name: VersionName) -> StoreResult<Deleted> {
+        self.tell(Verb("DELETE_VERSION", 204), volume, |store| {
+            Box::pin(async move { store.delete_version(name).await })
+        })
+        .await
+    }
+
+    /// The tags of a version of an object.
+    pub async fn version_tags(&self, volume: u32, name: VersionName) -> StoreResult<Tags> {
+        self.ask(Verb("TAGS", 200), volume, |store| {
+            Box::pin(async move { store.version_tags(name).await })
+        })
+        .await
+    }
+
+    /// Replaces the tags of a version of an object.
+    pub async fn set_version_tags(
+        &self,
+        volume: u32,
+        name: VersionName,
+        tags: Tags,
+    ) -> StoreResult<()> {
+        self.tell(Verb("SET_TAGS", 200), volume, |store| {
+            Box::pin(async move { store.set_version_tags(name, tags).await })
+        })
+        .await
+    }
+
+    /// Lists versions.
+    pub async fn list_versions(
+        &self,
+        volume: u32,
+        request: VersionsRequest,
+    ) -> StoreResult<VersionsPage> {
+        self.ask(Verb("LIST_VERSIONS", 200), volume, |store| {
+            Box::pin(async move { store.list_versions(request).await })
         })
         .await
     }

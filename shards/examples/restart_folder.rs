@@ -68,6 +68,7 @@ fn main() -> Result<(), Failure> {
             freshness: Freshness::Immutable,
             absence_ttl: std::time::Duration::ZERO,
             writeback: false,
+            versions: Default::default(),
         }),
         records_max,
         next_key: 0,

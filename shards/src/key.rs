@@ -3,6 +3,7 @@
 //! This file owns hashing and placement. It never changes either: both are part of the on-disk
 //! format and of `GET /-/topology`.
 
+use crate::versions::Versions;
 use std::sync::Arc;
 use std::time::Duration;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
@@ -42,6 +43,8 @@ pub struct Volume {
     pub absence_ttl: Duration,
     /// Whether writes may be acknowledged before the store has them.
     pub writeback: bool,
+    /// What is known of the versions that the bucket behind it keeps.
+    pub versions: Versions,
 }
 
 /// The identity of a store, from what names it (endpoint, bucket, prefix or path).
@@ -143,6 +146,7 @@ mod tests {
             freshness: Freshness::Immutable,
             absence_ttl: std::time::Duration::ZERO,
             writeback: false,
+            versions: Default::default(),
         };
         BlockId {
             volume: Arc::new(volume),

@@ -63,5 +63,6 @@ pub mod table;
 mod tags;
 pub mod upload;
 mod verdict;
+pub mod versions;
 pub mod write;
 mod writeback;

@@ -16,6 +16,7 @@ use forebay_io::multipart::CompletedPart;
 use forebay_io::queue::Receiver;
 use forebay_io::store::{ByteSpan, ObjectMeta, StoreError, StoreResult};
 use forebay_io::tags::Tags;
+use forebay_io::versions::Deleted;
 use futures::channel::oneshot;
 use std::ops::Range;
 use std::sync::Arc;
@@ -164,6 +165,8 @@ pub struct Written {
     pub meta: Arc<ObjectMeta>,
     /// Whether this proxy alone has it so far.
     pub is_dirty: bool,
+    /// The id of the version that was made, where the bucket keeps versions.
+    pub version_id: Option<String>,
 }
 
 /// An object on its way to the store.
@@ -235,6 +238,8 @@ pub struct CopyFrom {
     pub meta: Arc<ObjectMeta>,
     /// The store's own ETag of it; nothing if the store does not have it yet.
     pub store_etag: Option<String>,
+    /// The id of the version that is meant, if it is not the present one.
+    pub version_id: Option<String>,
 }
 
 /// Makes an object from another one of the same store, there.
@@ -271,8 +276,16 @@ pub enum Message {
     Delete(
         BlockId,
         WriteCondition,
-        oneshot::Sender<Result<(), WriteError>>,
+        oneshot::Sender<Result<Deleted, WriteError>>,
     ),
+    /// Delete one version of an object.
+    DeleteVersion(
+        BlockId,
+        String,
+        oneshot::Sender<Result<Deleted, WriteError>>,
+    ),
+    /// Bring what waits for its upload of an object to the store.
+    Settle(BlockId, oneshot::Sender<Result<(), WriteError>>),
     /// Forget what is known of an object: the store has another version.
     Invalidate(BlockId, oneshot::Sender<()>),
     /// Tell the counters.

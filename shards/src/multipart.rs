@@ -58,6 +58,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         } = object;
         let hash = id.hash();
         self.shard_to_write(hash).await?;
+        self.settle_kept(&id, hash).await?;
         let (turn, terms) = self.turn_to_write(&id, hash, &condition).await?;
         let upload = UploadName {
             key: id.key.to_string(),
@@ -80,6 +81,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let completing = self.parts.uplink.complete_upload(number, request);
         let (reply, turn) = self.change_store(change, turn, completing).await?;
         let described = self.describe_written(&id, &reply).await;
+        id.volume.versions.note_write(&reply);
+        let version_id = reply.version_id.clone();
         let meta = described.clone().unwrap_or_else(|| {
             let sizes = chosen.iter().flatten().map(|part| part.size);
             self.written_meta(reply, sizes.sum(), Vec::new())
@@ -94,6 +97,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         Ok(Written {
             meta,
             is_dirty: false,
+            version_id,
         })
     }
 
@@ -180,6 +184,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         Ok(CopyFrom {
             meta,
             store_etag: (!is_here_alone).then_some(store_etag),
+            version_id: None,
         })
     }
 
@@ -193,6 +198,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         } = object;
         let hash = id.hash();
         self.shard_to_write(hash).await?;
+        self.settle_kept(&id, hash).await?;
         let (turn, terms) = (self.turn(hash).await?, Terms::default());
         // A weak or missing tag binds nothing.
         let tag = from.store_etag.clone();
@@ -200,6 +206,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             source: CopySource {
                 key: source.to_string(),
                 if_match: tag.filter(|tag| !tag.is_empty() && !tag.starts_with("W/")),
+                version_id: from.version_id.clone(),
             },
             key: id.key.to_string(),
             headers: headers.clone(),
@@ -212,6 +219,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let copying = self.parts.uplink.copy(id.volume.store_number, request);
         let (reply, turn) = self.change_store(change, turn, copying).await?;
+        let version_id = self.version_copied(&id, &reply).await;
         let headers = headers.unwrap_or_else(|| copied_headers(&from.meta));
         let meta = self.written_meta(reply, from.meta.size, headers);
         let piece = Piece {
@@ -229,6 +237,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         Ok(Written {
             meta,
             is_dirty: false,
+            version_id,
         })
     }
 

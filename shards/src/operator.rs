@@ -202,6 +202,7 @@ fn nameless(name: &ObjectName) -> BlockId {
         freshness: Freshness::Immutable,
         absence_ttl: std::time::Duration::ZERO,
         writeback: true,
+        versions: Default::default(),
     };
     BlockId {
         volume: Arc::new(volume),

@@ -433,6 +433,7 @@ mod tests {
             freshness: Freshness::Immutable,
             absence_ttl: std::time::Duration::ZERO,
             writeback: false,
+            versions: Default::default(),
         })
     }
 

@@ -24,6 +24,7 @@ use forebay_io::runtime::Runtime;
 use forebay_io::store::{ObjectMeta, PutReply, StoreError, StoreErrorKind, StoreResult};
 use forebay_io::tags::Tags;
 use forebay_io::uplink::PartUpload;
+use forebay_io::versions::Deleted;
 use futures::channel::oneshot;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -86,6 +87,10 @@ async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
         Message::Delete(id, condition, reply) => {
             drop(reply.send(core.delete(id, condition).await));
         }
+        Message::DeleteVersion(id, version_id, reply) => {
+            drop(reply.send(core.delete_version(id, version_id).await));
+        }
+        Message::Settle(id, reply) => drop(reply.send(core.settle(id).await)),
         Message::Invalidate(id, reply) => {
             core.invalidate(id).await;
             let _ = reply.send(());
@@ -134,7 +139,7 @@ async fn handle<R: Runtime, D: Disk>(core: &Rc<Core<R, D>>, message: Message) {
     }
 }
 
-fn core_gone() -> Arc<StoreError> {
+pub(crate) fn core_gone() -> Arc<StoreError> {
     Arc::new(StoreError::new(
         StoreErrorKind::Internal,
         "the block's owner core is gone",
@@ -174,7 +179,7 @@ impl<R: Runtime, D: Disk> Router<R, D> {
         self.peers.ask(core, message).await
     }
 
-    async fn ask_owner<T>(
+    pub(crate) async fn ask_owner<T>(
         &self,
         id: &BlockId,
         message: impl FnOnce(oneshot::Sender<T>) -> Message,
@@ -225,7 +230,11 @@ impl<R: Runtime, D: Disk> Router<R, D> {
     }
 
     /// See [`Core::delete`]. Runs to its end at the home even if the caller goes away.
-    pub async fn delete(&self, id: BlockId, condition: WriteCondition) -> Result<(), WriteError> {
+    pub async fn delete(
+        &self,
+        id: BlockId,
+        condition: WriteCondition,
+    ) -> Result<Deleted, WriteError> {
         let owner = id.clone();
         let message = |reply| Message::Delete(id, condition, reply);
         let answer = self.ask_owner(&owner, message).await;

@@ -58,7 +58,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 
     /// Writes what waits for its upload through to the store now.
-    async fn carry_through(
+    pub(crate) async fn carry_through(
         self: &Rc<Self>,
         id: &BlockId,
         hash: BlockHash,

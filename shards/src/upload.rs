@@ -552,7 +552,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             body: UploadBody::Whole(vec![outgoing.payload.clone()]),
         };
         let reply = self.parts.uplink.put(volume.store_number, upload).await;
-        reply.map(|reply| reply.etag)
+        reply.map(|reply| {
+            volume.versions.note_write(&reply);
+            reply.etag
+        })
     }
 
     /// The store has a record now.

@@ -20,6 +20,7 @@ use forebay_io::local::Turn;
 use forebay_io::runtime::{Runtime, timeout};
 use forebay_io::store::{Attempts, ObjectMeta, PutReply, StoreError, StoreErrorKind};
 use forebay_io::uplink::{Upload, UploadBody};
+use forebay_io::versions::Deleted;
 use futures::channel::oneshot;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -74,6 +75,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         } = object;
         let hash = id.hash();
         self.shard_to_write(hash).await?;
+        self.settle_kept(&id, hash).await?;
         let (body, complete) = match source {
             PutSource::Arriving(body, complete) => (body, complete),
             PutSource::Stream(pieces) => {
@@ -122,7 +124,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let (turn, terms) = self.turn_to_write(&write.id, hash, condition).await?;
         if let Some(meta) = self.same_content(&write.id, hash, &write.payload).await? {
             let is_dirty = self.is_dirty(hash);
-            return Ok(Written { meta, is_dirty });
+            return Ok(Written {
+                meta,
+                is_dirty,
+                version_id: None,
+            });
         }
         let asks_store = terms.if_none_match || terms.if_match.is_some();
         let may_write_back = !asks_store && self.may_write_back(&write.id, hash);
@@ -149,6 +155,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             Taken::Written(meta) => Ok(Written {
                 meta,
                 is_dirty: true,
+                version_id: None,
             }),
             Taken::Refused(view, turn) => self.put_through(hash, through(view, None), turn).await,
         }
@@ -233,12 +240,15 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         if let Some(late) = late {
             headers.extend(late.await.unwrap_or_default().headers);
         }
+        id.volume.versions.note_write(&reply);
+        let version_id = reply.version_id.clone();
         let meta = self.written_meta(reply, length, headers);
         self.cache_written(hash, id, Some(meta.clone()), payload, turn)
             .await?;
         Ok(Written {
             meta,
             is_dirty: false,
+            version_id,
         })
     }
 
@@ -461,9 +471,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         self: &Rc<Self>,
         id: BlockId,
         condition: WriteCondition,
-    ) -> Result<(), WriteError> {
+    ) -> Result<Deleted, WriteError> {
         let hash = id.hash();
         self.shard_to_write(hash).await?;
+        self.settle_kept(&id, hash).await?;
         let (turn, terms) = self.turn_to_write(&id, hash, &condition).await?;
         if let Some(etag) = &terms.if_match {
             let (number, key) = (id.volume.store_number, id.key.to_string());
@@ -475,28 +486,27 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             }
         }
         let held = self.hold_upload(hash).await?;
-        match self
+        let deleting = self
             .parts
             .uplink
-            .delete(id.volume.store_number, id.key.to_string())
-            .await
-        {
-            Ok(()) => {}
-            Err(error) if error.kind == StoreErrorKind::NotFound => {}
+            .delete(id.volume.store_number, id.key.to_string());
+        let deleted = match deleting.await {
+            Ok(deleted) => deleted,
+            Err(error) if error.kind == StoreErrorKind::NotFound => Deleted::default(),
             Err(error) => {
                 self.resume_upload(held);
                 let terms = Terms::default();
                 return Err(self.write_failed(hash, &id, turn, error, &terms).await);
             }
-        }
+        };
         if held.is_none() {
-            return self.drop_key(hash, &id, turn).await;
+            return self.drop_key(hash, &id, turn).await.map(|()| deleted);
         }
         let given_up = self.give_up_dirty(hash, &id, turn).await;
         if given_up.is_err() {
             self.doubt_upload(held);
         }
-        given_up.map(drop)
+        given_up.map(|_| deleted)
     }
 
     /// Forgets an object of which the store was seen to have another version.

@@ -48,6 +48,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// Whether a write of a whole object may be acknowledged before the store has it.
     pub(crate) fn may_write_back(&self, id: &BlockId, hash: BlockHash) -> bool {
         id.volume.writeback
+            && !id.volume.versions.are_kept()
             && self.parts.writeback.enabled
             && !self.uploads.is_draining()
             && !self.uploads.is_conflict(hash)

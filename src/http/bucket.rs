@@ -12,8 +12,9 @@ use super::head::{Framing, Head};
 use super::limits::SEND_BYTES_MAX;
 use super::list::{self, ListParameters, Token};
 use super::list_parts::{self, UploadsParameters};
-use super::reply::ErrorReply;
-use super::{admit, changes_nothing};
+use super::list_versions::{self, VersionsParameters};
+use super::reply::{ErrorReply, ReplyHead};
+use super::{admit, changes_nothing, versions};
 use crate::config::VolumeStore;
 use crate::server::volumes::{ServedVolume, VolumeTable};
 use crate::xml::Document;
@@ -39,6 +40,12 @@ pub enum Plan {
     List(Arc<Volume>, ListParameters),
     /// List uploads in parts.
     ListUploads(Arc<Volume>, UploadsParameters),
+    /// List versions of objects.
+    ListVersions(Arc<Volume>, VersionsParameters),
+    /// Say what the bucket does with versions.
+    Versioning(Arc<Volume>),
+    /// Have the bucket keep versions, or no more new ones, as the body says.
+    SetVersioning(Arc<Volume>),
     /// Delete the objects that the body names.
     Delete(Arc<Volume>),
 }
@@ -50,7 +57,9 @@ enum Operation {
     ListUploads,
     Head,
     Location,
+    ListVersions,
     Versioning,
+    SetVersioning,
     Acl,
     Create,
     Delete,
@@ -111,10 +120,15 @@ fn of_volume(
             }
             Plan::Document(document.finish(root))
         }
-        Operation::Versioning => {
-            let root = "VersioningConfiguration";
-            Plan::Document(Document::new(root).finish(root))
+        Operation::ListVersions => {
+            let parameters = VersionsParameters::parse(&query)?;
+            if !served.volume.versions.may_be_kept() {
+                return Err(ErrorReply::not_implemented("a list of versions"));
+            }
+            Plan::ListVersions(served.volume.clone(), parameters)
         }
+        Operation::Versioning => Plan::Versioning(served.volume.clone()),
+        Operation::SetVersioning => Plan::SetVersioning(served.volume.clone()),
         Operation::Acl => Plan::Document(acl(served)),
         Operation::Create => {
             let message = "the volume exists; what it is like is said in the settings";
@@ -131,8 +145,10 @@ fn operation(method: &str, query: &[(&str, &str)]) -> Result<Operation, ErrorRep
     match method {
         "GET" if other.is_none() => Ok(Operation::List),
         "GET" if UploadsParameters::are(query) => Ok(Operation::ListUploads),
+        "GET" if VersionsParameters::are(query) => Ok(Operation::ListVersions),
         "GET" if only("location") => Ok(Operation::Location),
         "GET" if only("versioning") => Ok(Operation::Versioning),
+        "PUT" if only("versioning") => Ok(Operation::SetVersioning),
         "GET" if only("acl") => Ok(Operation::Acl),
         "HEAD" if query.is_empty() => Ok(Operation::Head),
         "PUT" if query.is_empty() => Ok(Operation::Create),
@@ -273,6 +289,19 @@ pub async fn serve(
         Plan::ListUploads(volume, parameters) => {
             list_parts::uploads(connection, volume, parameters).await
         }
+        Plan::ListVersions(volume, parameters) => {
+            list_versions::make(connection, volume, parameters).await
+        }
+        Plan::Versioning(volume) => versions::versioning(connection, volume).await,
+        Plan::SetVersioning(volume) => {
+            match versions::set_versioning(connection, head, volume).await? {
+                Ok(()) => {
+                    let reply = connection.reply(200);
+                    return connection.respond(reply, b"").await;
+                }
+                Err(error) => Err(error),
+            }
+        }
         Plan::List(volume, parameters) => list::make(connection, volume, parameters).await,
         Plan::Delete(volume) => match delete_objects::make(connection, head, volume).await {
             Ok(made) => made,
@@ -287,7 +316,16 @@ pub async fn serve(
 
 /// Sends a document, in pieces that each have a deadline.
 pub async fn respond(connection: &mut Connection, document: &str) -> Result<(), Ended> {
-    let mut reply = connection.reply(200);
+    let reply = connection.reply(200);
+    respond_with(connection, reply, document).await
+}
+
+/// Sends a document after a head that says more than usual.
+pub(super) async fn respond_with(
+    connection: &mut Connection,
+    mut reply: ReplyHead,
+    document: &str,
+) -> Result<(), Ended> {
     reply
         .header("content-type", "application/xml")
         .header("content-length", document.len());
@@ -325,7 +363,13 @@ mod tests {
                 Operation::ListUploads,
             ),
             ("GET", &[("location", "")], Operation::Location),
+            (
+                "GET",
+                &[("versions", ""), ("prefix", "a"), ("key-marker", "b")],
+                Operation::ListVersions,
+            ),
             ("GET", &[("versioning", "")], Operation::Versioning),
+            ("PUT", &[("versioning", "")], Operation::SetVersioning),
             ("GET", &[("acl", "")], Operation::Acl),
             ("HEAD", &[], Operation::Head),
             ("PUT", &[], Operation::Create),
@@ -357,7 +401,6 @@ mod tests {
             "requestPayment",
             "session",
             "tagging",
-            "versions",
             "website",
             "anything",
         ] {
@@ -369,10 +412,14 @@ mod tests {
             }
         }
         for method in ["PUT", "POST", "DELETE", "HEAD"] {
+            assert_eq!(refusal(method, &[("versions", "")]).0, 501);
             assert_eq!(refusal(method, &[("uploads", "")]).0, 501);
         }
-        for method in ["PUT", "POST", "DELETE"] {
+        assert_eq!(refusal("GET", &[("versions", ""), ("marker", "a")]).0, 501);
+        for method in ["POST", "DELETE", "HEAD"] {
             assert_eq!(refusal(method, &[("versioning", "")]).0, 501);
+        }
+        for method in ["PUT", "POST", "DELETE"] {
             assert_eq!(refusal(method, &[("acl", "")]).0, 501);
         }
         assert_eq!(refusal("DELETE", &[]).0, 501);

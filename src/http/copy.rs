@@ -11,10 +11,10 @@ use super::limits::OBJECT_BYTES_MAX;
 use super::operation::PartName;
 use super::put::{
     STREAM_PIECES_MAX, object_headers, payload, refuse_conditions, refuse_unknown, send_split,
-    take_buffer,
+    take_buffer, version_header,
 };
-use super::reply::ErrorReply;
-use super::source::{CopyError, SourceReader, with_source};
+use super::reply::{ErrorReply, ReplyHead};
+use super::source::{CopyError, Source, SourceReader, with_source};
 use super::upload_part::{Keeper, upload_of};
 use super::{CoreContext, ObjectRequest, finish_with};
 use crate::xml::{Document, moment};
@@ -41,16 +41,20 @@ pub async fn serve(
     connection: &mut Connection,
     head: &Head,
     object: &ObjectRequest,
-    source: &ObjectRequest,
+    source: &Source,
 ) -> Result<(), Ended> {
     let copied = copy(connection, head, object, source).await;
     let stats = connection.context().stats();
     stats.write_times.record(connection.elapsed());
     match copied {
-        Ok(Written { meta, is_dirty }) => {
-            let how = if is_dirty { "back" } else { "through" };
+        Ok(written) => {
+            let Written { meta, is_dirty, .. } = &written;
+            let how = if *is_dirty { "back" } else { "through" };
             let document = result("CopyObjectResult", &meta.etag, meta.last_modified);
-            respond(connection, object, &document, how).await
+            let mut reply = connection.reply(200);
+            version_header(&mut reply, written.version_id.as_deref());
+            reply.header("x-forebay-write", how);
+            respond(connection, object, source, reply, &document).await
         }
         Err(error) => finish_with(connection, error, object).await,
     }
@@ -62,7 +66,7 @@ pub async fn serve_part(
     head: &Head,
     object: &ObjectRequest,
     part: &PartName,
-    source: &ObjectRequest,
+    source: &Source,
 ) -> Result<(), Ended> {
     let copied = copy_part(connection, head, object, part, source).await;
     let stats = connection.context().stats();
@@ -70,7 +74,9 @@ pub async fn serve_part(
     match copied {
         Ok((etag, last_modified)) => {
             let document = result("CopyPartResult", &etag, last_modified);
-            respond(connection, object, &document, "through").await
+            let mut reply = connection.reply(200);
+            reply.header("x-forebay-write", "through");
+            respond(connection, object, source, reply, &document).await
         }
         Err(error) => finish_with(connection, error, object).await,
     }
@@ -87,13 +93,15 @@ fn result(root: &str, etag: &str, last_modified: u64) -> String {
 async fn respond(
     connection: &mut Connection,
     object: &ObjectRequest,
+    source: &Source,
+    mut reply: ReplyHead,
     document: &str,
-    how: &str,
 ) -> Result<(), Ended> {
-    let mut reply = connection.reply(200);
+    if let Some(id) = &source.version_id {
+        reply.header("x-amz-copy-source-version-id", id);
+    }
     reply
         .header("content-type", "application/xml")
-        .header("x-forebay-write", how)
         .header("x-forebay-core", core_label(connection, &object.block(0)));
     connection.respond(reply, document.as_bytes()).await
 }
@@ -118,7 +126,7 @@ async fn copy(
     connection: &mut Connection,
     head: &Head,
     object: &ObjectRequest,
-    source: &ObjectRequest,
+    source: &Source,
 ) -> Result<Written, ErrorReply> {
     refuse_unknown(head)?;
     refuse_conditions(head, "a copy")?;
@@ -127,8 +135,9 @@ async fn copy(
         return Err(ErrorReply::new(400, "InvalidRequest", message));
     }
     let headers = new_headers(head)?;
-    let is_same_volume = source.volume.name == object.volume.name;
-    if is_same_volume && source.key == object.key && headers.is_none() {
+    let is_same_volume = source.object.volume.name == object.volume.name;
+    let is_itself = is_same_volume && source.object.key == object.key;
+    if is_itself && source.version_id.is_none() && headers.is_none() {
         let message = "a copy of an object onto itself must replace its metadata";
         return Err(ErrorReply::new(400, "InvalidRequest", message));
     }
@@ -165,13 +174,13 @@ fn is_about_source(error: &StoreError) -> bool {
 async fn copy_in_store(
     connection: &Connection,
     object: &ObjectRequest,
-    source: &ObjectRequest,
+    source: &Source,
     from: &CopyFrom,
     headers: Option<Vec<(String, String)>>,
 ) -> Result<Written, WriteError> {
     let request = CopyObject {
         id: object.block(0),
-        source: source.key.clone(),
+        source: source.object.key.clone(),
         from: from.clone(),
         headers,
     };
@@ -182,7 +191,7 @@ async fn copy_in_store(
 async fn copy_here(
     connection: &Connection,
     object: &ObjectRequest,
-    source: &ObjectRequest,
+    source: &Source,
     from: CopyFrom,
     headers: Option<Vec<(String, String)>>,
 ) -> Result<Written, CopyError> {
@@ -329,11 +338,11 @@ async fn copy_part(
     head: &Head,
     object: &ObjectRequest,
     part: &PartName,
-    source: &ObjectRequest,
+    source: &Source,
 ) -> Result<(String, u64), ErrorReply> {
     refuse_unknown(head)?;
     refuse_conditions(head, "a copy")?;
-    let is_same_volume = source.volume.name == object.volume.name;
+    let is_same_volume = source.object.volume.name == object.volume.name;
     let connection = &*connection;
     with_source(connection, head, source, async |from: CopyFrom| {
         let span = copied_span(head, from.meta.size)?;
@@ -358,7 +367,7 @@ async fn copy_part_in_store(
     connection: &Connection,
     object: &ObjectRequest,
     part: &PartName,
-    source: &ObjectRequest,
+    source: &Source,
     from: &CopyFrom,
     tag: &str,
     span: ByteSpan,
@@ -367,9 +376,10 @@ async fn copy_part_in_store(
     let is_whole = span.len() == size;
     let request = CopyPartRequest {
         source: CopySource {
-            key: source.key.to_string(),
+            key: source.object.key.to_string(),
             // A weak or missing tag binds nothing.
             if_match: (!tag.is_empty() && !tag.starts_with("W/")).then(|| tag.to_owned()),
+            version_id: from.version_id.clone(),
         },
         span: (!is_whole).then_some(span),
         upload: UploadName {
@@ -387,7 +397,7 @@ async fn copy_part_in_store(
         checksum: None,
         piece: Some(Piece {
             origin: Origin::Object {
-                key: source.key.clone(),
+                key: source.object.key.clone(),
                 etag: from.meta.etag.as_str().into(),
             },
             size,
@@ -414,7 +424,7 @@ async fn copy_part_here(
     connection: &Connection,
     object: &ObjectRequest,
     part: &PartName,
-    source: &ObjectRequest,
+    source: &Source,
     from: CopyFrom,
     span: ByteSpan,
 ) -> Result<(String, u64), CopyError> {

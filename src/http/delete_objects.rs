@@ -14,6 +14,7 @@ use super::reply::ErrorReply;
 use super::{ObjectRequest, put, target};
 use crate::xml::{self, Document, Node, XmlError};
 use forebay_io::runtime::timeout;
+use forebay_io::versions::{Deleted, NULL_VERSION};
 use forebay_shards::key::Volume;
 use forebay_shards::messages::WriteCondition;
 use futures::stream::{self, StreamExt};
@@ -37,7 +38,9 @@ struct Doomed {
     key: String,
     /// The ETag of the version that is to be deleted, if only that is.
     etag: Option<String>,
-    /// What it is to be deleted only if: a condition, or a version, that we cannot keep to.
+    /// The version that is to be deleted, if not the present one.
+    version_id: Option<String>,
+    /// What it is to be deleted only if: a condition that we cannot keep to.
     condition: Option<String>,
 }
 
@@ -47,40 +50,38 @@ pub async fn make(
     head: &Head,
     volume: &Arc<Volume>,
 ) -> Result<Result<String, ErrorReply>, Ended> {
-    let checks = match checks_of(head) {
-        Ok(checks) => checks,
-        Err(error) => return Ok(Err(error)),
-    };
     let context = connection.context().clone();
     let permit = timeout(&context.runtime, LIST_WAIT_MAX, context.deleting.acquire()).await;
     let Some(_permit) = permit else {
         let message = "too many DeleteObjects are under way";
         return Ok(Err(ErrorReply::slow_down(message)));
     };
-    let order = match read_order(connection, checks).await {
+    let read = read_document(connection, head, DELETE_BODY_BYTES_MAX).await;
+    let order = match read.and_then(|body| Ok(parse(&body)?)) {
         Ok(order) => order,
         Err(Unread::Refused(error)) => return Ok(Err(error)),
         Err(Unread::Ended(ended)) => return Err(ended),
     };
+    context.router.know_versioning(volume).await;
     Ok(Ok(carry_out(connection, volume, order).await))
 }
 
 /// What the body must match. S3 wants a checksum of every document that deletes.
-fn checks_of(head: &Head) -> Result<BodyChecks, ErrorReply> {
+fn checks_of(head: &Head, bytes_max: u64) -> Result<BodyChecks, ErrorReply> {
     let length = match head.framing {
         Framing::Length(length) => length,
         Framing::None | Framing::Chunked => {
-            let message = "a DeleteObjects needs a Content-Length";
+            let message = "the document needs a Content-Length";
             return Err(ErrorReply::new(411, "MissingContentLength", message).closing());
         }
     };
-    if length > DELETE_BODY_BYTES_MAX {
-        let message = format!("the document has at most {DELETE_BODY_BYTES_MAX} bytes");
+    if length > bytes_max {
+        let message = format!("the document has at most {bytes_max} bytes");
         return Err(ErrorReply::new(413, "EntityTooLarge", message));
     }
     let payload = head.header("x-amz-content-sha256").unwrap_or_default();
     if payload.starts_with("STREAMING-") {
-        let what = "a DeleteObjects in signed or unsigned chunks";
+        let what = "a document in signed or unsigned chunks";
         return Err(ErrorReply::not_implemented(what));
     }
     let has_checksum = head.has("content-md5")
@@ -89,15 +90,17 @@ fn checks_of(head: &Head) -> Result<BodyChecks, ErrorReply> {
             .any(|name| head.has(&format!("x-amz-checksum-{name}")));
     let checks = BodyChecks::of(head)?;
     if !has_checksum {
-        let message = "a DeleteObjects needs Content-MD5 or an x-amz-checksum-* header";
+        let message = "the document needs Content-MD5 or an x-amz-checksum-* header";
         return Err(ErrorReply::new(400, "InvalidRequest", message));
     }
     Ok(checks)
 }
 
-/// Why there is no order.
-enum Unread {
+/// Why there is no document.
+pub(super) enum Unread {
+    /// The client is told.
     Refused(ErrorReply),
+    /// The connection ended.
     Ended(Ended),
 }
 
@@ -107,7 +110,13 @@ impl From<ErrorReply> for Unread {
     }
 }
 
-async fn read_order(connection: &mut Connection, mut checks: BodyChecks) -> Result<Order, Unread> {
+/// Reads a document that changes a volume: all of it, verified.
+pub(super) async fn read_document(
+    connection: &mut Connection,
+    head: &Head,
+    bytes_max: u64,
+) -> Result<Vec<u8>, Unread> {
+    let mut checks = checks_of(head, bytes_max)?;
     let mut body = Vec::new();
     let mut piece = vec![0; READ_BYTES];
     loop {
@@ -119,7 +128,7 @@ async fn read_order(connection: &mut Connection, mut checks: BodyChecks) -> Resu
     }
     checks.update(&body);
     checks.verify()?;
-    Ok(parse(&body)?)
+    Ok(body)
 }
 
 /// Reads the document.
@@ -151,10 +160,12 @@ fn parse(body: &[u8]) -> Result<Order, ErrorReply> {
                 match *name {
                     "Key" if has_key => return Err(XmlError::new("an Object with two keys")),
                     "Key" => (doomed.key, has_key) = (text.to_owned(), true),
-                    // The one version that an object without versions has.
-                    "VersionId" if matches!(text.trim(), "" | "null") => {}
+                    "VersionId" => {
+                        let id = text.trim();
+                        doomed.version_id = (!id.is_empty()).then(|| id.to_owned());
+                    }
                     "ETag" => doomed.etag = Some(text.trim().to_owned()),
-                    "VersionId" | "LastModifiedTime" | "Size" => {
+                    "LastModifiedTime" | "Size" => {
                         doomed.condition = Some((*name).to_owned());
                     }
                     _ => return Err(XmlError::new(format!("an element {name:?}"))),
@@ -202,19 +213,24 @@ async fn carry_out(connection: &Connection, volume: &Arc<Volume>, order: Order) 
             }
             _ => failures.set(0),
         }
-        (doomed.key, outcome)
+        (doomed, outcome)
     });
     let mut deletes = stream::iter(deletes).buffered(DELETES_AT_ONCE_MAX);
     let mut document = Document::new(ROOT);
-    while let Some((key, outcome)) = deletes.next().await {
+    while let Some((doomed, outcome)) = deletes.next().await {
+        let key = &doomed.key;
         match outcome {
-            Ok(()) if order.is_quiet => {}
-            Ok(()) => {
-                document.open("Deleted");
-                document.exact_element("Key", &key).close("Deleted");
+            Ok(_) if order.is_quiet => {}
+            Ok(deleted) => {
+                document.open("Deleted").exact_element("Key", key);
+                tell(&mut document, &doomed, &deleted);
+                document.close("Deleted");
             }
             Err(error) => {
-                document.open("Error").exact_element("Key", &key);
+                document.open("Error").exact_element("Key", key);
+                if let Some(version_id) = &doomed.version_id {
+                    document.element("VersionId", version_id);
+                }
                 document.element("Code", error.code);
                 document.element("Message", &error.message).close("Error");
             }
@@ -223,12 +239,23 @@ async fn carry_out(connection: &Connection, volume: &Arc<Volume>, order: Order) 
     document.finish(ROOT)
 }
 
+/// Tells which version, or marker, is gone, and which marker is there now.
+fn tell(document: &mut Document, doomed: &Doomed, deleted: &Deleted) {
+    if let Some(version_id) = &doomed.version_id {
+        document.element("VersionId", version_id);
+    }
+    if let (Some(marker), true) = (&deleted.version_id, deleted.is_marker) {
+        document.flag("DeleteMarker", true);
+        document.element("DeleteMarkerVersionId", marker);
+    }
+}
+
 /// One DELETE.
 async fn delete(
     connection: &Connection,
     volume: &Arc<Volume>,
     doomed: &Doomed,
-) -> Result<(), ErrorReply> {
+) -> Result<Deleted, ErrorReply> {
     if let Some(condition) = &doomed.condition {
         let what = format!("deleting an object by its {condition}");
         return Err(ErrorReply::not_implemented(&what));
@@ -242,7 +269,27 @@ async fn delete(
         key: target::check_key(doomed.key.clone())?.into(),
     };
     let router = &connection.context().router;
+    if let Some(version_id) = version_of(volume, doomed)? {
+        if condition != WriteCondition::Always {
+            let what = "deleting a version by its ETag";
+            return Err(ErrorReply::not_implemented(what));
+        }
+        let home = object.block(0);
+        return Ok(router.delete_version(&home, version_id).await?);
+    }
     Ok(router.delete(object.block(0), condition).await?)
+}
+
+/// The version that is to be deleted, if it is not all that there is of the object.
+fn version_of(volume: &Volume, doomed: &Doomed) -> Result<Option<String>, ErrorReply> {
+    match &doomed.version_id {
+        Some(id) if id == NULL_VERSION && volume.versions.are_unknown_to_bucket() => Ok(None),
+        Some(_) if !volume.versions.may_be_kept() => {
+            let what = "deleting an object by its VersionId";
+            Err(ErrorReply::not_implemented(what))
+        }
+        version_id => Ok(version_id.clone()),
+    }
 }
 
 #[cfg(test)]
@@ -265,8 +312,9 @@ mod tests {
         let keys: Vec<&str> = order.objects.iter().map(|d| d.key.as_str()).collect();
         assert_eq!(keys, ["a&\rb", " c ", "d"]);
         assert!(order.is_quiet);
-        assert_eq!(order.objects[1].condition, None);
-        assert_eq!(order.objects[2].condition.as_deref(), Some("VersionId"));
+        assert_eq!(order.objects[0].version_id, None);
+        assert_eq!(order.objects[1].version_id.as_deref(), Some("null"));
+        assert_eq!(order.objects[2].version_id.as_deref(), Some("v7"));
     }
 
     #[test]

@@ -47,6 +47,21 @@ impl Wishes {
         self.with_body.then_some(spec)
     }
 
+    /// Whether the object's bytes are wanted, not only its description.
+    pub(super) fn with_body(&self) -> bool {
+        self.with_body
+    }
+
+    /// Whether the object's checksum is to be told.
+    pub(super) fn with_checksum(&self) -> bool {
+        self.with_checksum
+    }
+
+    /// What is to be told in place of the object's own headers.
+    pub(super) fn overrides(&self) -> &Overrides {
+        &self.overrides
+    }
+
     /// What a request asks for; `query` has no parameter of which the access was not judged.
     pub fn of(
         head: &Head,
@@ -124,14 +139,7 @@ pub(super) async fn answer(
     if let Some(parts) = parts {
         reply.header("x-amz-mp-parts-count", parts);
     }
-    reply.header("content-length", span.len());
-    if status == 206 {
-        let (start, last) = (span.start, span.end - 1);
-        reply.header(
-            "content-range",
-            concatenated(["bytes ", "-", "/"], [start, last, reading.meta.size]),
-        );
-    }
+    span_headers(&mut reply, status, span, reading.meta.size);
     let reply = connection.seal_head(reply);
     let outcome = reading.outcome;
     let sent = if wishes.with_body {
@@ -146,6 +154,18 @@ pub(super) async fn answer(
     }
     stats.times.record(connection.elapsed());
     sent
+}
+
+/// The headers that say which bytes of an object of `size` bytes follow.
+pub(super) fn span_headers(reply: &mut ReplyHead, status: u16, span: ByteSpan, size: u64) {
+    reply.header("content-length", span.len());
+    if status == 206 {
+        let (start, last) = (span.start, span.end - 1);
+        reply.header(
+            "content-range",
+            concatenated(["bytes ", "-", "/"], [start, last, size]),
+        );
+    }
 }
 
 /// Reads what a request wants: its range, or all where it has none that counts.
@@ -309,7 +329,7 @@ pub(super) fn object_headers(reply: &mut ReplyHead, meta: &ObjectMeta, overrides
 
 /// The checksum of an object, and of what it is. It belongs to all of the object's bytes: a client
 /// would compare it with those of a part.
-fn checksum_headers(reply: &mut ReplyHead, meta: &ObjectMeta) {
+pub(super) fn checksum_headers(reply: &mut ReplyHead, meta: &ObjectMeta) {
     let told = meta.headers.iter();
     for (name, value) in told.filter(|(name, _)| name.starts_with(CHECKSUM_PREFIX)) {
         reply.header(name, value);

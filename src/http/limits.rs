@@ -108,6 +108,16 @@ pub const LIST_STORE_PAGES_MAX: usize = 5;
 /// Names that are written into an answer before others on the core have their turn.
 pub const LIST_PAUSE_NAMES: usize = 128;
 
+/// Versions that a core reads at a time, past the cache: each holds one of its fetches until its client
+/// has taken all, so they must not be many of those. Others wait for their turn.
+pub const VERSION_READS_MAX: usize = 4;
+
+/// How long a read of a version waits for its turn.
+pub const VERSION_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Body of one PutBucketVersioning, bytes: two words, and room for blanks.
+pub const VERSIONING_BODY_BYTES_MAX: u64 = 4 << 10;
+
 /// Keys of one DeleteObjects: S3's own limit.
 pub const DELETE_KEYS_MAX: usize = 1000;
 

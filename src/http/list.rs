@@ -264,7 +264,7 @@ async fn page(
 }
 
 /// A list that cannot be made now is one to ask for again.
-fn store_is_away(error: &StoreError) -> ErrorReply {
+pub(super) fn store_is_away(error: &StoreError) -> ErrorReply {
     use StoreErrorKind as Kind;
     match error.kind {
         Kind::Timeout | Kind::Unreachable | Kind::Corrupt | Kind::Internal | Kind::Contended => {

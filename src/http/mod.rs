@@ -22,6 +22,7 @@ pub mod hoist;
 pub mod limits;
 pub mod list;
 pub mod list_parts;
+pub mod list_versions;
 pub mod md5_queue;
 pub mod multipart;
 pub mod operation;
@@ -36,6 +37,7 @@ pub mod stats;
 pub mod tagging;
 pub mod target;
 pub mod upload_part;
+pub mod versions;
 
 use crate::config::VolumeStore;
 use crate::server::ServerState;
@@ -55,6 +57,7 @@ use md5_queue::Md5Queue;
 use operation::Operation;
 use reply::ErrorReply;
 use sigv4::ChunkVerifier;
+use source::Source;
 use stats::HttpStats;
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -84,6 +87,8 @@ pub struct CoreContext {
     pub listing: Permits,
     /// DeleteObjects that may be in memory at a time.
     pub deleting: Permits,
+    /// Versions that may be read at a time.
+    pub version_reads: Permits,
     /// Bodies whose MD5 is wanted.
     pub md5s: Rc<Md5Queue>,
 }
@@ -251,7 +256,7 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
 struct Task {
     operation: Operation,
     /// Of a copy.
-    source: Option<ObjectRequest>,
+    source: Option<Source>,
     wishes: Wishes,
     signed: put::Signed,
 }
@@ -271,6 +276,10 @@ fn task(
             false => error,
         }
     })?;
+    if operation.version_id().is_some() && !served.volume.versions.may_be_kept() {
+        let what = format!("the query parameter {:?}", operation::VERSION_ID);
+        return Err(ErrorReply::not_implemented(&what));
+    }
     let source = match operation {
         Operation::Copy | Operation::CopyPart(_) => Some(source::of(table, identity, head)?),
         _ => None,
@@ -301,6 +310,10 @@ async fn carry_out(
         signed,
     } = task;
     let source = || source.as_ref().expect("a copy has a source");
+    if operation.changes_object() {
+        let router = &connection.context().router;
+        router.know_versioning(&object.volume).await;
+    }
     match operation {
         Operation::Read(None) => get::serve(connection, head, object, &wishes).await,
         Operation::Read(Some(number)) => {
@@ -320,9 +333,13 @@ async fn carry_out(
             multipart::complete(connection, head, object, upload_id, signed).await
         }
         Operation::Abort(upload_id) => multipart::abort(connection, head, object, &upload_id).await,
-        Operation::ReadTags => tagging::read(connection, object).await,
-        Operation::WriteTags => tagging::write(connection, head, object, signed).await,
-        Operation::ClearTags => tagging::clear(connection, head, object).await,
+        Operation::ReadVersion(id) => versions::serve(connection, head, object, &wishes, &id).await,
+        Operation::DeleteVersion(id) => versions::delete(connection, head, object, &id).await,
+        Operation::ReadTags(id) => tagging::read(connection, object, id.as_deref()).await,
+        Operation::WriteTags(id) => {
+            tagging::write(connection, head, object, id.as_deref(), signed).await
+        }
+        Operation::ClearTags(id) => tagging::clear(connection, head, object, id.as_deref()).await,
         Operation::ListParts(query) => match list_parts::parts(connection, object, &query).await {
             Ok(document) => bucket::respond(connection, &document).await,
             Err(error) => finish_with(connection, error, object).await,

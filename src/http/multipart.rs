@@ -10,7 +10,9 @@ use super::digest;
 use super::get::{core_label, quoted};
 use super::head::{Framing, Head};
 use super::limits::{COMPLETE_BODY_BYTES_MAX, LIST_WAIT_MAX};
-use super::put::{Signed, condition, object_headers, refuse_conditions, refuse_unknown};
+use super::put::{
+    Signed, condition, object_headers, refuse_conditions, refuse_unknown, version_header,
+};
 use super::reply::ErrorReply;
 use super::{ObjectRequest, finish_with};
 use crate::xml::{self, Document, Node, XmlError};
@@ -140,7 +142,12 @@ pub async fn complete(
     let completed = finish_upload(connection, head, object, upload_id, signed).await;
     let stats = connection.context().stats();
     stats.write_times.record(connection.elapsed());
-    let (Written { meta, .. }, checksum) = match completed {
+    let (
+        Written {
+            meta, version_id, ..
+        },
+        checksum,
+    ) = match completed {
         Ok(completed) => completed,
         Err(BodyError::Refused(error)) => return finish_with(connection, error, object).await,
         Err(BodyError::Ended(ended)) => return Err(ended),
@@ -165,6 +172,7 @@ pub async fn complete(
     }
     let document = document.finish(root);
     let mut reply = connection.reply(200);
+    version_header(&mut reply, version_id.as_deref());
     reply
         .header("content-type", "application/xml")
         .header("x-forebay-write", "through")

@@ -11,6 +11,9 @@ use forebay_io::multipart::PART_NUMBER_MAX;
 /// Says which object a copy is made of.
 pub const COPY_SOURCE: &str = "x-amz-copy-source";
 
+/// Says which version of an object is meant.
+pub const VERSION_ID: &str = "versionId";
+
 /// Parts that one page of a list of parts tells, at most: S3's own limit.
 const LISTED_PARTS_MAX: usize = 1000;
 
@@ -45,8 +48,12 @@ pub enum Operation {
     Put,
     /// CopyObject.
     Copy,
+    /// GET or HEAD of one version.
+    ReadVersion(String),
     /// DeleteObject.
     Delete,
+    /// DeleteObject of one version, for good.
+    DeleteVersion(String),
     /// CreateMultipartUpload.
     CreateUpload,
     /// UploadPart.
@@ -59,12 +66,42 @@ pub enum Operation {
     Abort(String),
     /// ListParts.
     ListParts(PartsQuery),
-    /// GetObjectTagging.
-    ReadTags,
-    /// PutObjectTagging.
-    WriteTags,
-    /// DeleteObjectTagging.
-    ClearTags,
+    /// GetObjectTagging, perhaps of one version.
+    ReadTags(Option<String>),
+    /// PutObjectTagging, perhaps of one version.
+    WriteTags(Option<String>),
+    /// DeleteObjectTagging, perhaps of one version.
+    ClearTags(Option<String>),
+}
+
+impl Operation {
+    /// The version that is meant, if it is not the present one.
+    pub fn version_id(&self) -> Option<&str> {
+        match self {
+            Operation::ReadVersion(id) | Operation::DeleteVersion(id) => Some(id),
+            Operation::ReadTags(id) | Operation::WriteTags(id) | Operation::ClearTags(id) => {
+                id.as_deref()
+            }
+            Operation::Read(_)
+            | Operation::Put
+            | Operation::Copy
+            | Operation::Delete
+            | Operation::CreateUpload
+            | Operation::PutPart(_)
+            | Operation::CopyPart(_)
+            | Operation::Complete(_)
+            | Operation::Abort(_)
+            | Operation::ListParts(_) => None,
+        }
+    }
+
+    /// Whether an object is written or deleted, so that it matters whether its bucket keeps versions.
+    pub fn changes_object(&self) -> bool {
+        matches!(
+            self,
+            Operation::Put | Operation::Copy | Operation::Delete | Operation::Complete(_)
+        )
+    }
 }
 
 /// Finds out what a request wants.
@@ -89,12 +126,17 @@ pub fn of(head: &Head, query: &[(String, String)], signed: bool) -> Result<Opera
     let operation = match method {
         "GET" if query.has("uploadId") => Operation::ListParts(parts_query(&query)?),
         "GET" | "PUT" | "DELETE" if query.has("tagging") => {
-            query.only(&["tagging"])?;
+            query.only(&["tagging", VERSION_ID])?;
+            let version_id = version_id(&query)?;
             match method {
-                "GET" => Operation::ReadTags,
-                "PUT" => Operation::WriteTags,
-                _ => Operation::ClearTags,
+                "GET" => Operation::ReadTags(version_id),
+                "PUT" => Operation::WriteTags(version_id),
+                _ => Operation::ClearTags(version_id),
             }
+        }
+        "GET" | "HEAD" if query.has(VERSION_ID) => {
+            query.only(&[VERSION_ID])?;
+            Operation::ReadVersion(version_id(&query)?.unwrap_or_default())
         }
         "GET" | "HEAD" => {
             query.only(&["partNumber"])?;
@@ -118,6 +160,10 @@ pub fn of(head: &Head, query: &[(String, String)], signed: bool) -> Result<Opera
         "DELETE" if query.has("uploadId") => {
             query.only(&["uploadId"])?;
             Operation::Abort(upload_id(&query)?)
+        }
+        "DELETE" if query.has(VERSION_ID) => {
+            query.only(&[VERSION_ID])?;
+            Operation::DeleteVersion(version_id(&query)?.unwrap_or_default())
         }
         "DELETE" => {
             query.only(&[])?;
@@ -178,6 +224,13 @@ fn upload_id(query: &Query<'_>) -> Result<String, ErrorReply> {
     let id = query.value("uploadId").filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| invalid("uploadId is missing"))?;
     Ok(id.to_owned())
+}
+
+fn version_id(query: &Query<'_>) -> Result<Option<String>, ErrorReply> {
+    match query.value(VERSION_ID) {
+        Some("") => Err(invalid("versionId is empty")),
+        id => Ok(id.map(str::to_owned)),
+    }
 }
 
 fn part_number(text: &str) -> Result<u32, ErrorReply> {
@@ -288,9 +341,24 @@ mod tests {
                 Operation::Abort("u+/=".into()),
             ),
             ("POST /v/k?uploads".into(), "", Operation::CreateUpload),
-            ("GET /v/k?tagging".into(), "", Operation::ReadTags),
-            ("PUT /v/k?tagging".into(), "", Operation::WriteTags),
-            ("DELETE /v/k?tagging".into(), "", Operation::ClearTags),
+            ("GET /v/k?tagging".into(), "", Operation::ReadTags(None)),
+            (
+                "HEAD /v/k?versionId=a%2Bb".into(),
+                "",
+                Operation::ReadVersion("a+b".into()),
+            ),
+            (
+                "DELETE /v/k?versionId=null".into(),
+                "",
+                Operation::DeleteVersion("null".into()),
+            ),
+            (
+                "PUT /v/k?tagging&versionId=a".into(),
+                "",
+                Operation::WriteTags(Some("a".into())),
+            ),
+            ("PUT /v/k?tagging".into(), "", Operation::WriteTags(None)),
+            ("DELETE /v/k?tagging".into(), "", Operation::ClearTags(None)),
             (
                 format!("POST /v/k?{id}"),
                 "",
@@ -314,14 +382,18 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_not_done() {
         for (line, status, code) in [
-            ("GET /v/k?tagging&versionId=a", 501, "NotImplemented"),
             ("POST /v/k?tagging", 501, "NotImplemented"),
             ("GET /v/k?acl", 501, "NotImplemented"),
-            ("GET /v/k?versionId=a", 501, "NotImplemented"),
+            ("GET /v/k?versionId=", 400, "InvalidArgument"),
+            ("GET /v/k?versionId=a&versionId=b", 400, "InvalidArgument"),
+            ("GET /v/k?versionId=a&partNumber=1", 501, "NotImplemented"),
+            ("PUT /v/k?versionId=a", 501, "NotImplemented"),
+            ("POST /v/k?uploads&versionId=a", 501, "NotImplemented"),
             ("GET /v/k?uploads", 501, "NotImplemented"),
             ("PUT /v/k?response-expires=a", 501, "NotImplemented"),
             ("PUT /v/k?partNumber=1&uploadId=a&b", 501, "NotImplemented"),
-            ("DELETE /v/k?versionId=a", 501, "NotImplemented"),
+            ("DELETE /v/k?versionId=", 400, "InvalidArgument"),
+            ("DELETE /v/k?versionId=a&uploadId=b", 501, "NotImplemented"),
             ("POST /v/k?select", 501, "NotImplemented"),
             ("POST /v/k?restore", 501, "NotImplemented"),
             ("POST /v/k", 501, "NotImplemented"),

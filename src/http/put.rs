@@ -11,7 +11,7 @@ use super::get::{core_label, quoted};
 use super::head::Head;
 use super::limits::{PUT_BLOCKS_KEPT_MAX, SEND_BYTES_MAX};
 use super::md5_queue::BodyMd5;
-use super::reply::ErrorReply;
+use super::reply::{ErrorReply, ReplyHead};
 use super::sigv4::ChunkVerifier;
 use super::{ObjectRequest, finish_with};
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use forebay_io::buffer::BufferWriter;
 use forebay_io::queue::{self, Sender};
 use forebay_io::runtime::Runtime;
 use forebay_io::store::{StoreError, StoreErrorKind, StoreResult};
+use forebay_io::versions::Deleted;
 use forebay_shards::format::PayloadChecksums;
 use forebay_shards::messages::{
     BlockPayload, LateFacts, PutObject, PutSource, WriteCondition, WriteError, Written,
@@ -73,6 +74,9 @@ pub(super) const CHECKSUM_TYPE: &str = "x-amz-checksum-type";
 /// A checksum of all of an object's bytes.
 pub(super) const WHOLE_CHECKSUM: &str = "FULL_OBJECT";
 
+/// Says that a deletion put a marker in the object's place, or took one away.
+pub(super) const DELETE_MARKER: &str = "x-amz-delete-marker";
+
 /// Most bytes of user metadata, names and values (S3's limit).
 const USER_METADATA_BYTES_MAX: usize = 2 << 10;
 
@@ -100,8 +104,10 @@ pub async fn serve(
         .write_times
         .record(connection.elapsed());
     match result {
-        Ok((Written { meta, is_dirty }, checksum)) => {
+        Ok((written, checksum)) => {
+            let (meta, is_dirty) = (&written.meta, written.is_dirty);
             let mut reply = connection.reply(200);
+            version_header(&mut reply, written.version_id.as_deref());
             reply.header("etag", quoted(&meta.etag));
             if let Some((name, value)) = checksum {
                 reply.header(&name, value);
@@ -113,6 +119,21 @@ pub async fn serve(
         }
         Err(BodyError::Refused(error)) => finish_with(connection, error, object).await,
         Err(BodyError::Ended(ended)) => Err(ended),
+    }
+}
+
+/// Tells the version that an answer is about, if it is about one.
+pub(super) fn version_header(reply: &mut ReplyHead, version_id: Option<&str>) {
+    if let Some(version_id) = version_id {
+        reply.header("x-amz-version-id", version_id);
+    }
+}
+
+/// What was deleted, as the answer's head says it.
+pub(super) fn deleted_headers(reply: &mut ReplyHead, deleted: &Deleted) {
+    version_header(reply, deleted.version_id.as_deref());
+    if deleted.is_marker {
+        reply.header(DELETE_MARKER, "true");
     }
 }
 
@@ -548,15 +569,25 @@ pub async fn delete(
         Err(error) => return finish_with(connection, error, object).await,
     };
     let router = &connection.context().router;
-    let deleted: Result<(), WriteError> = router.delete(object.block(0), condition).await;
+    let deleted = router.delete(object.block(0), condition).await;
+    tell_deleted(connection, object, deleted).await
+}
+
+/// Answers a DELETE.
+pub(super) async fn tell_deleted(
+    connection: &mut Connection,
+    object: &ObjectRequest,
+    deleted: Result<Deleted, WriteError>,
+) -> Result<(), Ended> {
     connection
         .context()
         .stats()
         .write_times
         .record(connection.elapsed());
     match deleted {
-        Ok(()) => {
+        Ok(deleted) => {
             let mut reply = connection.reply(204);
+            deleted_headers(&mut reply, &deleted);
             reply.header("x-forebay-core", core_label(connection, &object.block(0)));
             let reply = connection.seal_head(reply);
             connection.send(&[&reply]).await

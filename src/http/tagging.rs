@@ -8,20 +8,33 @@ use super::connection::{Connection, Ended};
 use super::get::core_label;
 use super::head::{Framing, Head};
 use super::limits::TAGGING_BODY_BYTES_MAX;
-use super::put::{Signed, refuse_conditions};
+use super::put::{Signed, refuse_conditions, version_header};
 use super::reply::ErrorReply;
-use super::{ObjectRequest, bucket, finish_with};
+use super::{ObjectRequest, bucket, finish_with, versions};
 use crate::xml::{self, Node, XmlError};
 use forebay_io::tags::{TAG_NAME_MAX, TAG_VALUE_MAX, TAGS_MAX, Tags};
 
 /// Serves GetObjectTagging.
-pub async fn read(connection: &mut Connection, object: &ObjectRequest) -> Result<(), Ended> {
-    let tags = connection.context().router.tags(&object.block(0)).await;
-    let tags = match tags {
-        Ok(tags) => tags,
-        Err(error) => return finish_with(connection, error.into(), object).await,
+pub async fn read(
+    connection: &mut Connection,
+    object: &ObjectRequest,
+    version_id: Option<&str>,
+) -> Result<(), Ended> {
+    let tags = match version_id {
+        None => {
+            let tags = connection.context().router.tags(&object.block(0)).await;
+            tags.map_err(ErrorReply::from)
+        }
+        Some(id) => versions::tags(connection, object, id).await,
     };
-    bucket::respond(connection, &xml::tagging(&tags)).await
+    match tags {
+        Ok(tags) => {
+            let mut reply = connection.reply(200);
+            version_header(&mut reply, version_id);
+            bucket::respond_with(connection, reply, &xml::tagging(&tags)).await
+        }
+        Err(error) => finish_with(connection, error, object).await,
+    }
 }
 
 /// Serves PutObjectTagging.
@@ -29,10 +42,11 @@ pub async fn write(
     connection: &mut Connection,
     head: &Head,
     object: &ObjectRequest,
+    version_id: Option<&str>,
     signed: Signed,
 ) -> Result<(), Ended> {
     match receive(connection, head, signed).await {
-        Ok(tags) => set(connection, object, tags, 200).await,
+        Ok(tags) => set(connection, object, version_id, tags, 200).await,
         Err(BodyError::Refused(error)) => finish_with(connection, error, object).await,
         Err(BodyError::Ended(ended)) => Err(ended),
     }
@@ -43,24 +57,34 @@ pub async fn clear(
     connection: &mut Connection,
     head: &Head,
     object: &ObjectRequest,
+    version_id: Option<&str>,
 ) -> Result<(), Ended> {
     if let Err(error) = refuse_conditions(head, "the removal of tags") {
         return finish_with(connection, error, object).await;
     }
-    set(connection, object, Tags::new(), 204).await
+    set(connection, object, version_id, Tags::new(), 204).await
 }
 
 async fn set(
     connection: &mut Connection,
     object: &ObjectRequest,
+    version_id: Option<&str>,
     tags: Tags,
     status: u16,
 ) -> Result<(), Ended> {
     let router = &connection.context().router;
-    if let Err(error) = router.set_tags(&object.block(0), tags).await {
-        return finish_with(connection, error.into(), object).await;
+    let set = match version_id {
+        None => {
+            let set = router.set_tags(&object.block(0), tags).await;
+            set.map_err(ErrorReply::from)
+        }
+        Some(id) => versions::set_tags(connection, object, id, tags).await,
+    };
+    if let Err(error) = set {
+        return finish_with(connection, error, object).await;
     }
     let mut reply = connection.reply(status);
+    version_header(&mut reply, version_id);
     reply.header("x-forebay-core", core_label(connection, &object.block(0)));
     match status {
         204 => {

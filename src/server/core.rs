@@ -5,7 +5,7 @@ use super::volumes::VolumeTable;
 use super::watchdog;
 use crate::http::connection::Connection;
 use crate::http::limits::{
-    ACCEPT_PAUSE, DELETES_MAX, HANDSHAKE_TIME_MAX, LISTS_MAX, RECEIVING_MAX,
+    ACCEPT_PAUSE, DELETES_MAX, HANDSHAKE_TIME_MAX, LISTS_MAX, RECEIVING_MAX, VERSION_READS_MAX,
 };
 use crate::http::{self, CoreContext};
 use forebay_io::buffer::Pool;
@@ -168,6 +168,7 @@ pub async fn run(
         receiving: Permits::new(RECEIVING_MAX),
         listing: Permits::new(LISTS_MAX),
         deleting: Permits::new(DELETES_MAX),
+        version_reads: Permits::new(VERSION_READS_MAX),
         md5s: Rc::default(),
     });
     let connections = Permits::new(connections_max);

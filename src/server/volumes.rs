@@ -13,6 +13,7 @@ use crate::store::{self, BuildError, StoreSpec};
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use forebay_io::uplink::{StoreFactory, StoreTable};
 use forebay_shards::key::{Freshness, Volume, store_identity};
+use forebay_shards::versions::Versions;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -90,6 +91,8 @@ pub struct Stores {
     stores: Vec<Numbered>,
     /// Number of each store by its volume's name and its place.
     numbers: HashMap<(String, u64), u32>,
+    /// By endpoint and bucket.
+    versions: HashMap<(String, String), Versions>,
 }
 
 /// A store as it is reached now.
@@ -118,7 +121,8 @@ impl Stores {
         let mut volumes = HashMap::new();
         for (settings, spec) in config.volumes.iter().zip(specs) {
             let store_number = self.number(settings, spec);
-            let volume = Arc::new(face(settings, store_number));
+            let versions = self.versions_of(&settings.store);
+            let volume = Arc::new(face(settings, store_number, versions));
             let served = ServedVolume {
                 settings: settings.clone(),
                 volume,
@@ -131,6 +135,20 @@ impl Stores {
             store_generations: generations.collect(),
             operator_token: config.operator_token,
         }))
+    }
+
+    /// What is known of the versions that a bucket keeps, which all volumes of it share.
+    fn versions_of(&mut self, store: &VolumeStore) -> Versions {
+        match store {
+            VolumeStore::S3 {
+                endpoint, bucket, ..
+            } => {
+                let place = (endpoint.to_string(), bucket.clone());
+                let known = self.versions.entry(place);
+                known.or_insert_with(Versions::of_bucket).clone()
+            }
+            VolumeStore::Azure { .. } | VolumeStore::File { .. } => Versions::default(),
+        }
     }
 
     fn number(&mut self, settings: &VolumeSettings, spec: StoreSpec) -> u32 {
@@ -202,7 +220,7 @@ fn check(spec: &StoreSpec) -> Result<(), BuildError> {
     store::build(spec).map(drop)
 }
 
-fn face(settings: &VolumeSettings, store_number: u32) -> Volume {
+fn face(settings: &VolumeSettings, store_number: u32, versions: Versions) -> Volume {
     Volume {
         name: settings.name.clone(),
         store_number,
@@ -214,6 +232,7 @@ fn face(settings: &VolumeSettings, store_number: u32) -> Volume {
         },
         absence_ttl: settings.negative_ttl,
         writeback: settings.writeback,
+        versions,
     }
 }
 

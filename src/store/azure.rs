@@ -28,6 +28,7 @@ use forebay_io::store::{
     GetReply, GetRequest, ObjectHead, PutBody, PutReply, PutRequest, Store, StoreError,
     StoreErrorKind, StoreResult,
 };
+use forebay_io::versions::{Deleted, VersionStore, no_versions};
 use futures::future::{Either, LocalBoxFuture, select};
 use futures::stream::{self, LocalBoxStream, StreamExt};
 use reqwest::Response;
@@ -91,6 +92,9 @@ impl AzureStore {
     }
 
     async fn get_inner(&self, request: GetRequest) -> StoreResult<GetReply> {
+        if request.version_id.is_some() {
+            return Err(no_versions());
+        }
         let mut asked = Asked::of(Verb::Get, self.signer.name_of(&request.key)?);
         if let Some(span) = request.span {
             if span.start >= span.end {
@@ -371,6 +375,8 @@ impl AzureStore {
 
 impl forebay_io::tags::TagStore for AzureStore {}
 
+impl VersionStore for AzureStore {}
+
 impl Store for AzureStore {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         Box::pin(self.get_inner(request))
@@ -384,8 +390,8 @@ impl Store for AzureStore {
         Box::pin(self.put_inner(request))
     }
 
-    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
-        Box::pin(async move { self.delete_inner(&key).await })
+    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Deleted>> {
+        Box::pin(async move { self.delete_inner(&key).await.map(|()| Deleted::default()) })
     }
 
     fn list(&self, request: ListRequest) -> LocalBoxFuture<'_, StoreResult<ListPage>> {

@@ -26,6 +26,7 @@ use forebay_io::store::{
     ByteSpan, GetReply, GetRequest, ObjectHead, ObjectMeta, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult, check_key,
 };
+use forebay_io::versions::{Deleted, VersionStore, no_versions};
 use futures::future::LocalBoxFuture;
 use futures::stream::{self, LocalBoxStream, StreamExt};
 use md5::{Digest, Md5};
@@ -101,6 +102,9 @@ impl FileStore {
     }
 
     async fn get_inner(&self, request: GetRequest) -> StoreResult<GetReply> {
+        if request.version_id.is_some() {
+            return Err(no_versions());
+        }
         if request.span.is_some_and(|span| span.start >= span.end) {
             let message = "an empty span cannot be asked for";
             return Err(StoreError::new(StoreErrorKind::Rejected, message));
@@ -160,6 +164,8 @@ impl FileStore {
 
 impl forebay_io::tags::TagStore for FileStore {}
 
+impl VersionStore for FileStore {}
+
 impl Store for FileStore {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         Box::pin(self.get_inner(request))
@@ -171,6 +177,7 @@ impl Store for FileStore {
             Ok(ObjectHead {
                 meta: found.meta,
                 crc64nvme: found.crc64nvme,
+                version_id: None,
             })
         })
     }
@@ -179,7 +186,7 @@ impl Store for FileStore {
         Box::pin(self.put_inner(request))
     }
 
-    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
+    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Deleted>> {
         Box::pin(async move {
             check_key(&key)?;
             let folder = Arc::clone(&self.folder);
@@ -187,7 +194,8 @@ impl Store for FileStore {
                 true => Err(Trouble::Gone),
                 false => {
                     let _others_may_write_too = folder.lock(false)?;
-                    Ok(folder.remove(&name::names_of(&key))?)
+                    folder.remove(&name::names_of(&key))?;
+                    Ok(Deleted::default())
                 }
             })
             .await
@@ -270,6 +278,7 @@ impl Writing {
                 headers,
             },
             crc64nvme: Some(crc),
+            version_id: None,
         };
         Sealed::new(self.temporary, &head)
     }
@@ -290,6 +299,7 @@ impl Sealed {
         let reply = PutReply {
             etag: head.meta.etag.clone(),
             last_modified: head.meta.last_modified,
+            version_id: None,
         };
         Ok(Sealed { temporary, reply })
     }

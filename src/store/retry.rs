@@ -6,6 +6,7 @@
 //! and never passes a body off as whole that is not.
 
 mod parts;
+mod versions;
 
 use bytes::Bytes;
 use forebay_io::listing::{ListPage, ListRequest};
@@ -14,6 +15,7 @@ use forebay_io::store::{
     PutRequest, Store, StoreError, StoreErrorKind, StoreResult,
 };
 use forebay_io::tags::{TagStore, Tags};
+use forebay_io::versions::Deleted;
 use futures::future::LocalBoxFuture;
 use futures::stream::{self, LocalBoxStream, StreamExt};
 use std::cell::{Cell, RefCell};
@@ -237,7 +239,7 @@ impl<S: Store + 'static, P: Pace + 'static> Store for Retrying<S, P> {
             let mut backoff = Backoff::new(inner.settings);
             let send = || inner.store.get(request.clone());
             let reply = inner.repeat(&mut backoff, send).await?;
-            Ok(Resuming::start(inner, request.key, backoff, reply))
+            Ok(Resuming::start(inner, request, backoff, reply))
         })
     }
 
@@ -274,7 +276,7 @@ impl<S: Store + 'static, P: Pace + 'static> Store for Retrying<S, P> {
         })
     }
 
-    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
+    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Deleted>> {
         Box::pin(async move {
             let mut backoff = Backoff::new(self.inner.settings);
             let send = || self.inner.store.delete(key.clone());
@@ -353,6 +355,7 @@ impl<S: Store, P: Pace> Inner<S, P> {
 struct Resuming<S, P> {
     inner: Rc<Inner<S, P>>,
     key: String,
+    version_id: Option<String>,
     backoff: Backoff,
     meta: ObjectMeta,
     /// What is still to come.
@@ -363,12 +366,18 @@ struct Resuming<S, P> {
 }
 
 impl<S: Store + 'static, P: Pace + 'static> Resuming<S, P> {
-    fn start(inner: Rc<Inner<S, P>>, key: String, backoff: Backoff, reply: GetReply) -> GetReply {
+    fn start(
+        inner: Rc<Inner<S, P>>,
+        request: GetRequest,
+        backoff: Backoff,
+        reply: GetReply,
+    ) -> GetReply {
         let (meta, span) = (reply.meta.clone(), reply.span);
         let resuming = Resuming {
             progress_at: inner.pace.now(),
             inner,
-            key,
+            key: request.key,
+            version_id: request.version_id,
             backoff,
             meta: reply.meta,
             left: span,
@@ -436,6 +445,7 @@ impl<S: Store + 'static, P: Pace + 'static> Resuming<S, P> {
                 span: Some(self.left),
                 if_match: Some(self.meta.etag.clone()),
                 if_none_match: None,
+                version_id: self.version_id.clone(),
             };
             error = match self.inner.store.get(request).await {
                 Ok(reply) if self.fits(&reply) => {

@@ -13,6 +13,7 @@ mod list;
 mod parts;
 pub(super) mod sign;
 mod tags;
+mod versions;
 
 use super::{BuildError, S3Spec, UploadCheck};
 use answer::{ErrorDocument, META_PREFIX, OBJECT_HEADERS};
@@ -24,6 +25,7 @@ use forebay_io::store::{
     CHECKSUM_PREFIX, GetReply, GetRequest, ObjectHead, PutBody, PutReply, PutRequest, Store,
     StoreError, StoreErrorKind, StoreResult,
 };
+use forebay_io::versions::Deleted;
 use futures::future::{Either, LocalBoxFuture, select};
 use futures::stream::{self, LocalBoxStream, StreamExt};
 use md5::{Digest, Md5};
@@ -186,7 +188,11 @@ impl S3Store {
         if let Some(tag) = &request.if_none_match {
             headers.plain.push((header::IF_NONE_MATCH, quoted(tag)));
         }
-        let response = self.ask(Verb::Get, &request.key, &headers).await?;
+        let mut target = Target::of(Verb::Get, &request.key);
+        if let Some(version_id) = &request.version_id {
+            target.query = vec![versions::parameter(version_id)?];
+        }
+        let response = self.send_target(&target, &headers).await?;
         let status = response.status().as_u16();
         let plan = answer::plan_body(&request, status, response.headers())?;
         let body = body::incoming(response, &plan, self.deadlines);
@@ -198,23 +204,20 @@ impl S3Store {
     }
 
     async fn head_inner(&self, key: &str) -> StoreResult<ObjectHead> {
+        self.describe_target(&Target::of(Verb::Head, key)).await
+    }
+
+    async fn describe_target(&self, target: &Target<'_>) -> StoreResult<ObjectHead> {
         let mut headers = RequestHeaders::default();
         headers.ask_checksums();
-        let response = self.ask(Verb::Head, key, &headers).await?;
+        let response = self.send_target(target, &headers).await?;
         answer::described(response.status().as_u16(), response.headers())
     }
 
-    async fn delete_inner(&self, key: &str) -> StoreResult<()> {
-        match self
-            .ask(Verb::Delete, key, &RequestHeaders::default())
-            .await
-        {
-            Ok(response) if matches!(response.status().as_u16(), 200 | 204) => Ok(()),
-            Ok(response) => {
-                let message = format!("status {} to a DELETE", response.status());
-                Err(answer::corrupt(&message))
-            }
-            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(()),
+    async fn delete_inner(&self, target: &Target<'_>) -> StoreResult<Deleted> {
+        match self.send_target(target, &RequestHeaders::default()).await {
+            Ok(response) => answer::deleted(response.status().as_u16(), response.headers()),
+            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(Deleted::default()),
             Err(error) => Err(error),
         }
     }
@@ -397,9 +400,13 @@ impl S3Store {
     }
 
     /// Sends a request without a body, once more if what was wrong could be put right.
-    async fn ask(&self, verb: Verb, key: &str, headers: &RequestHeaders) -> StoreResult<Response> {
-        let target = Target::of(verb, key);
-        self.ask_signed(verb, || self.sign(&target, headers)).await
+    async fn send_target(
+        &self,
+        target: &Target<'_>,
+        headers: &RequestHeaders,
+    ) -> StoreResult<Response> {
+        self.ask_signed(target.verb, || self.sign(target, headers))
+            .await
     }
 
     /// The same for a request that is signed anew each time.
@@ -568,8 +575,8 @@ impl Store for S3Store {
         Box::pin(self.put_inner(request))
     }
 
-    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
-        Box::pin(async move { self.delete_inner(&key).await })
+    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Deleted>> {
+        Box::pin(async move { self.delete_inner(&Target::of(Verb::Delete, &key)).await })
     }
 
     fn list(&self, request: ListRequest) -> LocalBoxFuture<'_, StoreResult<ListPage>> {

@@ -174,8 +174,17 @@ class Listing:
         self.assertEqual(reader.head_bucket(Bucket=VOLUME)["ResponseMetadata"]["HTTPStatusCode"], 200)
         self.assertIsNone(reader.get_bucket_location(Bucket=VOLUME)["LocationConstraint"])
         self.assertNotIn("Status", reader.get_bucket_versioning(Bucket=VOLUME))
+        if isinstance(self, FolderDirty):
+            with self.assertRaises(botocore.exceptions.ClientError) as refused:
+                reader.list_object_versions(Bucket=VOLUME)
+            self.assertEqual(refused.exception.response["Error"]["Code"], "NotImplemented")
+        else:
+            s3.put_object(Bucket=VOLUME, Key="v", Body=b"x")
+            versions = reader.list_object_versions(Bucket=VOLUME)["Versions"]
+            self.assertEqual([(version["Key"], version["VersionId"]) for version in versions], [("v", "null")])
+            s3.delete_object(Bucket=VOLUME, Key="v")
         self.assertEqual(reader.get_bucket_acl(Bucket=VOLUME)["Grants"][0]["Permission"], "FULL_CONTROL")
-        for call in (s3.get_bucket_policy, s3.get_bucket_tagging, s3.list_object_versions, s3.delete_bucket):
+        for call in (s3.get_bucket_policy, s3.get_bucket_tagging, s3.delete_bucket):
             with self.assertRaises(botocore.exceptions.ClientError) as refused:
                 call(Bucket=VOLUME)
             self.assertEqual(refused.exception.response["Error"]["Code"], "NotImplemented")

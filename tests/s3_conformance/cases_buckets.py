@@ -202,7 +202,7 @@ def deletes():
 UNKNOWN_SUBRESOURCES = (
     "accelerate", "analytics", "cors", "encryption", "intelligent-tiering", "inventory", "lifecycle", "logging", "metadataConfiguration",
     "metadataTable", "metrics", "notification", "object-lock", "ownershipControls", "policy", "policyStatus", "publicAccessBlock", "replication",
-    "requestPayment", "session", "tagging", "versions", "website",
+    "requestPayment", "session", "tagging", "website",
 )
 
 
@@ -212,7 +212,7 @@ def buckets():
         for method in ("GET", "PUT", "DELETE"):
             body = b"<x/>" if method == "PUT" else b""
             yield case(f"bucket-refused/{method.lower()}-{name}", volume(method, refused, [name], body=body), differential=False)
-    for method, name in (("PUT", "acl"), ("PUT", "versioning"), ("POST", "what"), ("PUT", "location"), ("DELETE", "location")):
+    for method, name in (("PUT", "acl"), ("DELETE", "versioning"), ("PUT", "versions"), ("POST", "what"), ("PUT", "location"), ("DELETE", "location")):
         yield case(f"bucket-refused/{method.lower()}-{name}", volume(method, refused, [name], body=b"<x/>" if method != "DELETE" else b""), differential=False)
     yield case("bucket-refused/delete", volume("DELETE", refused), differential=False)
     for method in ("PATCH", "PROPFIND", "OPTIONS"):

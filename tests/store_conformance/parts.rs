@@ -488,6 +488,7 @@ fn source(key: &str) -> CopySource {
     CopySource {
         key: key.into(),
         if_match: None,
+        version_id: None,
     }
 }
 
@@ -565,6 +566,7 @@ async fn copies_keep_to_their_version(store: &dyn Store) {
         source: CopySource {
             key: "source".into(),
             if_match: Some(tag.to_owned()),
+            version_id: None,
         },
         ..copy("", "target")
     };
@@ -601,6 +603,7 @@ async fn spans_are_copied_into_parts(subject: &Subject) {
         source: CopySource {
             key: ODD_KEY.into(),
             if_match: Some(tag.clone()),
+            version_id: None,
         },
         span: span.map(|(start, end)| ByteSpan { start, end }),
         upload: upload.clone(),

@@ -18,6 +18,7 @@ use crate::store::{
     StoreError, StoreErrorKind, StoreResult, check_key,
 };
 use crate::tags::Tags;
+use crate::versions::{Deleted, no_versions};
 use bytes::{Bytes, BytesMut};
 use crc_fast::CrcAlgorithm;
 use futures::future::LocalBoxFuture;
@@ -318,10 +319,14 @@ impl MemoryStore {
         PutReply {
             etag,
             last_modified,
+            version_id: None,
         }
     }
 
     async fn get_inner(&self, request: GetRequest) -> StoreResult<GetReply> {
+        if request.version_id.is_some() {
+            return Err(no_versions());
+        }
         let fault = self.begin(Verb::Get, &request.key).await?;
         let object = self.find(&request.key)?;
         check_conditions(&request, &object.meta)?;
@@ -388,10 +393,10 @@ impl MemoryStore {
         lose_reply(fault.as_ref()).map(|()| reply)
     }
 
-    async fn delete_inner(&self, key: String) -> StoreResult<()> {
+    async fn delete_inner(&self, key: String) -> StoreResult<Deleted> {
         let fault = self.begin(Verb::Delete, &key).await?;
         self.inside.borrow_mut().objects.remove(&key);
-        lose_reply(fault.as_ref())
+        lose_reply(fault.as_ref()).map(|()| Deleted::default())
     }
 
     async fn list_inner(&self, request: ListRequest) -> StoreResult<ListPage> {
@@ -431,6 +436,7 @@ impl Store for MemoryStore {
             Ok(ObjectHead {
                 meta: object.meta,
                 crc64nvme: is_told.then(|| crc64nvme(&object.bytes)),
+                version_id: None,
             })
         })
     }
@@ -439,7 +445,7 @@ impl Store for MemoryStore {
         Box::pin(self.put_inner(request))
     }
 
-    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
+    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Deleted>> {
         Box::pin(self.delete_inner(key))
     }
 

@@ -168,6 +168,7 @@ impl Cache {
                 freshness: Freshness::Immutable,
                 absence_ttl: std::time::Duration::ZERO,
                 writeback: false,
+                versions: Default::default(),
             }),
         }
     }

@@ -530,6 +530,7 @@ fn impossible(header: &RecordHeader) -> Option<&'static str> {
             freshness: Freshness::Immutable,
             absence_ttl: std::time::Duration::ZERO,
             writeback: false,
+            versions: Default::default(),
         }),
         key: header.key.as_str().into(),
         number: header.block_number,

@@ -165,6 +165,7 @@ pub(super) fn written(
     Ok(PutReply {
         etag: etag(headers)?,
         last_modified: last_modified(headers),
+        version_id: None,
     })
 }
 

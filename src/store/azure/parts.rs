@@ -126,6 +126,7 @@ impl AzureStore {
         Ok(PutReply {
             etag: id.etag(),
             last_modified: id.begun_us / 1_000_000,
+            version_id: None,
         })
     }
 
@@ -238,6 +239,7 @@ impl AzureStore {
         Ok(Some(PutReply {
             etag: meta.etag,
             last_modified: meta.last_modified,
+            version_id: None,
         }))
     }
 
@@ -308,6 +310,9 @@ impl AzureStore {
                 .copy_through(request.source, request.key, headers)
                 .await;
         }
+        if request.source.version_id.is_some() {
+            return Err(forebay_io::versions::no_versions());
+        }
         if source == name {
             let message = "a copy onto itself that changes nothing";
             return Err(StoreError::new(StoreErrorKind::Rejected, message));
@@ -345,6 +350,7 @@ impl AzureStore {
                     return Ok(PutReply {
                         etag: meta.etag,
                         last_modified: meta.last_modified,
+                        version_id: None,
                     });
                 }
                 Some((status, now)) if now == id => {
@@ -386,6 +392,7 @@ impl AzureStore {
                 span: None,
                 if_match: source.if_match,
                 if_none_match: None,
+                version_id: source.version_id,
             })
             .await?;
         self.put_inner(PutRequest {
@@ -410,6 +417,7 @@ impl AzureStore {
                 span: request.span,
                 if_match: request.source.if_match,
                 if_none_match: None,
+                version_id: request.source.version_id,
             })
             .await?;
         if request.span.is_some_and(|span| span != read.span) {

@@ -13,6 +13,7 @@ use forebay_io::multipart::{CopyRequest, CopySource};
 use forebay_io::store::{
     ByteSpan, ObjectHead, ObjectMeta, PutReply, StoreError, StoreErrorKind, StoreResult, check_key,
 };
+use forebay_io::versions::no_versions;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -44,6 +45,9 @@ impl FileStore {
 
     /// The source of a copy, if it is the version that is wanted.
     pub(super) async fn find_source(&self, source: &CopySource) -> StoreResult<Found> {
+        if source.version_id.is_some() {
+            return Err(no_versions());
+        }
         let found = self.find(&source.key).await?;
         let wanted = source.if_match.as_ref();
         if wanted.is_some_and(|tag| *tag != found.meta.etag) {
@@ -100,6 +104,7 @@ fn known_head(found: &Found, span: ByteSpan, headers: &[(String, String)]) -> Op
             headers: headers.to_vec(),
         },
         crc64nvme: found.crc64nvme,
+        version_id: None,
     })
 }
 

@@ -264,6 +264,7 @@ impl Assembly {
         let mut headers = upload.meta.headers;
         composite::set_checksums(&mut headers, request, found.collect(), crc)?;
         let head = ObjectHead {
+            version_id: None,
             meta: ObjectMeta {
                 size,
                 etag,

@@ -121,6 +121,7 @@ pub(super) fn decode(tail: &Tail, raw_tail: &[u8; TAIL_BYTES], json: &[u8]) -> O
     }
     let metadata: Metadata = serde_json::from_slice(json).ok()?;
     Some(ObjectHead {
+        version_id: None,
         meta: ObjectMeta {
             size: tail.object_bytes,
             etag: metadata.etag,
@@ -142,6 +143,7 @@ mod tests {
 
     fn head() -> ObjectHead {
         ObjectHead {
+            version_id: None,
             meta: ObjectMeta {
                 size: 5,
                 etag: "tag".into(),

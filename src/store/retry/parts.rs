@@ -160,6 +160,7 @@ impl<S: Store, P: Pace> Inner<S, P> {
             Ok(head) if head.meta.etag == expected => Ok(PutReply {
                 etag: expected,
                 last_modified: head.meta.last_modified,
+                version_id: head.version_id,
             }),
             Ok(_) => Err(error),
             Err(missing) if missing.kind == StoreErrorKind::NotFound => Err(error),

@@ -11,6 +11,7 @@ use forebay_io::store::{
     ByteSpan, CHECKSUM_PREFIX, GetRequest, ObjectHead, ObjectMeta, PutReply, StoreError,
     StoreErrorKind, StoreResult,
 };
+use forebay_io::versions::Deleted;
 use quick_xml::events::Event;
 use reqwest::header::{self, HeaderMap, HeaderName};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -217,7 +218,7 @@ fn refusal_kind(verb: Verb, status: u16, document: Option<&ErrorDocument>) -> St
         (404, "NoSuchKey") if verb.is_of_upload() => Kind::NoSuchUpload,
         (404, "NoSuchKey" | "NoSuchVersion") => Kind::NotFound,
         // An answer to HEAD has no body that could say more.
-        (404, "") if verb == Verb::Head => Kind::NotFound,
+        (404, "") if matches!(verb, Verb::Head | Verb::HeadVersion) => Kind::NotFound,
         (408, _) => Kind::Timeout,
         (412, _) => Kind::PreconditionFailed,
         (416, _) => Kind::RangeNotSatisfiable,
@@ -228,7 +229,7 @@ fn refusal_kind(verb: Verb, status: u16, document: Option<&ErrorDocument>) -> St
         // Too large is too large, whoever says it.
         (413, _) => Kind::Rejected,
         // Not a word about the key: a proxy or a portal spoke, not the store.
-        (400..=499, "") if verb != Verb::Head => Kind::Corrupt,
+        (400..=499, "") if !matches!(verb, Verb::Head | Verb::HeadVersion) => Kind::Corrupt,
         (400..=499, _) => Kind::Rejected,
         // 1xx and 2xx that no request of ours asks for.
         _ => Kind::Corrupt,
@@ -385,6 +386,7 @@ pub(in crate::store) fn described(status: u16, headers: &HeaderMap) -> StoreResu
     Ok(ObjectHead {
         meta: object_meta(headers, size, etag(headers)?),
         crc64nvme: crc64nvme(headers),
+        version_id: version_id(headers),
     })
 }
 
@@ -408,6 +410,7 @@ pub(in crate::store) fn written(
     Ok(PutReply {
         etag: etag(headers)?,
         last_modified: last_modified(headers),
+        version_id: version_id(headers),
     })
 }
 
@@ -430,6 +433,24 @@ pub(super) fn echoed_checksum(headers: &HeaderMap) -> Option<&str> {
         headers,
         &HeaderName::from_static("x-amz-checksum-crc64nvme"),
     )
+}
+
+/// The version that an answer is about, where it tells one.
+pub(super) fn version_id(headers: &HeaderMap) -> Option<String> {
+    let id = text(headers, &HeaderName::from_static("x-amz-version-id"))?;
+    (!id.is_empty()).then(|| id.to_owned())
+}
+
+/// What a successful answer to a DELETE says.
+pub(super) fn deleted(status: u16, headers: &HeaderMap) -> StoreResult<Deleted> {
+    if !matches!(status, 200 | 204) {
+        return Err(corrupt(&format!("status {status} to a DELETE")));
+    }
+    let is_marker = text(headers, &HeaderName::from_static("x-amz-delete-marker"));
+    Ok(Deleted {
+        version_id: version_id(headers),
+        is_marker: is_marker == Some("true"),
+    })
 }
 
 /// How far the store's clock is ahead of ours, seconds.

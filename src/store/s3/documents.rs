@@ -19,6 +19,8 @@ pub(super) struct Made {
     pub(super) etag: String,
     /// Seconds since the Unix epoch; 0 where the store told none.
     pub(super) last_modified: u64,
+    /// The id of the version that was made, which stands in the answer's head.
+    pub(super) version_id: Option<String>,
 }
 
 /// An upload as the store lists it, its key that of the bucket.
@@ -207,7 +209,7 @@ pub(super) fn uploads(body: &[u8]) -> StoreResult<UploadsAnswer> {
 }
 
 /// Tells `visit` of each element inside the root that ends, unless the document is an error's.
-fn parse(
+pub(super) fn parse(
     verb: Verb,
     body: &[u8],
     root: &str,
@@ -233,7 +235,7 @@ fn wrong(verb: Verb, error: &XmlError) -> forebay_io::store::StoreError {
     corrupt(&format!("the answer to {verb:?}: {error}"))
 }
 
-fn unquoted(text: &str) -> String {
+pub(super) fn unquoted(text: &str) -> String {
     let text = text.trim();
     let bare = text
         .strip_prefix('"')

@@ -8,10 +8,10 @@
 //! them ([`UploadCheck::Crc64Nvme`]): an upload that is begun with a kind of checksum needs it with
 //! each of its parts, so what a core learns meanwhile must not decide it.
 
-use super::answer::corrupt;
+use super::answer::{self, corrupt};
 use super::list::{ANSWER_BYTES_MAX, ANSWER_TIME_MAX, EMPTY_PAGES_MAX, read_body};
-use super::sign::{Target, Verb};
-use super::{RequestHeaders, S3Store, base64, documents, quoted};
+use super::sign::{KEY_ENCODED, Target, Verb};
+use super::{RequestHeaders, S3Store, base64, documents, quoted, versions};
 use crate::store::{UploadCheck, etag};
 use bytes::Bytes;
 use forebay_io::multipart::{
@@ -24,6 +24,7 @@ use forebay_io::store::{
 };
 use futures::future::LocalBoxFuture;
 use md5::{Digest, Md5};
+use percent_encoding::utf8_percent_encode;
 use reqwest::Response;
 use reqwest::header::{self, HeaderName};
 
@@ -38,7 +39,8 @@ const SIZE_HEADER: &str = "x-amz-mp-object-size";
 
 impl S3Store {
     async fn copy_inner(&self, request: CopyRequest) -> StoreResult<PutReply> {
-        if request.headers.is_none() && request.key == request.source.key {
+        let is_itself = request.key == request.source.key && request.source.version_id.is_none();
+        if request.headers.is_none() && is_itself {
             // S3 refuses it; Swift does not notice where the names are written differently.
             let message = "a copy onto itself that changes nothing";
             return Err(StoreError::new(StoreErrorKind::Rejected, message));
@@ -91,6 +93,7 @@ impl S3Store {
             span: request.span,
             if_match: request.source.if_match,
             if_none_match: None,
+            version_id: request.source.version_id,
         };
         let source = self.get_inner(source).await?;
         self.put_part_inner(PartRequest {
@@ -112,7 +115,11 @@ impl S3Store {
         if source.if_match.is_none() && request.span.is_none() {
             return Ok(());
         }
-        let meta = self.head_inner(&source.key).await?.meta;
+        let head = match &source.version_id {
+            None => self.head_inner(&source.key).await?,
+            Some(id) => self.head_version_inner(&source.key, id).await?,
+        };
+        let meta = head.meta;
         if source
             .if_match
             .as_ref()
@@ -132,7 +139,11 @@ impl S3Store {
 
     /// Names the source of a copy, byte for byte.
     fn add_source(&self, headers: &mut RequestHeaders, source: &CopySource) -> StoreResult<()> {
-        let path = self.signer.source_path(&source.key)?;
+        let mut path = self.signer.source_path(&source.key)?;
+        if let Some(version_id) = &source.version_id {
+            let (name, id) = versions::parameter(version_id)?;
+            path = format!("{path}?{name}={}", utf8_percent_encode(&id, KEY_ENCODED));
+        }
         headers.sign("x-amz-copy-source", &path);
         if let Some(tag) = &source.if_match {
             headers.sign("x-amz-copy-source-if-match", &quoted(tag));
@@ -377,17 +388,10 @@ impl S3Store {
         document: Bytes,
     ) -> StoreResult<documents::Made> {
         let response = self.send_document(target, headers, document).await?;
+        let version_id = answer::version_id(response.headers());
         let body = self.read_answer(target, response, MADE_BYTES_MAX).await?;
-        documents::made(target.verb, &body)
-    }
-
-    async fn send_target(
-        &self,
-        target: &Target<'_>,
-        headers: &RequestHeaders,
-    ) -> StoreResult<Response> {
-        self.ask_signed(target.verb, || self.sign(target, headers))
-            .await
+        let made = documents::made(target.verb, &body)?;
+        Ok(documents::Made { version_id, ..made })
     }
 
     pub(super) async fn send_document(
@@ -427,6 +431,7 @@ impl S3Store {
         Ok(PutReply {
             etag: head.meta.etag,
             last_modified: head.meta.last_modified,
+            version_id: head.version_id,
         })
     }
 
@@ -483,6 +488,7 @@ fn reply(made: documents::Made) -> PutReply {
     PutReply {
         etag: made.etag,
         last_modified: made.last_modified,
+        version_id: made.version_id,
     }
 }
 

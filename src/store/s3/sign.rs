@@ -45,35 +45,54 @@ pub(super) enum Verb {
     GetTags,
     SetTags,
     ClearTags,
+    HeadVersion,
+    GetVersioning,
+    SetVersioning,
+    ListVersions,
 }
 
 impl Verb {
     pub(super) fn method(self) -> reqwest::Method {
         match self {
-            Verb::Get | Verb::List | Verb::ListParts | Verb::ListUploads | Verb::GetTags => {
-                reqwest::Method::GET
-            }
-            Verb::Head => reqwest::Method::HEAD,
-            Verb::Put | Verb::Copy | Verb::PutPart | Verb::CopyPart | Verb::SetTags => {
-                reqwest::Method::PUT
-            }
+            Verb::Get
+            | Verb::List
+            | Verb::ListParts
+            | Verb::ListUploads
+            | Verb::GetTags
+            | Verb::GetVersioning
+            | Verb::ListVersions => reqwest::Method::GET,
+            Verb::Head | Verb::HeadVersion => reqwest::Method::HEAD,
+            Verb::Put
+            | Verb::Copy
+            | Verb::PutPart
+            | Verb::CopyPart
+            | Verb::SetTags
+            | Verb::SetVersioning => reqwest::Method::PUT,
             Verb::CreateUpload | Verb::Complete => reqwest::Method::POST,
             Verb::Delete | Verb::Abort | Verb::ClearTags => reqwest::Method::DELETE,
         }
     }
 
     fn signed_method(self) -> rusty_s3::Method {
-        match self {
-            Verb::Get | Verb::List | Verb::ListParts | Verb::ListUploads | Verb::GetTags => {
-                rusty_s3::Method::Get
-            }
-            Verb::Head => rusty_s3::Method::Head,
-            Verb::Put | Verb::Copy | Verb::PutPart | Verb::CopyPart | Verb::SetTags => {
-                rusty_s3::Method::Put
-            }
-            Verb::CreateUpload | Verb::Complete => rusty_s3::Method::Post,
-            Verb::Delete | Verb::Abort | Verb::ClearTags => rusty_s3::Method::Delete,
+        match self.method() {
+            reqwest::Method::GET => rusty_s3::Method::Get,
+            reqwest::Method::HEAD => rusty_s3::Method::Head,
+            reqwest::Method::PUT => rusty_s3::Method::Put,
+            reqwest::Method::POST => rusty_s3::Method::Post,
+            _ => rusty_s3::Method::Delete,
         }
+    }
+
+    /// Whether the bucket is asked, not an object.
+    fn is_of_bucket(self) -> bool {
+        matches!(
+            self,
+            Verb::List
+                | Verb::ListUploads
+                | Verb::GetVersioning
+                | Verb::SetVersioning
+                | Verb::ListVersions
+        )
     }
 
     /// Whether the store moves whole objects before it answers.
@@ -176,7 +195,7 @@ impl Signer {
         headers: &[(String, String)],
         now: SystemTime,
     ) -> StoreResult<Url> {
-        if matches!(target.verb, Verb::List | Verb::ListUploads) {
+        if target.verb.is_of_bucket() {
             let url = self.bucket.base_url().clone();
             return self.signed(url, target, headers, now);
         }

@@ -49,6 +49,9 @@ impl MemoryStore {
 
     /// The source of a copy.
     fn copied(&self, source: &CopySource) -> StoreResult<Object> {
+        if source.version_id.is_some() {
+            return Err(crate::versions::no_versions());
+        }
         let object = self.find(&source.key)?;
         let wanted = source.if_match.as_ref();
         if wanted.is_some_and(|tag| *tag != object.meta.etag) {
@@ -116,6 +119,7 @@ impl MemoryStore {
             Ok(PutReply {
                 etag,
                 last_modified,
+                version_id: None,
             })
         })
     }

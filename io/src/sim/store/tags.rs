@@ -3,7 +3,11 @@
 use super::{MemoryStore, Verb, lose_reply};
 use crate::store::StoreResult;
 use crate::tags::{TagStore, Tags};
+use crate::versions::VersionStore;
 use futures::future::LocalBoxFuture;
+
+/// It keeps no versions.
+impl VersionStore for MemoryStore {}
 
 impl TagStore for MemoryStore {
     fn tags(&self, key: String) -> LocalBoxFuture<'_, StoreResult<Tags>> {

@@ -325,4 +325,5 @@ pub async fn delete(node: &Node, volume: &Arc<Volume>, key: &str) -> Result<(), 
     node.router
         .delete(home(volume, key), WriteCondition::Always)
         .await
+        .map(drop)
 }

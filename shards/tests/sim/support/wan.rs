@@ -207,6 +207,8 @@ impl PartStore for Wan {
 
 impl forebay_io::tags::TagStore for Wan {}
 
+impl forebay_io::versions::VersionStore for Wan {}
+
 impl Store for Wan {
     fn get(&self, request: GetRequest) -> LocalBoxFuture<'_, StoreResult<GetReply>> {
         Box::pin(async move {
@@ -262,7 +264,10 @@ impl Store for Wan {
         })
     }
 
-    fn delete(&self, key: String) -> LocalBoxFuture<'_, StoreResult<()>> {
+    fn delete(
+        &self,
+        key: String,
+    ) -> LocalBoxFuture<'_, StoreResult<forebay_io::versions::Deleted>> {
         Box::pin(async move {
             self.pause().await;
             let name = key.clone();

@@ -179,6 +179,7 @@ impl Machine {
             freshness,
             absence_ttl: Duration::ZERO,
             writeback: self.writeback.get().enabled,
+            versions: Default::default(),
         })
     }
 

@@ -134,6 +134,7 @@ fn a_plain_file_is_copied_with_its_md5() {
         source: CopySource {
             key: "notes.txt".into(),
             if_match: None,
+            version_id: None,
         },
         key: "copy".into(),
         headers: None,

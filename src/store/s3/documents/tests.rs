@@ -35,6 +35,7 @@ fn what_was_made_is_read() {
     let expected = Made {
         etag: "tag".into(),
         last_modified: 1_704_164_645,
+        version_id: None,
     };
     for (verb, root) in [
         (Verb::Copy, "CopyObjectResult"),
