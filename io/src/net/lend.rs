@@ -40,6 +40,13 @@ pub(super) fn lend(socket: RawFd, view: &View, bytes: &[u8], more: bool) -> io::
     if bytes.len() < LEND_BYTES_MIN || !view.lend() {
         return Ok(Lent::Refused);
     }
+    // What the socket does not take has been put into the pipe for nothing.
+    let room = room_of(socket).unwrap_or(PIPE_BYTES);
+    if room < LEND_BYTES_MIN {
+        return Ok(Lent::Full);
+    }
+    let more = more || room < bytes.len();
+    let bytes = &bytes[..bytes.len().min(room)];
     PIPE.with_borrow_mut(|pipe| {
         let pipe = pipe.get_or_insert_with(|| {
             Pipe::new().map_err(|error| log::info!("bytes are copied to sockets: no pipe: {error}"))
@@ -58,6 +65,27 @@ pub(super) fn lend(socket: RawFd, view: &View, bytes: &[u8], more: bool) -> io::
             }
         }
     })
+}
+
+/// Bytes that a socket has room for, as the kernel counts them; `None` where it does not say.
+fn room_of(socket: RawFd) -> Option<usize> {
+    // `SK_MEMINFO_SNDBUF` and `SK_MEMINFO_WMEM_QUEUED` of linux/sock_diag.h.
+    const LIMIT: usize = 3;
+    const QUEUED: usize = 5;
+    let mut told = [0_u32; 9];
+    let mut length = size_of_val(&told) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `told`.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            told.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    let is_told = failed == 0 && length as usize > QUEUED * size_of::<u32>();
+    is_told.then(|| told[LIMIT].saturating_sub(told[QUEUED]) as usize)
 }
 
 enum Fault {

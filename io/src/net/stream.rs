@@ -40,8 +40,8 @@ const TLS_SEND_BYTES_MIN: usize = 32 << 10;
 const TLS_SENDS_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes that are copied when a socket has room again, after which more are lent to it: waiting for
-/// room goes with a write.
-const PROBE_BYTES: usize = 4 << 10;
+/// room goes with a write, and less room than this is not worth lending to.
+const PROBE_BYTES: usize = LEND_BYTES_MIN;
 
 /// Pieces per `sendmsg`; rustls offers at most 64 records at a time.
 const SEND_PIECES_MAX: usize = 64;
