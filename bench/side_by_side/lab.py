@@ -258,6 +258,13 @@ class Lab:
         request = urllib.request.Request(f"http://127.0.0.1:{self.store_port}/_stub/reset", method="POST")
         urllib.request.urlopen(request, timeout=30).close()
 
+    def remove_store(self, first_byte_ms, bytes_per_s):
+        """From now to the next reset the store is as far off as a bucket: each GET waits, then trickles at the rate of one stream."""
+        actions = [{"kind": "delay_head", "ms": first_byte_ms}, {"kind": "rate_limit", "bytes_per_s": bytes_per_s}]
+        body = json.dumps({"method": "GET", "actions": actions}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.store_port}/_stub/faults", method="POST", data=body)
+        urllib.request.urlopen(request, timeout=30).close()
+
     def store_gets(self):
         return sum(count for name, count in self.store_stats()["requests"].items() if name.startswith("GET "))
 

@@ -19,6 +19,8 @@ SECONDS = 2.0
 CONNECTIONS = 16
 # Requests a second at which neither the store nor the generator on their one CPU is busy for more than a part of the time.
 MISS_RATE = {"1MiB": 60, "4MiB": 20}
+# A bucket in the same region as others measure it: the time to its first byte, and what one stream brings.
+FAR_FIRST_BYTE_MS, FAR_BYTES_PER_S = 20, 100 << 20
 HERD_CLIENTS = 1000
 HERD_ROUNDS = 5
 LETTERS = "abcdefghij"
@@ -46,7 +48,7 @@ def expected_seconds(letters, pairs, seconds):
     """Of the experiments alone."""
     run = plan.WARMUP_SECONDS + seconds + plan.OVERHEAD_SECONDS
     warm = plan.START_SECONDS + plan.WARM_PASSES * plan.DISK_SET_BYTES / plan.WARM_BYTES_PER_SECOND
-    each = {"c": 2 * pairs * (run + 1) + warm + 12, "e": 8 * pairs * run + 10, "g": 4 * pairs * run + 5, "h": pairs * (plan.PUT_SECONDS + run) + 5,
+    each = {"c": 2 * pairs * (run + 1) + warm + 12, "e": 12 * pairs * run + 10, "g": 4 * pairs * run + 5, "h": pairs * (plan.PUT_SECONDS + run) + 5,
             "i": 2 * pairs * run + 6}
     return sum(2 * cost for letter, cost in each.items() if letter in letters)
 
@@ -160,7 +162,7 @@ class Experiments:
     # ---- e ----
 
     def miss(self, size):
-        """What a miss takes more than the store itself, one at a time and at a fixed rate."""
+        """What a miss takes more than the store itself: one at a time, at a fixed rate, and from a store as far off as a bucket is."""
         return [verdict for tls in (True, False) for verdict in self._miss(size, tls)]
 
     def _miss(self, size, tls):
@@ -169,22 +171,28 @@ class Experiments:
         system = self.system(plan.Group("miss", size, [cell]), tls)
         rate = ["--rate", MISS_RATE[size], "--arrivals", "fixed"]
 
-        def ours(cell, *words):
+        def ours(cell, *words, far=False):
             self.lab.reset_store()
+            if far:
+                self.lab.remove_store(FAR_FIRST_BYTE_MS, FAR_BYTES_PER_S)
             return self.get(system, cell, MISS_KEYS, "--order", "sequential", "--key-pattern", pattern(self.lab.fresh_prefix() + "-"), *words)
 
-        def store(cell, *words):
+        def store(cell, *words, far=False):
             self.lab.reset_store()
+            if far:
+                self.lab.remove_store(FAR_FIRST_BYTE_MS, FAR_BYTES_PER_S)
             return self.lab.generate("get", self.lab.store_url(), *load(cell), "--keys", MISS_KEYS, "--order", "sequential", "--key-pattern",
                                      pattern(self.lab.fresh_prefix() + "-"), *words, seconds=self.seconds)
         try:
             arms = {"one": lambda: ours(cell), "store one": lambda: store(cell),
-                    "rate": lambda: ours(rated, *rate), "store rate": lambda: store(rated, *rate)}
+                    "rate": lambda: ours(rated, *rate), "store rate": lambda: store(rated, *rate),
+                    "far": lambda: ours(cell, far=True), "store far": lambda: store(cell, far=True)}
             results = alternate(arms, self.pairs)
         finally:
             system.clear()
         verdicts = []
-        for arm, text in (("one", "1 connection"), ("rate", f"{MISS_RATE[size]} a second")):
+        far = f"1 connection, store {FAR_FIRST_BYTE_MS} ms away at {FAR_BYTES_PER_S >> 20} MiB/s"
+        for arm, text in (("one", "1 connection"), ("rate", f"{MISS_RATE[size]} a second"), ("far", far)):
             added = [(a["latency_us"]["p50"] - b["latency_us"]["p50"]) / 1000 for a, b in zip(results[arm], results[f"store {arm}"])]
             own = [report["latency_us"]["p50"] / 1000 for report in results[f"store {arm}"]]
             wire = "TLS" if tls else "plain"
