@@ -6,6 +6,7 @@
 //! is checked here before `httparse` splits it.
 
 use super::limits::{HEADERS_MAX, TARGET_BYTES_MAX};
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
 /// Why a head is refused. The connection is closed after the answer.
@@ -44,7 +45,7 @@ pub struct Head {
     /// Path and query, as sent.
     pub target: String,
     /// Names in lower case, values as sent, in order.
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: Vec<(Cow<'static, str>, Vec<u8>)>,
     /// How the body is framed.
     pub framing: Framing,
     /// Whether the client waits for `100 Continue`.
@@ -120,15 +121,12 @@ pub fn parse(bytes: &[u8]) -> Result<Head, HeadError> {
         return Err(HeadError::TargetTooLong);
     }
     let minor = request.version.unwrap_or(1);
-    let headers: Vec<(String, Vec<u8>)> = request
-        .headers
-        .iter()
-        .map(|header| (header.name.to_ascii_lowercase(), header.value.to_vec()))
-        .collect();
+    let headers = request.headers.iter();
+    let headers = headers.map(|header| (lower_case(header.name), header.value.to_vec()));
     let mut head = Head {
         method: request.method.unwrap_or_default().to_owned(),
         target: origin_form(target).to_owned(),
-        headers,
+        headers: headers.collect(),
         framing: Framing::None,
         expects_continue: false,
         keep_alive: true,
@@ -149,6 +147,35 @@ pub fn parse(bytes: &[u8]) -> Result<Head, HeadError> {
     head.expects_continue = expectation(&head, minor)?;
     head.keep_alive = keep_alive(&head, minor);
     Ok(head)
+}
+
+/// Headers that most requests have: their names need no memory of their own.
+const COMMON_NAMES: [&str; 18] = [
+    "host",
+    "authorization",
+    "range",
+    "accept",
+    "user-agent",
+    "connection",
+    "accept-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "x-amz-date",
+    "x-amz-content-sha256",
+    "amz-sdk-request",
+    "amz-sdk-invocation-id",
+    "x-amz-checksum-mode",
+    "if-match",
+    "if-none-match",
+    "transfer-encoding",
+];
+
+fn lower_case(name: &str) -> Cow<'static, str> {
+    let known = COMMON_NAMES
+        .into_iter()
+        .find(|known| known.eq_ignore_ascii_case(name));
+    known.map_or_else(|| Cow::Owned(name.to_ascii_lowercase()), Cow::Borrowed)
 }
 
 /// `http://host/path` means `/path` (RFC 9112 section 3.2.2).

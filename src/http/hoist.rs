@@ -34,7 +34,8 @@ pub fn unfold(
             let message = format!("{name} must stand there once, with the value of a header");
             return Err(ErrorReply::new(400, "InvalidArgument", message));
         }
-        head.headers.push((lower, value.clone().into_bytes()));
+        head.headers
+            .push((lower.into(), value.clone().into_bytes()));
     }
     Ok((head, rest))
 }

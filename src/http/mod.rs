@@ -208,7 +208,7 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
         Target::Volume(volume) => (Some(volume), String::new()),
         Target::Object { volume, key } => (Some(volume), key),
     };
-    let resource = format!("/{}/{key}", volume.as_deref().unwrap_or_default());
+    let resource = || format!("/{}/{key}", volume.as_deref().unwrap_or_default());
     let now = connection.context().runtime.unix_seconds();
     let table = connection.context().volumes();
     let identified = {
@@ -231,8 +231,8 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
             Ok((plan, head))
         });
         return match planned {
-            Ok((plan, head)) => bucket::serve(connection, &head, &plan, &resource).await,
-            Err(error) => connection.respond_error(&error, &resource).await,
+            Ok((plan, head)) => bucket::serve(connection, &head, &plan, &resource()).await,
+            Err(error) => connection.respond_error(&error, &resource()).await,
         };
     }
     let admitted = prepared.and_then(|(identity, chunks, head, query)| {
@@ -243,7 +243,7 @@ async fn dispatch(connection: &mut Connection, head: &Head) -> Result<(), Ended>
     });
     let (served, head, task) = match admitted {
         Ok(admitted) => admitted,
-        Err(error) => return connection.respond_error(&error, &resource).await,
+        Err(error) => return connection.respond_error(&error, &resource()).await,
     };
     let object = ObjectRequest {
         volume: served.volume.clone(),
@@ -358,14 +358,14 @@ fn admit<'a>(
         "GET" | "HEAD" => Access::Read,
         _ => Access::Write,
     };
-    let known = auth::is_known(identity, table.list().map(|volume| &volume.settings));
+    let known = || auth::is_known(identity, table.list().map(|volume| &volume.settings));
     match name.and_then(|name| table.find(name)) {
         Some(served) => {
             auth::check(identity, &served.settings, access)?;
             Ok(served)
         }
         // Who has no key learns nothing about which volumes there are.
-        None if known => Err(ErrorReply::new(
+        None if known() => Err(ErrorReply::new(
             404,
             "NoSuchBucket",
             "there is no volume of this name",

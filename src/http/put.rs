@@ -307,7 +307,7 @@ pub(super) fn object_headers(head: &Head) -> Result<Vec<(String, String)>, Error
     let mut user_bytes = 0;
     for (name, value) in &head.headers {
         let user = name.starts_with("x-amz-meta-");
-        if !user && !OBJECT_HEADERS.contains(&name.as_str()) {
+        if !user && !OBJECT_HEADERS.contains(&name.as_ref()) {
             continue;
         }
         let value = std::str::from_utf8(value).map_err(|_| {
@@ -329,7 +329,7 @@ pub(super) fn object_headers(head: &Head) -> Result<Vec<(String, String)>, Error
                 continue;
             }
         }
-        kept.push((name.clone(), value));
+        kept.push((name.to_string(), value));
     }
     if user_bytes > USER_METADATA_BYTES_MAX {
         let message = format!("user metadata has at most {USER_METADATA_BYTES_MAX} bytes");
