@@ -2,7 +2,7 @@
 
 use forebay_io::buffer::Pool;
 use forebay_io::net::{Listener, Stream};
-use forebay_io::rt::CoreBuilder;
+use forebay_io::rt::{CoreBuilder, CoreHandle};
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -12,22 +12,33 @@ const BODY_BYTES: usize = 64 << 10;
 
 const HEAD: &[u8] = b"head";
 
-/// Sends a buffer, gives it back to its pool and fills all that the pool has; only then does the client read.
-#[test]
-fn a_buffer_may_be_filled_again_while_its_bytes_are_on_their_way() {
+/// A server's core that accepts one connection, serves it and ends, and the client's side of it.
+fn connect<F: Future<Output = ()> + 'static>(
+    serve: impl FnOnce(Stream) -> F + Send + 'static,
+) -> (CoreHandle<()>, TcpStream) {
     let free = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = free.local_addr().expect("bound");
     drop(free);
     let (started, is_listening) = mpsc::channel();
-    let (overwritten, may_read) = mpsc::channel();
-    let server = CoreBuilder {
+    let core = CoreBuilder {
         index: 0,
         cpu: None,
-    }
-    .spawn(move || async move {
+    };
+    let server = core.spawn(move || async move {
         let listener = Listener::bind(address).expect("listening");
         started.send(()).expect("the client waits");
-        let mut stream = Stream::Plain(listener.accept().await.expect("a client"));
+        serve(Stream::Plain(listener.accept().await.expect("a client"))).await;
+    });
+    is_listening.recv().expect("a server");
+    let client = TcpStream::connect(address).expect("connected");
+    (server.expect("an executor"), client)
+}
+
+/// Sends a buffer, gives it back to its pool and fills all that the pool has; only then does the client read.
+#[test]
+fn a_buffer_may_be_filled_again_while_its_bytes_are_on_their_way() {
+    let (overwritten, may_read) = mpsc::channel();
+    let (server, mut client) = connect(move |mut stream| async move {
         let pool = Pool::new(4 << 20);
         let mut writer = pool.try_take(BODY_BYTES).expect("budget");
         writer.append(&[0xaa; BODY_BYTES]);
@@ -42,9 +53,6 @@ fn a_buffer_may_be_filled_again_while_its_bytes_are_on_their_way() {
         overwritten.send(others.len()).expect("the client waits");
         stream.close().await.expect("closed");
     });
-    let server = server.expect("an executor");
-    is_listening.recv().expect("a server");
-    let mut client = TcpStream::connect(address).expect("connected");
     assert!(may_read.recv().expect("a server") > 10);
     let mut received = Vec::new();
     client.read_to_end(&mut received).expect("all of it");
@@ -58,20 +66,9 @@ fn a_buffer_may_be_filled_again_while_its_bytes_are_on_their_way() {
 /// More than any socket takes at once, to a client that reads slowly: every byte once and in order.
 #[test]
 fn a_large_buffer_arrives_whole_in_front_of_a_slow_reader() {
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = free.local_addr().expect("bound");
-    drop(free);
     let content: Vec<u8> = (0..2_u32 << 20).flat_map(u32::to_le_bytes).collect();
     let sent = content.clone();
-    let (started, is_listening) = mpsc::channel();
-    let server = CoreBuilder {
-        index: 0,
-        cpu: None,
-    }
-    .spawn(move || async move {
-        let listener = Listener::bind(address).expect("listening");
-        started.send(()).expect("the client waits");
-        let mut stream = Stream::Plain(listener.accept().await.expect("a client"));
+    let (server, mut client) = connect(move |mut stream| async move {
         let mut writer = Pool::new(16 << 20).try_take(sent.len()).expect("budget");
         writer.append(&sent);
         let view = writer.freeze().view();
@@ -84,9 +81,6 @@ fn a_large_buffer_arrives_whole_in_front_of_a_slow_reader() {
         }
         stream.close().await.expect("closed");
     });
-    let server = server.expect("an executor");
-    is_listening.recv().expect("a server");
-    let mut client = TcpStream::connect(address).expect("connected");
     let mut received = Vec::new();
     let mut piece = vec![0; 100_000];
     loop {
