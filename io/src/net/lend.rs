@@ -58,10 +58,13 @@ pub(super) fn lend(socket: RawFd, view: &View, bytes: &[u8], more: bool) -> io::
             Ok(0) => Ok(Lent::Full),
             Ok(count) => Ok(Lent::Bytes(count)),
             Err(Fault::Socket(error)) => Err(error),
-            Err(Fault::Pipe(error)) => {
+            Err(Fault::Pipe(taken, error)) => {
                 log::info!("bytes are copied to sockets: {error}");
                 *pipe = Err(());
-                Ok(Lent::Refused)
+                Ok(match taken {
+                    0 => Lent::Refused,
+                    _ => Lent::Bytes(taken),
+                })
             }
         }
     })
@@ -89,8 +92,8 @@ fn room_of(socket: RawFd) -> Option<usize> {
 }
 
 enum Fault {
-    /// The kernel lends no pages: the call is forbidden here, or memory is short.
-    Pipe(io::Error),
+    /// The kernel lends no pages: the call is forbidden here, or memory is short. The socket has so many bytes already.
+    Pipe(usize, io::Error),
     /// The connection is broken.
     Socket(io::Error),
 }
@@ -126,7 +129,7 @@ impl Pipe {
     fn pass(&self, bytes: &[u8], socket: RawFd, more: bool) -> Result<usize, Fault> {
         // As many as have room whatever page they begin on.
         let piece = &bytes[..bytes.len().min(PIPE_BYTES - PAGE)];
-        let held = self.fill(piece).map_err(Fault::Pipe)?;
+        let held = self.fill(piece).map_err(|error| Fault::Pipe(0, error))?;
         let more = more || held < bytes.len();
         let mut taken = 0;
         let outcome = loop {
@@ -138,13 +141,14 @@ impl Pipe {
                 Err(e) => break Err(Fault::Socket(e)),
             }
         };
-        let mut left = held - outcome.as_ref().map_or(taken, |taken| *taken);
+        let taken = outcome.as_ref().map_or(taken, |taken| *taken);
+        let mut left = held - taken;
         while left > 0 {
             match self.move_to(self.nowhere.as_raw_fd(), left, false) {
                 Ok(count) if count > 0 => left -= count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Ok(_) => return Err(Fault::Pipe(io::ErrorKind::WriteZero.into())),
-                Err(error) => return Err(Fault::Pipe(error)),
+                Ok(_) => return Err(Fault::Pipe(taken, io::ErrorKind::WriteZero.into())),
+                Err(error) => return Err(Fault::Pipe(taken, error)),
             }
         }
         outcome
