@@ -174,6 +174,8 @@ fn server_config(
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Early data can be replayed by anybody who sees it, and a PUT must not be.
     config.max_early_data_size = 0;
+    // For our own record layer, which gets the keys of a finished handshake.
+    config.enable_secret_extraction = true;
     config.ticketer = provider::Ticketer::new()
         .map_err(|error| refuse_key(format!("session tickets cannot be set up: {error}")))?;
     Ok(config)

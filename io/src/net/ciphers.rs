@@ -9,10 +9,15 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs, ring};
 /// The cryptography for every TLS connection that this process accepts or makes.
 pub fn crypto_provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
-    if has_wide_aes() && !has_wide_registers() {
+    if ring_is_faster() {
         provider.cipher_suites = ring::DEFAULT_CIPHER_SUITES.to_vec();
     }
     provider
+}
+
+/// Whether ring's AES-GCM is the faster one here; aws-lc's is everywhere else.
+pub(super) fn ring_is_faster() -> bool {
+    has_wide_aes() && !has_wide_registers()
 }
 
 /// Whether several AES blocks and products are made by one instruction (Zen 3, Alder Lake and later).

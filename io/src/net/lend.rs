@@ -71,7 +71,7 @@ pub(super) fn lend(socket: RawFd, view: &View, bytes: &[u8], more: bool) -> io::
 }
 
 /// Bytes that a socket has room for, as the kernel counts them; `None` where it does not say.
-fn room_of(socket: RawFd) -> Option<usize> {
+pub(super) fn room_of(socket: RawFd) -> Option<usize> {
     // `SK_MEMINFO_SNDBUF` and `SK_MEMINFO_WMEM_QUEUED` of linux/sock_diag.h.
     const LIMIT: usize = 3;
     const QUEUED: usize = 5;

@@ -6,9 +6,11 @@
 mod ciphers;
 mod lend;
 mod stream;
+mod tls;
 
 pub use ciphers::crypto_provider;
-pub use stream::{SOCKET_BYTES_MAX, Socket, Stream, TLS_BYTES_MAX, TLS_CORE_BYTES_MAX};
+pub use stream::{SOCKET_BYTES_MAX, Socket, Stream};
+pub use tls::{TLS_BYTES_MAX, TLS_CORE_BYTES_MAX};
 
 use glommio::net::TcpListener;
 use socket2::{Domain, Protocol, SockAddr, Type};

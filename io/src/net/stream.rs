@@ -1,20 +1,19 @@
 //! A connection, plain or TLS: reads through a large buffer, writes many pieces with one call.
 //!
-//! glommio's stream makes one system call per 16 KiB TLS record in both directions. Here reads
+//! glommio's stream makes one system call for each piece in both directions. Here reads
 //! pass through [`READ_BUFFER_BYTES`], and writes go out as one `sendmsg` of up to 64 pieces, so
 //! that a call moves hundreds of kilobytes. Errors stay errors: an I/O error is never turned into
 //! a clean end of the stream. Where nothing is encrypted, the bytes of a buffer that stays in memory
 //! are lent to the socket instead of copied.
 
 use super::lend::{LEND_BYTES_MIN, Lent, lend};
+use super::tls::TlsStream;
 use crate::buffer::View;
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use futures_rustls::TlsAcceptor;
-use futures_rustls::server::TlsStream;
 use glommio::net::TcpStream;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,17 +27,6 @@ const READ_BUFFER_BYTES: usize = 64 << 10;
 /// held only from the read that fills it to the one that empties it, so a few serve thousands.
 const READ_BUFFERS_KEPT_MAX: usize = 32;
 
-/// Encrypted bytes gathered before they are sent, measured: with less, sockets that empty faster than
-/// records are made wake their readers more often; more gains nothing.
-const TLS_SEND_BYTES: usize = 512 << 10;
-
-/// The same where many connections are being sent to at once: two records.
-const TLS_SEND_BYTES_MIN: usize = 32 << 10;
-
-/// Encrypted bytes that wait to be sent on all connections of a core before each gets only
-/// [`TLS_SEND_BYTES_MIN`] more. As many as fill a 10 Gb/s line for 13 ms.
-const TLS_SENDS_BYTES_MAX: usize = 16 << 20;
-
 /// Bytes that are copied when a socket has room again, after which more are lent to it: waiting for
 /// room goes with a write, and less room than this is not worth lending to.
 const PROBE_BYTES: usize = LEND_BYTES_MIN;
@@ -49,20 +37,13 @@ const SEND_PIECES_MAX: usize = 64;
 /// The most memory that a socket holds, bytes.
 pub const SOCKET_BYTES_MAX: usize = READ_BUFFER_BYTES + (4 << 10);
 
-/// The most memory that TLS adds to it, bytes: a few records that wait to be sent, one that is
-/// being received and its plaintext, keys and state.
-pub const TLS_BYTES_MAX: usize = TLS_SEND_BYTES_MIN + 3 * (20 << 10) + (16 << 10);
-
-/// The most memory that encrypted bytes on their way take beyond that, for each core.
-pub const TLS_CORE_BYTES_MAX: usize = TLS_SENDS_BYTES_MAX + TLS_SENDS_BYTES_MAX / 4;
-
-type ReadBuffer = Box<[u8; READ_BUFFER_BYTES]>;
+pub(super) type ReadBuffer = Box<[u8; READ_BUFFER_BYTES]>;
 
 thread_local! {
     static READ_BUFFERS: RefCell<Vec<ReadBuffer>> = const { RefCell::new(Vec::new()) };
 }
 
-fn take_read_buffer() -> ReadBuffer {
+pub(super) fn take_read_buffer() -> ReadBuffer {
     let kept = READ_BUFFERS.with_borrow_mut(Vec::pop);
     kept.unwrap_or_else(|| {
         let bytes = vec![0; READ_BUFFER_BYTES].into_boxed_slice();
@@ -70,7 +51,7 @@ fn take_read_buffer() -> ReadBuffer {
     })
 }
 
-fn keep_read_buffer(buffer: ReadBuffer) {
+pub(super) fn keep_read_buffer(buffer: ReadBuffer) {
     READ_BUFFERS.with_borrow_mut(|kept| {
         if kept.len() < READ_BUFFERS_KEPT_MAX {
             kept.push(buffer);
@@ -100,6 +81,45 @@ impl Socket {
             start: 0,
             end: 0,
         })
+    }
+
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.fd
+    }
+
+    /// Reads past the buffer of `AsyncRead`; who reads so never reads otherwise.
+    pub(super) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        target: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        debug_assert!(self.buffer.is_none());
+        Pin::new(&mut self.inner).poll_read(cx, target)
+    }
+
+    /// Sends what there is room for at the moment, be it nothing.
+    pub(super) fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.send_now(&[IoSlice::new(bytes)], 0) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Sends some, once there is room.
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(self).poll_write(cx, bytes)
+    }
+
+    /// Says that nothing more will be sent.
+    pub(super) fn poll_close_sending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(cx)
     }
 
     fn send_now(&self, pieces: &[IoSlice<'_>], flags: libc::c_int) -> io::Result<usize> {
@@ -195,52 +215,18 @@ impl AsyncWrite for Socket {
     }
 }
 
-thread_local! {
-    /// Bytes of the large send windows that are out on this core.
-    static TLS_SENDS_BYTES: Cell<usize> = const { Cell::new(0) };
-}
-
-/// How much one connection may encrypt ahead; what is large of it is given back when it ends.
-struct SendWindow {
-    bytes: usize,
-    claimed_bytes: usize,
-}
-
-impl SendWindow {
-    fn claim() -> SendWindow {
-        let claimed_bytes = TLS_SENDS_BYTES.with(|all| {
-            let claimed = all.get() + TLS_SEND_BYTES;
-            if claimed > TLS_SENDS_BYTES_MAX {
-                return 0;
-            }
-            all.set(claimed);
-            TLS_SEND_BYTES
-        });
-        SendWindow {
-            bytes: claimed_bytes.max(TLS_SEND_BYTES_MIN),
-            claimed_bytes,
-        }
-    }
-}
-
-impl Drop for SendWindow {
-    fn drop(&mut self) {
-        TLS_SENDS_BYTES.with(|all| all.set(all.get() - self.claimed_bytes));
-    }
-}
-
 /// A connection ready for a protocol.
 pub enum Stream {
     /// Bytes as they are.
     Plain(Socket),
     /// Bytes through TLS.
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
     /// Performs the server's side of a TLS handshake. The caller sets the deadline.
     pub async fn accept_tls(socket: Socket, config: Arc<rustls::ServerConfig>) -> io::Result<Self> {
-        let stream = TlsAcceptor::from(config).accept(socket).await?;
+        let stream = TlsStream::accept(socket, config).await?;
         Ok(Stream::Tls(Box::new(stream)))
     }
 
@@ -256,7 +242,7 @@ impl Stream {
     pub async fn send(&mut self, pieces: &[&[u8]]) -> io::Result<()> {
         match self {
             Stream::Plain(socket) => send_plain(socket, pieces).await,
-            Stream::Tls(stream) => send_tls(stream, pieces).await,
+            Stream::Tls(stream) => stream.send(pieces).await,
         }
     }
 
@@ -267,7 +253,7 @@ impl Stream {
                 send_lent(socket, head, view).await
             }
             Stream::Plain(socket) => send_plain(socket, &[head, view]).await,
-            Stream::Tls(stream) => send_tls(stream, &[head, view]).await,
+            Stream::Tls(stream) => stream.send(&[head, view]).await,
         }
     }
 
@@ -280,7 +266,7 @@ impl Stream {
     }
 }
 
-async fn send_plain(socket: &mut Socket, pieces: &[&[u8]]) -> io::Result<()> {
+pub(super) async fn send_plain(socket: &mut Socket, pieces: &[&[u8]]) -> io::Result<()> {
     let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
     let mut rest = &mut slices[..];
     // Skips leading empty pieces, so that a zero from the kernel is an error below.
@@ -319,22 +305,4 @@ async fn send_lent(socket: &mut Socket, head: &[u8], view: &View) -> io::Result<
         }
     }
     Ok(())
-}
-
-/// Encrypts pieces until the send limit is full, sends that with few large calls, and so on. The
-/// stream's own `write` would send after every piece.
-async fn send_tls(stream: &mut TlsStream<Socket>, pieces: &[&[u8]]) -> io::Result<()> {
-    let window = SendWindow::claim();
-    stream.get_mut().1.set_buffer_limit(Some(window.bytes));
-    for piece in pieces {
-        let mut rest = *piece;
-        while !rest.is_empty() {
-            let taken = stream.get_mut().1.writer().write(rest)?;
-            rest = &rest[taken..];
-            if !rest.is_empty() {
-                stream.flush().await?;
-            }
-        }
-    }
-    stream.flush().await
 }
