@@ -242,8 +242,9 @@ impl TlsStream {
         }
         self.said_goodbye = true;
         self.is_ended = true;
-        if self.seal_small(Content::Alert, &[2, error.alert()]).is_ok() {
-            let _ = self.socket.try_send(self.unsent.rest());
+        let sealed = self.seal_small(Content::Alert, &[2, error.alert()]);
+        if let (Ok(()), Ok(count)) = (sealed, self.socket.try_send(self.unsent.rest())) {
+            self.unsent.consume(count);
         }
     }
 

@@ -86,13 +86,19 @@ fn client_of(config: ClientConfig, socket: TcpStream) -> Client {
     rustls::StreamOwned::new(connection, socket)
 }
 
-/// Sends back all that comes, read in pieces of `piece` bytes; returns how the stream ended.
+/// Sends back all that comes, read in pieces of `piece` bytes, and closes; returns how the stream ended.
 async fn echo(stream: io::Result<Stream>, piece: usize) -> io::Result<()> {
     let mut stream = stream?;
+    let ended = echo_open(&mut stream, piece).await;
+    let closed = stream.close().await;
+    ended.and(closed)
+}
+
+async fn echo_open(stream: &mut Stream, piece: usize) -> io::Result<()> {
     let mut buffer = vec![0; piece];
     loop {
         match stream.read(&mut buffer).await? {
-            0 => return stream.close().await,
+            0 => return Ok(()),
             count => stream.send(&[&buffer[..count]]).await?,
         }
     }
