@@ -8,7 +8,7 @@ import subprocess
 
 from processes import free_port
 
-from . import install, plan
+from . import install, left, plan
 from .lab import BUCKET
 from .systems import System, first_line
 
@@ -147,6 +147,7 @@ class Cachey(System):
             rule = ["INPUT", "!", "-i", "lo", "-p", "tcp", "--dport", str(port), "-j", "DROP"]
             if shutil.which(tables) and subprocess.run([tables, "-I", *rule], stderr=subprocess.DEVNULL).returncode == 0:
                 self.fenced.append([tables, "-D", *rule])
+                left.fence(self.lab.folder, self.fenced[-1])
         if not self.fenced and not any("cachey" in note for note in self.lab.notes):
             self.lab.notes.append("cachey listened on all addresses: its port could not be fenced")
 
@@ -156,6 +157,9 @@ class Cachey(System):
             self.lab.drop_limit(f"{self.name}-{tls}")
         for rule in self.fenced:
             subprocess.run(rule, stderr=subprocess.DEVNULL)
+        # Each start begins anew: what the last one left would be room that is taken twice.
+        for disk in self.folder.glob("disk-*") if self.folder else ():
+            disk.unlink()
         self.ports, self.fenced = {}, []
 
     def servers_of(self, tls):

@@ -29,6 +29,8 @@ class System:
     def __init__(self, lab):
         self.lab = lab
         self.servers, self.group, self.folder = [], None, None
+        # What of the working set was read since the start; see rounds.
+        self.warmed = set()
 
     def cannot(self, cell):
         """Why it has no such cell, or None."""
@@ -62,7 +64,7 @@ class System:
     def stop(self):
         for server in reversed(self.servers):
             self.lab.stop(server)
-        self.servers = []
+        self.servers, self.warmed = [], set()
         self.lab.drop_limit(self.name)
 
     def clear(self):
