@@ -277,8 +277,9 @@ class Lab:
 
     # ---- the generator ----
 
-    def generate(self, verb, target, *words, servers=(), seconds=None, device=True):
-        """One run of the generator; its report. Raises `Failed` for one that measured nothing or wrong bytes."""
+    def generate(self, verb, target, *words, servers=(), seconds=None, device=True, complete=True):
+        """One run of the generator; its report. Raises `Failed` for one that measured nothing or wrong bytes, or where it must be
+        `complete`, missed some of an exact number."""
         command = [self.binaries / "forebay-bench", verb, "--target", target, "--json", "--ca", self.folder / "cert.pem"]
         command += ["--tls13-aes128"] if target.startswith("https") else []
         command += [] if "--pin" in words else ["--pin", GENERATOR_CPU]
@@ -298,7 +299,7 @@ class Lab:
         report = json.loads(lines[-1]) if lines else None
         if report is None:
             raise Failed(f"the generator failed: {(done.stderr or done.stdout).strip()[-300:]}")
-        if done.returncode != 0 or report["requests"] == 0 or report["wrong_content"]:
+        if (done.returncode != 0 and complete) or report["requests"] == 0 or report["wrong_content"]:
             raise Failed(f"no right samples: {report['requests']} answers, errors {report['errors']}")
         return report
 

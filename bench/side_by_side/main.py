@@ -80,7 +80,8 @@ def chosen(options):
 
 def expected_seconds(cells, letters, options, found):
     able = {name: system(None) for name, system in SYSTEMS.items() if name in options.systems}
-    total = plan.expected_seconds(cells, options.systems, found.done() if found else frozenset(), lambda name, cell: not able[name].cannot(cell))
+    total = plan.expected_seconds(cells, options.systems, found.done() if found else frozenset(), lambda name, cell: not able[name].cannot(cell),
+                                  lambda name, cells: able[name].sets(cells))
     if options.form in ("short", "long"):
         total += checks.expected_seconds()
     if letters:
@@ -200,5 +201,5 @@ def check_space(lab, cells, systems):
     needed = plan.DISK_QUOTA_BYTES * len(names)
     if free < needed:
         raise SystemExit(f"{lab.folder.parent} has {free / plan.GIB:.1f} GiB free, and {needed / plan.GIB:.1f} GiB are needed, "
-                         f"{plan.DISK_QUOTA_BYTES / plan.GIB:.2f} GiB for the cache on disk of each of {', '.join(names)}: name fewer with --systems, "
+                         f"for the caches on disk of {', '.join(names)}: name fewer with --systems, "
                          "leave hits on disk out with --only (hit-ram, miss, put), or give --work a folder on a larger disk")

@@ -36,6 +36,10 @@ class System:
         """Why it has no such cell, or None."""
         return "it takes no writes" if cell.workload == "put" else None
 
+    def sets(self, cells):
+        """How often it reads a working set before these cells: once for each cache that it has of it."""
+        return 1
+
     def version(self):
         raise NotImplementedError
 
