@@ -80,7 +80,8 @@ def chosen(options):
 
 def expected_seconds(cells, letters, options, found):
     able = {name: system(None) for name, system in SYSTEMS.items() if name in options.systems}
-    total = plan.expected_seconds(cells, options.systems, found.done() if found else frozenset(), lambda name, cell: not able[name].cannot(cell))
+    total = plan.expected_seconds(cells, options.systems, found.done() if found else frozenset(), lambda name, cell: not able[name].cannot(cell),
+                                  lambda name, cells: able[name].sets(cells))
     if options.form in ("short", "long"):
         total += checks.expected_seconds()
     if letters:
@@ -192,9 +193,13 @@ def conclude(lab, options, letters, found, systems, progress):
 
 
 def check_space(lab, cells, systems):
-    if not any(cell.workload == "hit-disk" for cell in cells):
-        return
+    """Ends the program where what is read from disk would not fit: a quota for each system that has such a cell, all at once."""
+    on_disk = [cell for cell in cells if cell.workload == "hit-disk"]
+    names = [name for name, system in systems.items()
+             if any(not system.cannot(cell) and (cell.only is None or name in cell.only) for cell in on_disk)]
     free = shutil.disk_usage(lab.folder).free
-    needed = plan.DISK_QUOTA_BYTES * len(systems)
+    needed = plan.DISK_QUOTA_BYTES * len(names)
     if free < needed:
-        raise SystemExit(f"{lab.folder.parent} has {free // plan.GIB} GiB, up to {needed // plan.GIB} GiB are needed: give --work another folder")
+        raise SystemExit(f"{lab.folder.parent} has {free / plan.GIB:.1f} GiB free, and {needed / plan.GIB:.1f} GiB are needed, "
+                         f"for the caches on disk of {', '.join(names)}: name fewer with --systems, "
+                         "leave hits on disk out with --only (hit-ram, miss, put), or give --work a folder on a larger disk")

@@ -8,7 +8,7 @@ import subprocess
 
 from processes import free_port
 
-from . import install, plan
+from . import install, left, plan
 from .lab import BUCKET
 from .systems import System, first_line
 
@@ -18,6 +18,8 @@ ATS_RAM_BYTES = 400 * plan.MIB
 CACHEY_RAM_BYTES = 320 * plan.MIB
 CACHEY_DOWNLOAD_BYTES = 128 * plan.MIB
 HELD_SECONDS = 600
+# Far above what a download takes while its disk is filled: by default it gives up after 5 s with a 503.
+DOWNLOAD_MS_MAX = 60_000
 
 
 def local(port, tls):
@@ -109,11 +111,15 @@ class Cachey(System):
     name = "cachey"
     serves_both = False
     settings = (f"--memory {CACHEY_RAM_BYTES // plan.MIB}MiB, --disk-kind block, thread pool for the disk (its io_uring engine spins), no hedging, one worker; "
-                "C0-Exact for whole objects; its own API without authentication.")
+                "C0-Exact for misses; its own API without authentication.")
 
     def __init__(self, lab):
         super().__init__(lab)
         self.ports, self.fenced = {}, []
+
+    def sets(self, cells):
+        # What it keeps on disk it does not find again after a start, and it serves either TLS or plain.
+        return len({cell.tls for cell in cells})
 
     def version(self):
         return install.CACHEY_VERSION
@@ -133,7 +139,7 @@ class Cachey(System):
         secure = ["--tls-cert", self.lab.folder / "cert.pem", "--tls-key", self.lab.folder / "key.pem"] if tls else []
         command = [install.cachey(), "--port", port, "--memory", f"{CACHEY_RAM_BYTES // plan.MIB}MiB", "--max-download-memory",
                    f"{CACHEY_DOWNLOAD_BYTES // plan.MIB}MiB", "--disk-kind", "block", "--disk-path", disk, "--disk-capacity", f"{quota // plan.MIB}MiB",
-                   "--hedge-budget-percent", "0", *secure]
+                   "--hedge-budget-percent", "0", "--bucket-timeout-ms", DOWNLOAD_MS_MAX, "--download-timeout-ms", DOWNLOAD_MS_MAX, *secure]
         environment = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench-secret", "AWS_REGION": "us-east-1", "RUST_LOG": "warn",
                        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.lab.store_port}", "TOKIO_WORKER_THREADS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
         server = self.lab.start(self.name, command, limited=f"{self.name}-{tls}", environment=environment)
@@ -147,6 +153,7 @@ class Cachey(System):
             rule = ["INPUT", "!", "-i", "lo", "-p", "tcp", "--dport", str(port), "-j", "DROP"]
             if shutil.which(tables) and subprocess.run([tables, "-I", *rule], stderr=subprocess.DEVNULL).returncode == 0:
                 self.fenced.append([tables, "-D", *rule])
+                left.fence(self.lab.folder, self.fenced[-1])
         if not self.fenced and not any("cachey" in note for note in self.lab.notes):
             self.lab.notes.append("cachey listened on all addresses: its port could not be fenced")
 
@@ -156,6 +163,9 @@ class Cachey(System):
             self.lab.drop_limit(f"{self.name}-{tls}")
         for rule in self.fenced:
             subprocess.run(rule, stderr=subprocess.DEVNULL)
+        # Each start begins anew: what the last one left would be room that is taken twice.
+        for disk in self.folder.glob("disk-*") if self.folder else ():
+            disk.unlink()
         self.ports, self.fenced = {}, []
 
     def servers_of(self, tls):
@@ -165,13 +175,10 @@ class Cachey(System):
         return f"{local(self.ports[cell.tls][1], cell.tls)}fetch/{BUCKET}/"
 
     def words(self, cell):
-        # It takes no request without a range. A page of its own is larger than any object here, and serves every range in it.
-        shape = ["--range", "64KiB"] if cell.ranged else ["--range", cell.size, "--header", "C0-Exact: true"]
-        return [*shape, "--header", "C0-Config: fps=true"]
-
-    def warm_words(self, cell):
-        # Ranges are served from pages, which are other entries than whole objects that are asked for exactly.
-        return ["--range", cell.size, "--header", "C0-Config: fps=true"] if cell.ranged else self.words(cell)
+        # It takes no request without a range. A page of its own is larger than any object here, and serves all of it and every range.
+        # A miss is asked for exactly: a page takes 16 MiB of what downloads may take. A hit costs the same either way.
+        exact = ["--header", "C0-Exact: true"] if cell.workload == "miss" and not cell.ranged else []
+        return ["--range", "64KiB" if cell.ranged else cell.size, *exact, "--header", "C0-Config: fps=true"]
 
 
 class Rclone(System):

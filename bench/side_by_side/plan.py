@@ -6,6 +6,7 @@ in an order that is turned round every other round, so that neither a drift of t
 """
 
 import dataclasses
+import zlib
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -67,6 +68,11 @@ class Cell:
     def measured_seconds(self):
         in_flight = self.connections * (RANGE_BYTES if self.ranged else self.size_bytes)
         return max(self.seconds, min(in_flight / SLOWEST_BYTES_PER_SECOND, SECONDS_MAX))
+
+    def seed(self, number):
+        """Of a round's random order: the same for all systems, and another in each round. The same order again would ask for what a short
+        run before has brought into memory: of a set on disk, that would be no read of the disk."""
+        return zlib.crc32(f"{self} {number}".encode())
 
     def row(self):
         """As records name it."""
@@ -167,18 +173,20 @@ def turns(cells, systems):
                 yield number + 1, position, cell, name
 
 
-def expected_seconds(cells, systems, done=frozenset(), can=lambda name, cell: True):
-    """How long the cells take that are not `done` ((system, row, round), as `records.key` has them)."""
+def expected_seconds(cells, systems, done=frozenset(), can=lambda name, cell: True, sets=lambda name, cells: 1):
+    """How long the cells take that are not `done` ((system, row, round), as `records.key` has them). A system reads the working set as
+    often as `sets` says, twice each time."""
     from . import records
 
     total = 0.0
     for group in groups(cells):
-        here = set()
+        here = {}
         for number, _, cell, name in turns(group.cells, systems):
             if records.key(name, cell.row(), number) in done or not can(name, cell):
                 continue
-            here.add(name)
+            here.setdefault(name, []).append(cell)
             run = PUT_SECONDS if cell.workload == "put" else cell.warmup_seconds() + cell.measured_seconds() + OVERHEAD_SECONDS
             total += run
-        total += len(here) * (START_SECONDS + WARM_PASSES * group.set_bytes() / WARM_BYTES_PER_SECOND)
+        for name, its_cells in here.items():
+            total += sets(name, its_cells) * (START_SECONDS + WARM_PASSES * group.set_bytes() / WARM_BYTES_PER_SECOND)
     return total

@@ -10,7 +10,10 @@ from .lab import Failed
 
 WARM_CONNECTIONS = 16
 WARM_TRIES = 6
-WARM_SECONDS_MIN = 0.8
+# A cache may want to see an object more than once before it is kept in RAM.
+WARM_PASSES_RAM = 4
+# All objects once, from the slowest store and disk.
+WARM_SECONDS_MAX = 180
 # A hit that went to the store is none; a few of them are allowed, since a cache may drop what it likes.
 STORE_SHARE_MAX = 0.01
 # Of all bytes served: above this in RAM, or below that on disk, the row is not what it says. One sixth may come from memory.
@@ -78,7 +81,7 @@ class Rounds:
             try:
                 if name in self.broken:
                     raise Failed(self.broken[name])
-                report = self._measure(self.systems[name], group, cell)
+                report = self._measure(self.systems[name], group, cell, number)
                 self._record(number, position, cell, name, report=report)
                 self.progress.told(cell, number, name, report)
             except Failed as failure:
@@ -117,39 +120,35 @@ class Rounds:
 
     def _warm(self, system, group, cells):
         """Reads everything until nothing of it comes from the store any more; every byte is compared."""
-        warmed = set()
         for cell in sorted(cells, key=lambda cell: cell.tls):
             target = system.target(cell)
-            # One cache serves both, where both are served.
+            # One cache serves both, where both are served: what was read over TLS need not be read again for plain.
             place = (target.split("/", 3)[3] if system.serves_both else target, *system.warm_words(cell))
-            if place in warmed:
+            if place in system.warmed:
                 continue
-            warmed.add(place)
             self._warm_one(system, group, cell, target)
+            system.warmed.add(place)
 
     def _warm_one(self, system, group, cell, target):
-        keys = group.keys()
-        seconds = max(WARM_SECONDS_MIN, group.set_bytes() / plan.WARM_BYTES_PER_SECOND)
+        """Whole passes, so that the last one met every object; none of it from the store."""
+        count = group.keys() * (1 if group.workload == "hit-disk" else WARM_PASSES_RAM)
         for _ in range(WARM_TRIES):
+            # While it fills, a cache may fail; not once it is full.
             self.lab.reset_store()
             report = self.lab.generate(
-                "get", target, "--keys", keys, "--key-pattern", pattern(), "--size", cell.size, "--order", "sequential", "--verify",
-                "all", "--connections", WARM_CONNECTIONS, "--warmup", 0, *system.warm_words(cell), seconds=seconds,
-                servers=system.servers_of(cell.tls))
-            passes = report["requests"] / keys
-            if report["errors"]:
-                raise Failed(f"errors while warming: {report['errors']}")
-            # More than one pass, so that its second half met what the first brought; none of it from the store.
-            if self.lab.store_gets() == 0 and passes >= 1:
+                "get", target, "--count", count, "--keys", group.keys(), "--key-pattern", pattern(), "--size", cell.size, "--order", "sequential",
+                "--verify", "all", "--connections", WARM_CONNECTIONS, *system.warm_words(cell), seconds=WARM_SECONDS_MAX,
+                servers=system.servers_of(cell.tls), complete=False)
+            if report["requests"] == count and self.lab.store_gets() == 0:
                 return
-            if passes < 1.2:
-                seconds = min(seconds * 1.4 / max(passes, 0.2), 60)
+        if report["requests"] < count:
+            raise Failed(f"{report['requests']} of {count} objects were read, errors {report['errors']}")
         self.progress.say(f"{system.name}: still asks the store after {WARM_TRIES} times all objects")
 
-    def _measure(self, system, group, cell):
+    def _measure(self, system, group, cell, number):
         is_miss = cell.workload == "miss"
         keys = ["--keys", MISS_KEYS, "--order", "sequential", "--key-pattern", pattern(self.lab.fresh_prefix() + "-")] if is_miss \
-            else ["--keys", group.keys(), "--key-pattern", pattern()]
+            else ["--keys", group.keys(), "--key-pattern", pattern(), "--seed", cell.seed(number)]
         self.lab.reset_store()
         system.pause(False)
         try:

@@ -29,10 +29,16 @@ class System:
     def __init__(self, lab):
         self.lab = lab
         self.servers, self.group, self.folder = [], None, None
+        # What of the working set was read since the start; see rounds.
+        self.warmed = set()
 
     def cannot(self, cell):
         """Why it has no such cell, or None."""
         return "it takes no writes" if cell.workload == "put" else None
+
+    def sets(self, cells):
+        """How often it reads a working set before these cells: once for each cache that it has of it."""
+        return 1
 
     def version(self):
         raise NotImplementedError
@@ -62,7 +68,7 @@ class System:
     def stop(self):
         for server in reversed(self.servers):
             self.lab.stop(server)
-        self.servers = []
+        self.servers, self.warmed = [], set()
         self.lab.drop_limit(self.name)
 
     def clear(self):

@@ -110,6 +110,7 @@ pub struct Common {
     pub target: String,
     pub keys: u64,
     pub first: u64,
+    pub seed: u64,
     pub key_pattern: String,
     pub size: String,
     pub order: String,
@@ -155,6 +156,9 @@ macro_rules! verb {
             /// number of the first key (default 0)
             #[argh(option, default = "0")]
             pub first: u64,
+            /// which random order: the same number asks for the same keys again, in the same order (default 0)
+            #[argh(option, default = "0")]
+            pub seed: u64,
             /// form of the keys (default bench/{size}/{i})
             #[argh(option, default = "String::from(\"bench/{size}/{i}\")")]
             pub key_pattern: String,
@@ -252,6 +256,7 @@ macro_rules! verb {
                     target: self.target.clone(),
                     keys: self.keys,
                     first: self.first,
+                    seed: self.seed,
                     key_pattern: self.key_pattern.clone(),
                     size: self.size.clone(),
                     order: self.order.clone().unwrap_or_else(|| order.to_owned()),

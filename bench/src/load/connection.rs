@@ -93,7 +93,7 @@ impl Connection {
             number,
             lane: plan.lane_of(number),
             target: Arc::clone(&plan.targets[number % plan.targets.len()]),
-            random: Random::new(number as u64),
+            random: Random::of(plan.seed, number as u64),
             link: None,
             flights: VecDeque::new(),
             outgoing: Vec::new(),

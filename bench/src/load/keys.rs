@@ -30,6 +30,11 @@ impl Random {
         Self(mix(seed))
     }
 
+    /// One of the many sequences of a seed.
+    pub(super) fn of(seed: u64, number: u64) -> Self {
+        Self::new(mix(seed) ^ number)
+    }
+
     pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)

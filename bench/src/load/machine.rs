@@ -42,6 +42,13 @@ impl CpuTime {
     }
 }
 
+/// What went over a device, whoever wanted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct DeviceBytes {
+    pub(super) read: u64,
+    pub(super) written: u64,
+}
+
 /// All counters at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Usage {
@@ -49,7 +56,7 @@ pub(super) struct Usage {
     pub(super) server: Option<ProcessUsage>,
     /// Of the one CPU that the servers may run on.
     pub(super) server_cpu: Option<CpuTime>,
-    pub(super) device_bytes_read: u64,
+    pub(super) device: DeviceBytes,
 }
 
 impl Usage {
@@ -73,9 +80,10 @@ impl Usage {
                     busy_s: now.busy_s - then.busy_s,
                     idle_s: now.idle_s - then.idle_s,
                 }),
-            device_bytes_read: self
-                .device_bytes_read
-                .saturating_sub(earlier.device_bytes_read),
+            device: DeviceBytes {
+                read: self.device.read.saturating_sub(earlier.device.read),
+                written: self.device.written.saturating_sub(earlier.device.written),
+            },
         }
     }
 }
@@ -105,12 +113,12 @@ impl Machine {
             server.system_s += usage.system_s;
             server.rss_bytes += usage.rss_bytes;
         }
-        let device_bytes_read = self.device.as_deref().map_or(Ok(0), device_bytes_read)?;
+        let device = self.device.as_deref().map(device_bytes).transpose()?;
         Ok(Usage {
             own_cpu_s: own.user_s + own.system_s,
             server: (!self.server_pids.is_empty()).then_some(server),
             server_cpu: self.server_cpu.map(cpu_time).transpose()?,
-            device_bytes_read,
+            device: device.unwrap_or_default(),
         })
     }
 }
@@ -184,20 +192,23 @@ fn parse_cpu_time(stat: &str, cpu: usize) -> Option<CpuTime> {
     Some(time)
 }
 
-fn device_bytes_read(device: &str) -> Result<u64, String> {
+fn device_bytes(device: &str) -> Result<DeviceBytes, String> {
     let path = "/proc/diskstats";
     let text = read(path)?;
-    parse_sectors_read(&text, device)
-        .map(|sectors| sectors * SECTOR_BYTES)
-        .ok_or_else(|| format!("{path}: no device {device:?}"))
+    parse_device_bytes(&text, device).ok_or_else(|| format!("{path}: no device {device:?}"))
 }
 
-fn parse_sectors_read(diskstats: &str, device: &str) -> Option<u64> {
+/// Of the columns after the name, the third counts sectors read and the seventh sectors written.
+fn parse_device_bytes(diskstats: &str, device: &str) -> Option<DeviceBytes> {
     let mut lines = diskstats
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>());
     let line = lines.find(|fields| fields.get(2) == Some(&device))?;
-    line.get(5)?.parse().ok()
+    let bytes = |column: usize| Some(line.get(column)?.parse::<u64>().ok()? * SECTOR_BYTES);
+    Some(DeviceBytes {
+        read: bytes(5)?,
+        written: bytes(9)?,
+    })
 }
 
 #[cfg(test)]
@@ -220,8 +231,12 @@ mod tests {
         );
         assert_eq!(parse_only_cpu("Cpus_allowed_list:\t0-1\n"), None);
         let disks = " 254 1 vda1 9 9 1 9\n 254 0 vda 100 2 4096 33 5 6 7 8\n";
-        assert_eq!(parse_sectors_read(disks, "vda"), Some(4096));
-        assert_eq!(parse_sectors_read(disks, "sda"), None);
+        let bytes = DeviceBytes {
+            read: 4096 * SECTOR_BYTES,
+            written: 7 * SECTOR_BYTES,
+        };
+        assert_eq!(parse_device_bytes(disks, "vda"), Some(bytes));
+        assert_eq!(parse_device_bytes(disks, "sda"), None);
     }
 
     #[test]

@@ -146,6 +146,7 @@ pub(super) struct Plan {
     /// Sizes and order of keys, as typed.
     pub(super) size: String,
     pub(super) order: String,
+    pub(super) seed: u64,
     pub(super) depth: usize,
     pub(super) threads: usize,
     pub(super) seconds: Duration,
@@ -203,6 +204,7 @@ impl Plan {
             lanes: Vec::new(),
             size: common.size.clone(),
             order: common.order.clone(),
+            seed: common.seed,
             depth: common.depth,
             threads: common.threads,
             seconds,

@@ -139,6 +139,8 @@ pub struct Report {
     pub server_rss_bytes: Option<u64>,
     /// Bytes read from the watched device, by anybody.
     pub device_bytes_read: Option<u64>,
+    /// Bytes written to it, by anybody.
+    pub device_bytes_written: Option<u64>,
     /// Responses of wrong length or content; part of `errors`.
     pub wrong_content: u64,
     /// Requests of an exact number that did not succeed.
@@ -170,7 +172,12 @@ impl Report {
             writeln!(f, "  its CPU     {:.0} % busy", busy * 100.0)?;
         }
         if let Some(bytes) = self.device_bytes_read {
-            writeln!(f, "  device      {:.3} GiB read", gib(bytes))?;
+            let written = gib(self.device_bytes_written.unwrap_or_default());
+            writeln!(
+                f,
+                "  device      {:.3} GiB read, {written:.3} GiB written",
+                gib(bytes)
+            )?;
         }
         let busy = self.generator_busy * 100.0;
         let per_gib = self

@@ -219,6 +219,10 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
             "read from the device",
             report.device_bytes_read.map(text::bytes),
         ),
+        (
+            "written to the device",
+            report.device_bytes_written.map(text::bytes),
+        ),
         ("met the owner core", report.owner_share.map(percent)),
         (
             "generator CPU",
