@@ -69,7 +69,6 @@ pub(super) async fn accept(socket: Socket, config: Arc<ServerConfig>) -> io::Res
 
 impl Handshake {
     fn step(&mut self) -> Result<Next, rustls::Error> {
-        let is_handshaking = self.connection.is_handshaking();
         let shown = &mut self.incoming[..self.shown];
         let UnbufferedStatus { discard, state } = self.connection.process_tls_records(shown);
         let next = match state {
@@ -79,16 +78,17 @@ impl Handshake {
                 Ok(Next::Send)
             }
             Ok(ConnectionState::BlockedHandshake) => Ok(Next::Read),
-            Ok(ConnectionState::WriteTraffic(_)) => match is_handshaking {
-                true => Ok(Next::Read),
-                false => Ok(Next::Done),
-            },
+            Ok(ConnectionState::WriteTraffic(_)) => Ok(Next::Done),
             Ok(_) => Err(rustls::Error::General("the handshake was left".into())),
             Err(error) => Err(error),
         };
         self.incoming.drain(..discard);
         self.shown -= discard;
-        next
+        match next {
+            // It may send before the client has had its last word.
+            Ok(Next::Done) if self.connection.is_handshaking() => Ok(Next::Read),
+            next => next,
+        }
     }
 
     /// Shows one more record, read from the socket if there is none.

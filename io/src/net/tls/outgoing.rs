@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 
 /// Bytes of content that are sealed before they are sent, at most. All of it, sealed, is read once more by the kernel
 /// from the processor's cache.
-pub(super) const SEND_CONTENT_BYTES_MAX: usize = 256 << 10;
+pub(super) const SEND_CONTENT_BYTES_MAX: usize = 512 << 10;
 
 /// The same for a socket that has less room, or on a core where much waits already: two records.
 pub(super) const SEND_CONTENT_BYTES_MIN: usize = 2 * CONTENT_BYTES_MAX;

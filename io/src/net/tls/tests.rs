@@ -241,6 +241,27 @@ fn data_in_the_packet_that_ends_the_handshake_is_read() {
     server.join().expect("no panic").expect("an end in order");
 }
 
+/// The same where nothing of the server's follows the handshake: Go's clients want no tickets, and send at once.
+#[test]
+fn data_behind_the_handshake_is_read_where_no_tickets_are_sent() {
+    for suite in [ProtocolVersion::TLSv1_2, ProtocolVersion::TLSv1_3].map(suite_of) {
+        let (mut server_config, mut client_config) = configs_of(&[suite]);
+        Arc::get_mut(&mut server_config)
+            .expect("ours alone")
+            .send_tls13_tickets = 0;
+        client_config.resumption = rustls::client::Resumption::disabled();
+        let (server, socket) = listen(server_config, |stream| echo(stream, 4096));
+        let mut client = client_of(client_config, socket);
+        client
+            .conn
+            .writer()
+            .write_all(b"early bird")
+            .expect("buffered");
+        assert_eq!(exchange(&mut client, b" and late"), b"early bird and late");
+        server.join().expect("no panic").expect("an end in order");
+    }
+}
+
 #[test]
 fn a_second_connection_resumes_the_first_ones_session() {
     let (server_config, client_config) = configs();
