@@ -38,6 +38,8 @@ def started(folder, pid):
 def clean(work):
     """Ends and removes everything of runs that are no more."""
     for folder in pathlib.Path(work).glob(PREFIX + "*"):
+        if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+            continue  # Anybody may make a folder of that name there, with commands in it.
         try:
             with open(folder / LOCK) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

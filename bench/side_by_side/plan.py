@@ -26,6 +26,8 @@ RAM_SET_BYTES = 160 * MIB
 DISK_SET_BYTES = 6 * MEMORY_BYTES
 DISK_QUOTA_BYTES = DISK_SET_BYTES * 3 // 2
 PUT_BYTES = 512 * MIB
+# Answers of more bytes than this at a time are more than some systems can hold: they end, or answer nothing any more.
+HEAVY_BYTES = MEMORY_BYTES // 2
 
 WARMUP_SECONDS = 0.25
 # A handshake takes most of a millisecond of a server's core, and none of them may fall into the window.
@@ -68,6 +70,10 @@ class Cell:
     def measured_seconds(self):
         in_flight = self.connections * (RANGE_BYTES if self.ranged else self.size_bytes)
         return max(self.seconds, min(in_flight / SLOWEST_BYTES_PER_SECOND, SECONDS_MAX))
+
+    def is_heavy(self):
+        """Whether it may be more than a system can bear. Of ranges too: some read the whole object for each."""
+        return self.connections * self.size_bytes > HEAVY_BYTES
 
     def seed(self, number):
         """Of a round's random order: the same for all systems, and another in each round. The same order again would ask for what a short
@@ -162,15 +168,18 @@ def phases(group):
 
 
 def turns(cells, systems):
-    """(round from 1, position, cell, system) in the order in which they are run. `systems` are names."""
-    for number in range(max((cell.rounds for cell in cells), default=0)):
-        for cell in cells:
-            if number >= cell.rounds:
-                continue
-            here = [name for name in systems if cell.only is None or name in cell.only]
-            ordered = here if number % 2 == 0 else here[::-1]
-            for position, name in enumerate(ordered):
-                yield number + 1, position, cell, name
+    """(round from 1, position, cell, system) in the order in which they are run. `systems` are names. What a system may not survive comes
+    when all else has been measured."""
+    for is_heavy in (False, True):
+        some = [cell for cell in cells if cell.is_heavy() == is_heavy]
+        for number in range(max((cell.rounds for cell in some), default=0)):
+            for cell in some:
+                if number >= cell.rounds:
+                    continue
+                here = [name for name in systems if cell.only is None or name in cell.only]
+                ordered = here if number % 2 == 0 else here[::-1]
+                for position, name in enumerate(ordered):
+                    yield number + 1, position, cell, name
 
 
 def expected_seconds(cells, systems, done=frozenset(), can=lambda name, cell: True, sets=lambda name, cells: 1):

@@ -19,7 +19,7 @@ STORE_SHARE_MAX = 0.01
 # Of all bytes served: above this in RAM, or below that on disk, the row is not what it says. One sixth may come from memory.
 DEVICE_SHARE_RAM_MAX = 0.05
 DEVICE_SHARE_DISK_MIN = 0.6
-RESTARTS_MAX = 2
+RESTARTS_MAX = 4
 # Requests are many more than this in any run; keys of misses must not end.
 MISS_KEYS = 100_000_000
 
@@ -38,14 +38,14 @@ class Rounds:
 
     def __init__(self, lab, systems, found, progress):
         self.lab, self.systems, self.found, self.progress = lab, systems, found, progress
-        self.broken, self.restarts = {}, {}
+        self.broken, self.restarts, self.given_up = {}, {}, {}
 
     def run(self, cells):
         for group in plan.groups(cells):
             if group.workload == "put":
                 self._puts(group)
                 continue
-            self.broken, self.restarts = {}, {}
+            self.broken, self.restarts, self.given_up = {}, {}, {}
             try:
                 for phase in plan.phases(group):
                     self._phase(group, phase)
@@ -77,17 +77,22 @@ class Rounds:
         here = {name: [cell for _, _, cell, other in pending if other == name] for _, _, _, name in pending}
         for name, its_cells in here.items():
             self._ready(name, group, its_cells)
-        for number, position, cell, name in pending:
+        for at, (number, position, cell, name) in enumerate(pending):
             try:
-                if name in self.broken:
-                    raise Failed(self.broken[name])
+                if name in self.broken or (name, cell) in self.given_up:
+                    raise Failed(self.broken.get(name) or self.given_up[name, cell])
                 report = self._measure(self.systems[name], group, cell, number)
                 self._record(number, position, cell, name, report=report)
                 self.progress.told(cell, number, name, report)
             except Failed as failure:
                 self._record(number, position, cell, name, failed=str(failure))
                 self.progress.failed(cell, number, name, failure)
-                self._revive(name, group, here[name])
+                if name in self.broken or (name, cell) in self.given_up:
+                    continue
+                if cell.is_heavy() or self._has_ended(name):
+                    self.given_up[name, cell] = f"not tried again after round {number}: {failure}"
+                if any(its == name and (name, other) not in self.given_up for _, _, other, its in pending[at + 1:]):
+                    self._revive(name, group, here[name])
 
     def _ready(self, name, group, cells):
         """Starts and warms a system; leaves it paused. One that cannot is broken for the rest of the group."""
@@ -106,16 +111,16 @@ class Rounds:
             self.progress.say(f"{name}: {self.broken[name]}")
             system.stop()
 
+    def _has_ended(self, name):
+        return any(server.process.poll() is not None for server in self.systems[name].servers)
+
     def _revive(self, name, group, cells):
-        """A system that ended by itself gets another start, but not for ever."""
-        system = self.systems[name]
-        if name in self.broken or all(server.process.poll() is None for server in system.servers):
-            return
+        """A system that failed gets another start, for it may still be at what it failed at; but not for ever."""
         self.restarts[name] = self.restarts.get(name, 0) + 1
         if self.restarts[name] > RESTARTS_MAX:
-            self.broken[name] = f"it ended {self.restarts[name]} times in this group"
+            self.broken[name] = f"it failed {self.restarts[name]} times in this group"
             return
-        system.stop()
+        self.systems[name].stop()
         self._ready(name, group, cells)
 
     def _warm(self, system, group, cells):

@@ -1,13 +1,19 @@
-"""The plan, the records and the verdicts of scripts/bench-side-by-side. Starts nothing and measures nothing."""
+"""The plan, the records, the verdicts and the cleaning up of scripts/bench-side-by-side. Measures nothing."""
 
+import contextlib
+import io
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bench"))
-from side_by_side import judge, main, plan, records  # noqa: E402
+from side_by_side import judge, lab, left, main, plan, records, rounds  # noqa: E402
 
 ONE_SECOND = {"rounds": 3, "seconds": 1.0}
 
@@ -20,6 +26,117 @@ def report(cpu, gib_per_s=1.0):
     return {"server_cpu_s_per_gib": cpu, "gib_per_s": gib_per_s, "requests_per_s": 10.0}
 
 
+class LeftBehind(unittest.TestCase):
+    """What a killed run leaves is ended by the next; what is in use, or somebody else's, is let alone."""
+
+    def setUp(self):
+        work = tempfile.TemporaryDirectory()
+        self.addCleanup(work.cleanup)
+        self.work = pathlib.Path(work.name)
+
+    def run_of(self, name):
+        """A folder as a run makes it, with a process of its own that has a child."""
+        folder = self.work / (left.PREFIX + name)
+        folder.mkdir()
+        held = left.hold(folder)
+        process = subprocess.Popen(["sh", "-c", "sleep 100 & wait"], start_new_session=True)
+        self.addCleanup(self.end, process)
+        left.started(folder, process.pid)
+        return folder, held, process
+
+    def end(self, process):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def test_a_killed_run_is_cleaned_away_with_all_its_processes(self):
+        folder, held, process = self.run_of("killed")
+        left.fence(folder, ["touch", str(self.work / "unfenced")])
+        held.close()
+        with contextlib.redirect_stdout(io.StringIO()):
+            left.clean(self.work)
+        self.assertFalse(folder.exists())
+        self.assertEqual(process.wait(10), -signal.SIGKILL)
+        self.assertTrue((self.work / "unfenced").exists())
+
+    def test_a_run_that_is_alive_is_let_alone(self):
+        folder, held, process = self.run_of("alive")
+        left.clean(self.work)
+        self.assertTrue(folder.exists())
+        self.assertIsNone(process.poll())
+        held.close()
+
+    @unittest.skipUnless(os.getuid() == 0, "only root can give a folder away")
+    def test_nothing_is_believed_that_somebody_else_wrote(self):
+        folder, held, process = self.run_of("foreign")
+        left.fence(folder, ["touch", str(self.work / "taken-in")])
+        held.close()
+        os.chown(folder, 65534, 65534)
+        left.clean(self.work)
+        self.assertTrue(folder.exists())
+        self.assertIsNone(process.poll())
+        self.assertFalse((self.work / "taken-in").exists())
+
+    def test_a_number_that_is_another_process_by_now_is_not_ended(self):
+        folder, held, process = self.run_of("reused")
+        (folder / left.STARTED).write_text(f"{process.pid} 1\n")
+        held.close()
+        with contextlib.redirect_stdout(io.StringIO()):
+            left.clean(self.work)
+        self.assertFalse(folder.exists())
+        self.assertIsNone(process.poll())
+
+
+class Fails(rounds.Rounds):
+    """Rounds of a system that fails where it is told to. It notes what was tried and how often it was started."""
+
+    def __init__(self, found, fails, ends=()):
+        system = unittest.mock.Mock(group=None, servers=[], **{"cannot.return_value": None})
+        super().__init__(None, {"x": system}, found, unittest.mock.Mock())
+        self.fails, self.ends, self.tried, self.starts, self.ended = fails, ends, [], 0, False
+
+    def _ready(self, name, group, cells):
+        self.starts, self.ended = self.starts + 1, False
+
+    def _has_ended(self, name):
+        return self.ended
+
+    def _measure(self, system, group, cell, number):
+        self.tried.append((cell.connections, number))
+        if cell.connections in self.fails:
+            self.ended = cell.connections in self.ends
+            raise lab.Failed("out of memory")
+        return report(1.0)
+
+
+class Failing(unittest.TestCase):
+    def run_of(self, cells, fails, ends=()):
+        with tempfile.TemporaryDirectory() as folder:
+            found = records.Records(pathlib.Path(folder) / "records.jsonl")
+            run = Fails(found, fails, ends)
+            run.run(cells)
+        return run, {(each["row"]["connections"], each["round"]): each.get("failed") for each in found.of_kind("run")}
+
+    def test_a_cell_that_a_system_cannot_bear_costs_it_no_other(self):
+        run, found = self.run_of([cell(connections=1024), cell(connections=64)], {1024})
+        self.assertEqual(run.tried, [(64, 1), (64, 2), (64, 3), (1024, 1)])
+        self.assertEqual(run.starts, 1)
+        self.assertEqual(found[1024, 1], "out of memory")
+        self.assertEqual(found[1024, 3], "not tried again after round 1: out of memory")
+        self.assertEqual([found[64, number] for number in (1, 2, 3)], [None] * 3)
+
+    def test_a_system_is_started_anew_for_what_is_left_of_the_group(self):
+        run, found = self.run_of([cell(connections=16), cell(connections=64)], {16}, ends={16})
+        self.assertEqual(run.tried, [(16, 1), (64, 1), (64, 2), (64, 3)])
+        self.assertEqual(run.starts, 2)
+        self.assertTrue(all(found[16, number] for number in (1, 2, 3)))
+
+    def test_a_failure_that_is_not_the_cells_fault_is_tried_again_but_not_for_ever(self):
+        run, found = self.run_of([cell(connections=16, rounds=9)], {16})
+        self.assertEqual(len(run.tried), rounds.RESTARTS_MAX + 1)
+        self.assertEqual(found[16, 9], f"it failed {rounds.RESTARTS_MAX + 1} times in this group")
+
+
 class Planned(unittest.TestCase):
     def test_the_long_form_has_every_cell_of_the_matrix_once(self):
         rows = [json.dumps(cell.row(), sort_keys=True) for cell in plan.long_form() if cell.workload != "put"]
@@ -27,7 +144,7 @@ class Planned(unittest.TestCase):
         self.assertEqual(len(set(rows)), len(rows))
 
     def test_forms_keep_their_time_with_all_systems(self):
-        for form, minutes in (("short", 10), ("long", 50)):
+        for form, minutes in (("short", 10), ("long", 55)):
             options = main.arguments(["--form", form])
             cells, letters = main.chosen(options)
             self.assertLess(main.expected_seconds(cells, letters, options, None), minutes * 60, form)
@@ -52,6 +169,12 @@ class Planned(unittest.TestCase):
         turns = list(plan.turns([cell()], ["x", "y", "z"]))
         self.assertEqual([name for _, _, _, name in turns], list("xyzzyxxyz"))
         self.assertEqual([position for _, position, _, _ in turns], [0, 1, 2] * 3)
+
+    def test_what_a_system_may_not_survive_comes_last(self):
+        heavy, light = cell(connections=1024), cell(connections=64)
+        self.assertEqual([each.is_heavy() for each in (heavy, light, cell(size="8MiB", connections=16))], [True, False, False])
+        order = [(each.connections, number) for number, _, each, _ in plan.turns([heavy, light], ["x"])]
+        self.assertEqual(order, [(64, 1), (64, 2), (64, 3), (1024, 1), (1024, 2), (1024, 3)])
 
     def test_rounds_are_the_outer_loop_and_cells_end_when_theirs_do(self):
         few, many = cell(connections=1, rounds=1), cell(connections=64, rounds=2)
