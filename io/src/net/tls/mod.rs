@@ -293,11 +293,13 @@ impl TlsStream {
         wanted: usize,
         out: &mut [u8],
     ) -> Result<usize, RecordError> {
-        let (mut length, mut taken) = (0, 0);
+        let (mut length, mut taken, mut records) = (0, 0, 0);
         let mut gathered = Vec::new();
-        while taken < wanted && rest.bytes > 0 {
+        // Of many small pieces, no more than the buffer has room for and the key is good for.
+        while taken < wanted && records < SEND_RECORDS_MAX && rest.bytes > 0 {
             let content = rest.next_content(&mut gathered);
             taken += content.len();
+            records += 1;
             length += self
                 .sealer
                 .seal(Content::Data, content, &mut out[length..])?;

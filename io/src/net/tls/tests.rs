@@ -186,6 +186,23 @@ fn megabytes_arrive_whole_in_front_of_a_slow_reader() {
     }
 }
 
+#[test]
+fn thousands_of_small_pieces_are_sent_as_well_as_few_large_ones() {
+    let (server_config, client_config) = configs();
+    let (server, socket) = listen(server_config, |stream| async move {
+        let mut stream = stream?;
+        let all = content(900_000);
+        let pieces: Vec<&[u8]> = all.chunks(100).collect();
+        stream.send(&pieces).await?;
+        stream.close().await
+    });
+    let mut received = Vec::new();
+    let mut client = client_of(client_config, socket);
+    client.read_to_end(&mut received).expect("an end in order");
+    assert!(received == content(900_000));
+    server.join().expect("no panic").expect("sent");
+}
+
 /// A client on the server's own core, which sends and receives at the same time: neither end may stop the other.
 #[test]
 fn data_goes_both_ways_at_once() {
