@@ -309,7 +309,6 @@ class Lab:
         return f"m{time.time_ns() // 1_000_000:x}-{self.run_number}"
 
 
-
 def _remove_cgroup(folder):
     if not left.remove_cgroup(folder):
         print(f"could not remove {folder}", file=sys.stderr)

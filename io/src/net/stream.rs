@@ -98,28 +98,14 @@ impl Socket {
     }
 
     /// Sends what there is room for at the moment, be it nothing.
-    pub(super) fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub(super) fn try_send(&self, bytes: &[u8], flags: libc::c_int) -> io::Result<usize> {
         loop {
-            match self.send_now(&[IoSlice::new(bytes)], 0) {
+            match self.send_now(&[IoSlice::new(bytes)], flags) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(0),
                 outcome => return outcome,
             }
         }
-    }
-
-    /// Sends some, once there is room.
-    pub(super) fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(self).poll_write(cx, bytes)
-    }
-
-    /// Says that nothing more will be sent.
-    pub(super) fn poll_close_sending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_close(cx)
     }
 
     fn send_now(&self, pieces: &[IoSlice<'_>], flags: libc::c_int) -> io::Result<usize> {
@@ -284,12 +270,7 @@ pub(super) async fn send_plain(socket: &mut Socket, pieces: &[&[u8]]) -> io::Res
 /// Copies the head, which waits in the socket for what follows, and lends the pages of the view.
 async fn send_lent(socket: &mut Socket, head: &[u8], view: &View) -> io::Result<()> {
     if !head.is_empty() {
-        let sent = match socket.send_now(&[IoSlice::new(head)], libc::MSG_MORE) {
-            Ok(sent) => sent,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
-            Err(e) => return Err(e),
-        };
+        let sent = socket.try_send(head, libc::MSG_MORE)?;
         send_plain(socket, &[&head[sent..]]).await?;
     }
     let mut rest = &view[..];

@@ -25,21 +25,24 @@ pub(super) struct Incoming {
 impl Incoming {
     /// `early`: bytes that have come already.
     pub fn new(early: Vec<u8>) -> Incoming {
-        Incoming {
+        let has_come = !early.is_empty();
+        let mut incoming = Incoming {
             buffer: None,
             start: 0,
             end: 0,
             tail: early,
             shown: 0,
             opened: 0..0,
+        };
+        if has_come {
+            // There may be whole records in it.
+            incoming.spread_tail();
         }
+        incoming
     }
 
     /// The next record, if all of it has come. It stays until [`Incoming::consume`] or [`Incoming::keep_opened`].
     pub fn next_record(&mut self) -> Result<Option<&mut [u8]>, RecordError> {
-        if self.buffer.is_none() && !self.tail.is_empty() {
-            self.spread_tail();
-        }
         let Some(buffer) = &mut self.buffer else {
             return Ok(None);
         };

@@ -17,6 +17,7 @@ pub use outgoing::TLS_CORE_BYTES_MAX;
 
 use super::lend::room_of;
 use super::stream::Socket;
+use futures::io::{AsyncWrite, AsyncWriteExt};
 use incoming::Incoming;
 use outgoing::{
     Rest, SEND_CONTENT_BYTES_MAX, SEND_CONTENT_BYTES_MIN, SEND_RECORDS_MAX, Unsent, is_crowded,
@@ -28,6 +29,7 @@ use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -243,7 +245,7 @@ impl TlsStream {
         self.said_goodbye = true;
         self.is_ended = true;
         let sealed = self.seal_small(Content::Alert, &[2, error.alert()]);
-        if let (Ok(()), Ok(count)) = (sealed, self.socket.try_send(self.unsent.rest())) {
+        if let (Ok(()), Ok(count)) = (sealed, self.socket.try_send(self.unsent.rest(), 0)) {
             self.unsent.consume(count);
         }
     }
@@ -268,7 +270,7 @@ impl TlsStream {
         let mut buffer = take_send_buffer();
         let sealed = self.seal_pieces(rest, wanted, &mut buffer);
         let sent = sealed.map_err(invalid).and_then(|length| {
-            let count = self.socket.try_send(&buffer[..length])?;
+            let count = self.socket.try_send(&buffer[..length], 0)?;
             self.unsent.append(&buffer[count..length]);
             Ok(())
         });
@@ -337,7 +339,7 @@ impl TlsStream {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.rest().is_empty() {
-            match ready!(self.socket.poll_send(cx, self.unsent.rest()))? {
+            match ready!(Pin::new(&mut self.socket).poll_write(cx, self.unsent.rest()))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.unsent.consume(count),
             }
@@ -353,7 +355,7 @@ impl TlsStream {
                 .map_err(invalid)?;
         }
         self.flush().await?;
-        poll_fn(|cx| self.socket.poll_close_sending(cx)).await
+        self.socket.close().await
     }
 }
 

@@ -243,19 +243,20 @@ fn data_goes_both_ways_at_once() {
     ended.expect("no panic").expect("both ended in order");
 }
 
-/// What a client sends with the last of its handshake is data that was never rustls'.
+/// A client sends data in the packet with the last of its handshake: none of it was ever rustls'.
+fn assert_early_data_is_read(server_config: Arc<ServerConfig>, client_config: ClientConfig) {
+    let (server, socket) = listen(server_config, |stream| echo(stream, 4096));
+    let mut client = client_of(client_config, socket);
+    let early = client.conn.writer().write_all(b"early bird");
+    early.expect("buffered");
+    assert_eq!(exchange(&mut client, b" and late"), b"early bird and late");
+    server.join().expect("no panic").expect("an end in order");
+}
+
 #[test]
 fn data_in_the_packet_that_ends_the_handshake_is_read() {
     let (server_config, client_config) = configs();
-    let (server, socket) = listen(server_config, |stream| echo(stream, 4096));
-    let mut client = client_of(client_config, socket);
-    client
-        .conn
-        .writer()
-        .write_all(b"early bird")
-        .expect("buffered");
-    assert_eq!(exchange(&mut client, b" and late"), b"early bird and late");
-    server.join().expect("no panic").expect("an end in order");
+    assert_early_data_is_read(server_config, client_config);
 }
 
 /// The same where nothing of the server's follows the handshake: Go's clients want no tickets, and send at once.
@@ -267,15 +268,7 @@ fn data_behind_the_handshake_is_read_where_no_tickets_are_sent() {
             .expect("ours alone")
             .send_tls13_tickets = 0;
         client_config.resumption = rustls::client::Resumption::disabled();
-        let (server, socket) = listen(server_config, |stream| echo(stream, 4096));
-        let mut client = client_of(client_config, socket);
-        client
-            .conn
-            .writer()
-            .write_all(b"early bird")
-            .expect("buffered");
-        assert_eq!(exchange(&mut client, b" and late"), b"early bird and late");
-        server.join().expect("no panic").expect("an end in order");
+        assert_early_data_is_read(server_config, client_config);
     }
 }
 
