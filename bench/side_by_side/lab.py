@@ -24,6 +24,7 @@ READY_SECONDS_MAX = 30
 STOP_SECONDS_MAX = 20
 # Above what any run takes, so that one that hangs is ended.
 RUN_SECONDS_SPARE = 30
+SETTLE_SECONDS_MAX, SETTLE_STEP_SECONDS = 8.0, 0.3
 BUCKET = "bench"
 LIMIT_FILES = ("memory.limit_in_bytes", "memory.max")
 
@@ -79,6 +80,17 @@ class Server:
                 os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
             except ProcessLookupError:
                 pass  # A helper that has ended meanwhile.
+
+    def cpu_seconds(self):
+        """That it and its children have used."""
+        ticks = 0
+        for pid in self.pids():
+            try:
+                fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def stop(self):
         """The whole session that it was started in, by its id."""
@@ -242,6 +254,18 @@ class Lab:
                 last = error
                 time.sleep(0.05)
         raise Failed(f"{server.name} was not ready within {READY_SECONDS_MAX} s: {last}; {server.last_words()}")
+
+    @staticmethod
+    def let_settle(servers):
+        """Waits until servers are done with what they were asked for, or `SETTLE_SECONDS_MAX` have passed: requests whose client has
+        gone are worked off all the same by some, and must not fall into the next run's window."""
+        until = time.monotonic() + SETTLE_SECONDS_MAX
+        used = sum(server.cpu_seconds() for server in servers)
+        while time.monotonic() < until:
+            time.sleep(SETTLE_STEP_SECONDS)
+            before, used = used, sum(server.cpu_seconds() for server in servers)
+            if used - before < SETTLE_STEP_SECONDS / 10:
+                return
 
     def drop_page_cache(self):
         subprocess.run(["sync"], check=True)

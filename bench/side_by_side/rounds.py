@@ -159,6 +159,8 @@ class Rounds:
         try:
             report = self.lab.generate("get", system.target(cell), *load(cell), *keys, *system.words(cell), "--verify", "sample",
                                        seconds=cell.measured_seconds(), servers=system.servers_of(cell.tls))
+            if cell.is_heavy():
+                self.lab.let_settle(system.servers)
         finally:
             system.pause(True)
         check_source(cell, report, self.lab.store_gets(), self.lab.device)

@@ -8,6 +8,7 @@
 //!
 //! This file never does I/O and never hands out a byte above the watermark.
 
+use crate::line::{Line, Place};
 use crate::pages::Pages;
 use crossbeam_queue::{ArrayQueue, SegQueue};
 use std::future::poll_fn;
@@ -53,7 +54,7 @@ struct PoolShared {
     free: [ArrayQueue<Memory>; CLASS_COUNT],
     /// Addresses without memory: at most as many of a class as were once handed out at a time.
     cold: [SegQueue<Memory>; CLASS_COUNT],
-    waiting: SegQueue<Waker>,
+    line: Line,
 }
 
 /// An owned aligned region: headroom page plus body.
@@ -96,39 +97,64 @@ impl Pool {
             kept_bytes: AtomicUsize::new(0),
             free,
             cold: std::array::from_fn(|_| SegQueue::new()),
-            waiting: SegQueue::new(),
+            line: Line::new(),
         }))
     }
 
-    /// A buffer whose body holds at least `body_bytes`, if the budget allows it now.
+    /// A buffer whose body holds at least `body_bytes`, if the budget allows it now and nobody waits
+    /// for it.
     ///
     /// # Panics
     /// If `body_bytes` exceeds [`BODY_BYTES_MAX`]: callers know their block sizes.
     pub fn try_take(&self, body_bytes: usize) -> Option<BufferWriter> {
         let class = class_of(body_bytes);
-        let cost = cost_of(class);
-        let mut used = self.0.used_bytes.load(Ordering::Relaxed);
-        loop {
-            if used + cost > self.0.budget_bytes {
-                return None;
-            }
-            match self.0.used_bytes.compare_exchange_weak(
-                used,
-                used + cost,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => break,
-                Err(now) => used = now,
-            }
+        let is_reserved = self.0.line.is_empty() && self.0.reserve(cost_of(class));
+        is_reserved.then(|| self.reserved(class))
+    }
+
+    /// As [`Pool::try_take`], waiting until other buffers are given back. Who came first is served
+    /// first.
+    ///
+    /// # Panics
+    /// If the whole budget is not enough.
+    pub async fn take(&self, body_bytes: usize) -> BufferWriter {
+        let class = class_of(body_bytes);
+        self.wait_for(cost_of(class)).await;
+        self.reserved(class)
+    }
+
+    /// Two buffers, waited for as one: of several who held one of two and waited for the other, none
+    /// might ever go on.
+    pub async fn take_two(&self, first: usize, second: usize) -> (BufferWriter, BufferWriter) {
+        let (first, second) = (class_of(first), class_of(second));
+        self.wait_for(cost_of(first) + cost_of(second)).await;
+        (self.reserved(first), self.reserved(second))
+    }
+
+    /// Reserves `cost` bytes of the budget.
+    async fn wait_for(&self, cost: usize) {
+        let budget = self.0.budget_bytes;
+        assert!(cost <= budget, "{cost} bytes of {budget}: all would wait");
+        if self.0.line.is_empty() && self.0.reserve(cost) {
+            return;
         }
+        let turn = Turn {
+            pool: &self.0,
+            place: self.0.line.join(cost),
+        };
+        self.0.serve_line();
+        poll_fn(|cx| turn.place.poll(cx)).await;
+    }
+
+    /// A buffer whose cost is reserved.
+    fn reserved(&self, class: usize) -> BufferWriter {
         let memory = self.0.unkeep(class).unwrap_or_else(|| {
             self.0.trim();
             self.0.cold[class]
                 .pop()
                 .unwrap_or_else(|| Memory::new(class))
         });
-        Some(BufferWriter {
+        BufferWriter {
             backing: Arc::new(Backing {
                 memory: Some(memory),
                 pool: self.0.clone(),
@@ -137,22 +163,7 @@ impl Pool {
                 is_lent: AtomicBool::new(false),
                 waiting: SegQueue::new(),
             }),
-        })
-    }
-
-    /// As [`Pool::try_take`], waiting until other buffers are given back.
-    pub async fn take(&self, body_bytes: usize) -> BufferWriter {
-        poll_fn(|cx| {
-            if let Some(buffer) = self.try_take(body_bytes) {
-                return Poll::Ready(buffer);
-            }
-            self.0.waiting.push(cx.waker().clone());
-            match self.try_take(body_bytes) {
-                Some(buffer) => Poll::Ready(buffer),
-                None => Poll::Pending,
-            }
-        })
-        .await
+        }
     }
 
     /// Bytes handed out now, headroom and rounding included.
@@ -172,7 +183,53 @@ impl Pool {
     }
 }
 
+/// A wait for budget, which leaves the line when it is dropped.
+struct Turn<'a> {
+    pool: &'a PoolShared,
+    place: Arc<Place>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        match self.pool.line.leave(&self.place) {
+            0 => self.pool.serve_line(),
+            unused => self.pool.give_back(unused),
+        }
+    }
+}
+
 impl PoolShared {
+    fn reserve(&self, cost: usize) -> bool {
+        let mut used = self.used_bytes.load(Ordering::SeqCst);
+        while used + cost <= self.budget_bytes {
+            match self.used_bytes.compare_exchange_weak(
+                used,
+                used + cost,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            ) {
+                Ok(_) => return true,
+                Err(now) => used = now,
+            }
+        }
+        false
+    }
+
+    fn release(&self, cost: usize) {
+        self.used_bytes.fetch_sub(cost, Ordering::SeqCst);
+    }
+
+    /// Returns budget to those who wait.
+    fn give_back(&self, cost: usize) {
+        self.release(cost);
+        self.serve_line();
+    }
+
+    fn serve_line(&self) {
+        self.line
+            .serve(|cost| self.reserve(cost), |cost| self.release(cost));
+    }
+
     /// Keeps memory for reuse; beyond a full free list only its addresses.
     fn keep(&self, memory: Memory) {
         let (class, cost) = (memory.class, cost_of(memory.class));
@@ -263,10 +320,7 @@ impl Drop for Backing {
         } else {
             self.pool.keep(memory);
         }
-        self.pool.used_bytes.fetch_sub(cost, Ordering::AcqRel);
-        while let Some(waker) = self.pool.waiting.pop() {
-            waker.wake();
-        }
+        self.pool.give_back(cost);
     }
 }
 

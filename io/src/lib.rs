@@ -32,6 +32,7 @@ pub mod checksum;
 pub mod disk;
 pub mod histogram;
 pub mod ledger;
+mod line;
 pub mod listing;
 pub mod local;
 pub mod md5;

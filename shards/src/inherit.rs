@@ -10,8 +10,9 @@ use crate::format::{RecordHeader, RecordState};
 use crate::index::Location;
 use crate::key::BlockHash;
 use crate::marks::Mark;
+use crate::record::ReadFailure;
 use crate::schedule::{Age, Held};
-use crate::shard::{DirtyFound, ReadFailure, Shard};
+use crate::shard::{DirtyFound, Shard};
 use crate::upload::{ORPHANED, age_of};
 use forebay_io::disk::Disk;
 use forebay_io::runtime::Runtime;
@@ -95,7 +96,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) else {
             return;
         };
-        let header = match shard.read_header(hash, location).await {
+        let room = shard.header_room().await;
+        let header = match shard.read_header(hash, location, room).await {
             Ok(header) => header,
             Err(ReadFailure::Gone) => return self.requeue(hash).await,
             Err(ReadFailure::Disk(_)) => {
@@ -174,7 +176,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         };
         let mut pause = REREAD_PAUSE_MIN;
         while let Some(location) = shard.find(hash).filter(|_| shard.is_dirty(hash)) {
-            match shard.read_header(hash, location).await {
+            let room = shard.header_room().await;
+            match shard.read_header(hash, location, room).await {
                 Ok(header) if shard.find(hash) == Some(location) => {
                     return self.enqueue_record(hash, &header);
                 }

@@ -51,6 +51,7 @@ pub mod ram;
 pub mod range;
 mod read;
 pub mod reclaim;
+pub mod record;
 pub mod recover;
 pub mod router;
 pub mod schedule;

@@ -13,7 +13,7 @@ use crate::core::Core;
 use crate::index::BlockMap;
 use crate::key::{BlockHash, Volume};
 use crate::marks::MarkPlace;
-use crate::shard::ReadFailure;
+use crate::record::ReadFailure;
 use forebay_io::disk::Disk;
 use forebay_io::listing::{ListPage, ListRequest, ListedObject, PageBuilder, Wanted};
 use forebay_io::runtime::Runtime;

@@ -9,8 +9,9 @@ use crate::backlog::{
 use crate::core::Core;
 use crate::key::{BlockHash, BlockId, Freshness, Volume};
 use crate::messages::ReadError;
+use crate::read::NOT_IN_TIME;
+use crate::record::ReadFailure;
 use crate::schedule::Listed;
-use crate::shard::ReadFailure;
 use forebay_io::disk::Disk;
 use forebay_io::runtime::Runtime;
 use std::sync::Arc;
@@ -166,7 +167,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 }
                 Some(Err(ReadFailure::Gone)) => {}
                 Some(Err(failure)) => return unreadable(failure.to_string()),
-                None => return unreadable("the disk does not answer".to_owned()),
+                None => return unreadable(NOT_IN_TIME.to_owned()),
             }
         }
         Ok(None)

@@ -9,6 +9,7 @@ use forebay_io::runtime::Runtime;
 use futures::future::{Either, select};
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,6 +20,10 @@ pub const DISK_READ_WAIT: Duration = Duration::from_secs(5);
 /// How long a write waits for the disk. Longer, because a queue of writes may stand before it that
 /// is as long as the memory for blocks is large.
 pub const DISK_WRITE_WAIT: Duration = Duration::from_secs(10);
+
+/// Parts that a wait for the disk is cut into. A timer runs on while the process does not (a
+/// suspended machine, SIGSTOP), and so does what it waits for; one part at most is lost to that.
+const WAIT_PARTS: u32 = 10;
 
 /// Reads or writes that are overdue, or both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,8 +140,7 @@ impl<R: Runtime> Patience<R> {
         operation: impl Future<Output = T> + 'static,
     ) -> Option<T> {
         let mut operation = Box::pin(operation);
-        let sleep = std::pin::pin!(self.runtime.sleep(wait));
-        if let Either::Left((value, _)) = select(operation.as_mut(), sleep).await {
+        if let Some(value) = self.wait_for(operation.as_mut(), wait).await {
             return Some(value);
         }
         let entry = Entry::new(shard, kind, &self.shards[&shard]);
@@ -144,6 +148,21 @@ impl<R: Runtime> Patience<R> {
             operation.await;
             drop(entry);
         });
+        None
+    }
+
+    /// Waits for `operation` for as long as `wait` of this process's own time.
+    async fn wait_for<T>(
+        &self,
+        mut operation: Pin<&mut impl Future<Output = T>>,
+        wait: Duration,
+    ) -> Option<T> {
+        for _ in 0..WAIT_PARTS {
+            let sleep = std::pin::pin!(self.runtime.sleep(wait / WAIT_PARTS));
+            if let Either::Left((value, _)) = select(operation.as_mut(), sleep).await {
+                return Some(value);
+            }
+        }
         None
     }
 
@@ -156,8 +175,7 @@ impl<R: Runtime> Patience<R> {
         on_overdue: impl FnOnce(),
     ) -> T {
         let mut operation = std::pin::pin!(operation);
-        let sleep = std::pin::pin!(self.runtime.sleep(DISK_WRITE_WAIT));
-        if let Either::Left((value, _)) = select(operation.as_mut(), sleep).await {
+        if let Some(value) = self.wait_for(operation.as_mut(), DISK_WRITE_WAIT).await {
             return value;
         }
         let _entry = Entry::new(shard, Kind::Write, &self.shards[&shard]);
@@ -195,6 +213,26 @@ mod tests {
             runtime.sleep(Duration::from_millis(1)).await;
             assert!(done.get(), "it went on by itself");
             assert!(!patience.is_overdue(3));
+        });
+    }
+
+    #[test]
+    fn a_pause_of_the_process_is_no_silence_of_the_disk() {
+        let mut executor = SimExecutor::new(1);
+        let runtime = executor.runtime();
+        executor.block_on(async move {
+            let patience = Patience::new(runtime.clone(), [3].into_iter());
+            let disk = runtime.clone();
+            let reading = async move {
+                disk.sleep(DISK_READ_WAIT / 2).await;
+                disk.pause(DISK_READ_WAIT * 20);
+                disk.sleep(DISK_READ_WAIT / 4).await;
+            };
+            assert_eq!(patience.read(3, reading).await, Some(()));
+            assert_eq!(patience.overdue(), 0);
+            let disk = runtime.clone();
+            let stuck = async move { disk.sleep(DISK_READ_WAIT * 2).await };
+            assert_eq!(patience.read(3, stuck).await, None, "as long as ever");
         });
     }
 

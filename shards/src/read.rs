@@ -15,7 +15,8 @@ use crate::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError};
 use crate::parts::Place;
 use crate::ram::RamBlock;
 use crate::range::{RangeSpec, block_span, part_of_block};
-use crate::shard::{FoundRecord, ReadFailure, Shard};
+use crate::record::{FoundRecord, ReadFailure};
+use crate::shard::Shard;
 use forebay_io::buffer::{View, Watch};
 use forebay_io::disk::Disk;
 use forebay_io::runtime::{MonoTime, Runtime};
@@ -27,6 +28,9 @@ use std::sync::Arc;
 /// Rounds of an open before it gives up. Each round ends because something changed meanwhile
 /// (a fetch landed, a record turned out damaged); more than a few mean constant overwriting.
 const OPEN_ROUNDS_MAX: usize = 8;
+
+/// Said of a record that was not read because nobody waits for ever.
+pub(crate) const NOT_IN_TIME: &str = "the disk does not answer, or memory is short";
 
 /// What has happened to one open so far.
 #[derive(Default)]
@@ -270,8 +274,11 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let skipped = inside.start;
         self.make_room(inside.len(), payload_length);
         shard.touch(hash, range.len());
+        let room = self
+            .in_time(shard.read_room(location, inside.clone()))
+            .await?;
         let reader = shard.clone();
-        let reading = async move { reader.read(hash, location, inside).await };
+        let reading = async move { reader.read(hash, location, inside, room).await };
         match self.patience.read(number, reading).await {
             Some(Ok(found)) if is_version(&found.header, id, meta) => {
                 let wanted = range.start - skipped..range.end - skipped;
@@ -288,27 +295,30 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         }
     }
 
-    /// A record's header; `None` if the disk does not answer in time.
+    /// A record's header; `None` if the disk does not answer in time, or memory is short.
     pub(crate) async fn header_at(
         &self,
         shard: &Rc<Shard<R, D>>,
         hash: BlockHash,
         location: Location,
     ) -> Option<Result<RecordHeader, ReadFailure>> {
+        let room = self.in_time(shard.header_room()).await.ok()?;
         let reader = shard.clone();
-        let reading = async move { reader.read_header(hash, location).await };
+        let reading = async move { reader.read_header(hash, location, room).await };
         self.patience.read(self.shard_number(hash), reading).await
     }
 
-    /// All of a record; `None` if the disk does not answer in time.
+    /// All of a record; `None` if the disk does not answer in time, or memory is short.
     pub(crate) async fn record_at(
         &self,
         shard: &Rc<Shard<R, D>>,
         hash: BlockHash,
         location: Location,
     ) -> Option<Result<FoundRecord, ReadFailure>> {
-        let (reader, length) = (shard.clone(), location.payload_length as usize);
-        let reading = async move { reader.read(hash, location, 0..length).await };
+        let all = 0..location.payload_length as usize;
+        let room = self.in_time(shard.read_room(location, all.clone()));
+        let (room, reader) = (room.await.ok()?, shard.clone());
+        let reading = async move { reader.read(hash, location, all, room).await };
         self.patience.read(self.shard_number(hash), reading).await
     }
 
@@ -320,7 +330,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         failure: Option<ReadFailure>,
     ) -> Result<Option<T>, ReadError> {
         let Some(failure) = failure else {
-            return self.without_copy(is_dirty, "the disk does not answer");
+            return self.without_copy(is_dirty, NOT_IN_TIME);
         };
         self.note_failure(id, &failure);
         let is_lost = is_dirty && !matches!(failure, ReadFailure::Gone);
@@ -493,8 +503,9 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             return None;
         }
         self.make_room(range.len(), location.payload_length as usize);
-        let reader = shard.clone();
-        let reading = async move { reader.read(hash, location, range).await };
+        let room = self.in_time(shard.read_room(location, range.clone()));
+        let (room, reader) = (room.await.ok()?, shard.clone());
+        let reading = async move { reader.read(hash, location, range, room).await };
         let found = self.patience.read(number, reading).await?.ok()?;
         is_version(&found.header, &id, &meta).then_some(found.wanted)
     }

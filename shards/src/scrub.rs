@@ -8,7 +8,8 @@
 use crate::core::Core;
 use crate::index::Location;
 use crate::key::BlockHash;
-use crate::shard::{ReadFailure, Shard};
+use crate::record::ReadFailure;
+use crate::shard::Shard;
 use forebay_io::disk::Disk;
 use forebay_io::runtime::{MonoTime, Runtime};
 use std::cell::Cell;
@@ -99,7 +100,9 @@ impl<R: Runtime, D: Disk> Scrub<R, D> {
 
     async fn scrub(&self, hash: BlockHash, location: Location) {
         let payload_length = location.payload_length as usize;
-        let found = self.shard.read(hash, location, 0..payload_length).await;
+        let room = self.shard.read_room(location, 0..payload_length).await;
+        let found = self.shard.read(hash, location, 0..payload_length, room);
+        let found = found.await;
         let read = match found {
             Ok(_) => true,
             // Replaced, deleted or reclaimed since the cycle began.

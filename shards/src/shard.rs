@@ -9,55 +9,20 @@ use crate::early::{EarlyBytes, EarlyWrite};
 use crate::evict::{EvictionSettings, Evictor};
 use crate::flush::Unsynced;
 use crate::format::{
-    CHUNK_BYTES, FooterEntry, Grave, NotOurs, RecordHeader, RecordKind, RecordState,
-    SegmentPurpose, record_bytes,
+    FooterEntry, Grave, RecordHeader, RecordKind, RecordState, SegmentPurpose, record_bytes,
 };
 use crate::index::{BlockMap, Index, Location};
 use crate::key::BlockHash;
 use crate::log::{RecoveredSegments, Reservation, SegmentLog, ShardLayout, pages_pool};
 use crate::marks::{Mark, MarkPlace, Marks};
 use crate::reclaim::ReclaimState;
-use crate::segment::SegmentUse;
 use crate::stats::ShardStats;
-use forebay_io::buffer::{BODY_BYTES_MAX, BufferWriter, Frozen, PAGE, Pool, View, page_align};
+use forebay_io::buffer::{BODY_BYTES_MAX, BufferWriter, Frozen, PAGE, Pool};
 use forebay_io::disk::{Disk, DiskFile};
 use forebay_io::runtime::Runtime;
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::ops::Range;
 use std::rc::Rc;
-
-/// A range read takes the whole record with one request when that costs at most this many bytes
-/// more: a second request costs about as much as moving 128 KiB.
-const WHOLE_READ_SLACK_BYTES: usize = 128 << 10;
-
-/// Times that a read follows a block to another place before it gives up. Each time the block was
-/// overwritten or moved while the read waited for a buffer.
-const READ_MOVES_MAX: usize = 4;
-
-/// What was read of a record.
-pub struct FoundRecord {
-    /// The record's header.
-    pub header: RecordHeader,
-    /// The payload bytes asked for.
-    pub wanted: View,
-    /// The whole payload, verified, when all of it was read.
-    pub whole: Option<View>,
-}
-
-/// Why a record could not be read. The block has left the index, or is elsewhere by now.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadFailure {
-    /// It left the index, or was replaced, before the read began.
-    #[error("the record was replaced or reclaimed meanwhile")]
-    Gone,
-    /// The bytes are not what was written there.
-    #[error("damaged record: {0}")]
-    Damaged(#[from] NotOurs),
-    /// The disk refused.
-    #[error("unreadable record: {0}")]
-    Disk(#[from] io::Error),
-}
 
 /// Why a record was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +129,7 @@ pub(crate) struct Inner<R: Runtime, D: Disk> {
     /// Sequences below it were handed out by an earlier run.
     first_sequence: u64,
     dirty_found: RefCell<Vec<DirtyFound>>,
-    blocks: Pool,
+    pub(crate) blocks: Pool,
     doubtful: bool,
     /// Blocks of which records are being written.
     appends: RefCell<BlockMap<Appends>>,
@@ -535,154 +500,6 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         self.inner.index.borrow_mut().forget(hash, location);
     }
 
-    /// A block's record that could not be read leaves the index, unless it is the only copy.
-    fn drop_unreadable(&self, hash: BlockHash, location: Location, failure: &ReadFailure) {
-        if !matches!(failure, ReadFailure::Gone) && !self.is_dirty(hash) {
-            self.forget_if_at(hash, location);
-        }
-    }
-
-    /// Reads a block's header page only.
-    pub async fn read_header(
-        &self,
-        hash: BlockHash,
-        location: Location,
-    ) -> Result<RecordHeader, ReadFailure> {
-        let result = self.load(hash, location, 0..0, false).await;
-        if let Err(failure) = &result {
-            self.drop_unreadable(hash, location, failure);
-        }
-        result.map(|(header, _)| header)
-    }
-
-    /// Reads `wanted` bytes of a block's payload and verifies them. A block that moved while the
-    /// read waited is followed, as long as its length stayed the same.
-    ///
-    /// # Panics
-    /// If `wanted` reaches past the payload.
-    pub async fn read(
-        &self,
-        hash: BlockHash,
-        mut location: Location,
-        wanted: Range<usize>,
-    ) -> Result<FoundRecord, ReadFailure> {
-        let payload_length = location.payload_length as usize;
-        assert!(wanted.start <= wanted.end && wanted.end <= payload_length);
-        for _ in 0..READ_MOVES_MAX {
-            match self.read_at(hash, location, wanted.clone()).await {
-                Err(ReadFailure::Gone) => {}
-                Err(failure) => {
-                    self.drop_unreadable(hash, location, &failure);
-                    return Err(failure);
-                }
-                Ok(found) => return Ok(found),
-            }
-            match self.find(hash) {
-                Some(moved) if moved.payload_length == location.payload_length => location = moved,
-                _ => break,
-            }
-        }
-        Err(ReadFailure::Gone)
-    }
-
-    async fn read_at(
-        &self,
-        hash: BlockHash,
-        location: Location,
-        wanted: Range<usize>,
-    ) -> Result<FoundRecord, ReadFailure> {
-        let payload_length = location.payload_length as usize;
-        if wanted.len() + WHOLE_READ_SLACK_BYTES < payload_length {
-            return self.read_part(hash, location, wanted).await;
-        }
-        let (header, body) = self.load(hash, location, 0..payload_length, true).await?;
-        Ok(FoundRecord {
-            header,
-            wanted: body.slice(wanted),
-            whole: Some(body),
-        })
-    }
-
-    /// Reads the header page and the chunks around `wanted` at the same time.
-    async fn read_part(
-        &self,
-        hash: BlockHash,
-        location: Location,
-        wanted: Range<usize>,
-    ) -> Result<FoundRecord, ReadFailure> {
-        let payload_length = location.payload_length as usize;
-        let start = wanted.start / CHUNK_BYTES * CHUNK_BYTES;
-        let end = wanted.end.next_multiple_of(CHUNK_BYTES).min(payload_length);
-        let head = self.load(hash, location, 0..0, false);
-        let (head, chunks) = futures::join!(head, self.load_chunks(hash, location, start..end));
-        let (header, chunks) = (head?.0, chunks?);
-        if !header.verify_chunks(start / CHUNK_BYTES, &chunks) {
-            return Err(NotOurs::Checksum.into());
-        }
-        let inside = wanted.start - start..wanted.end - start;
-        Ok(FoundRecord {
-            header,
-            wanted: chunks.slice(inside),
-            whole: None,
-        })
-    }
-
-    /// Keeps a block's segment while it is read. Taken after the buffer: who holds a segment must
-    /// not wait for memory, because those who hold the memory may wait for the segment.
-    fn use_segment(
-        &self,
-        hash: BlockHash,
-        location: Location,
-    ) -> Result<SegmentUse<D::File>, ReadFailure> {
-        if self.find(hash) != Some(location) {
-            return Err(ReadFailure::Gone);
-        }
-        let segment = self.inner.log.segment(location.segment);
-        Ok(segment.ok_or(NotOurs::Place)?.using(false))
-    }
-
-    /// Reads the header page, and with it the whole payload if asked; verifies both.
-    async fn load(
-        &self,
-        hash: BlockHash,
-        location: Location,
-        payload: Range<usize>,
-        verify: bool,
-    ) -> Result<(RecordHeader, View), ReadFailure> {
-        let buffer = self.inner.blocks.take(payload.len()).await;
-        let used = self.use_segment(hash, location)?;
-        let (header, mut buffer) = self
-            .inner
-            .read_record(&used, hash, location, buffer, payload.len())
-            .await?;
-        if verify && !header.verify_chunks(0, buffer.body()) {
-            return Err(NotOurs::Checksum.into());
-        }
-        buffer.finish();
-        Ok((header, buffer.watch().view_all()))
-    }
-
-    async fn load_chunks(
-        &self,
-        hash: BlockHash,
-        location: Location,
-        range: Range<usize>,
-    ) -> Result<View, ReadFailure> {
-        let buffer = self.inner.blocks.take(range.len()).await;
-        let used = self.use_segment(hash, location)?;
-        let record = u64::from(location.page) * PAGE as u64;
-        let offset = record + (PAGE + range.start) as u64;
-        let target = PAGE..PAGE + page_align(range.len());
-        let reading = used.segment().file.read(offset, buffer, target.clone());
-        let (count, mut buffer) = reading.await;
-        if count? != target.len() {
-            return Err(NotOurs::Field("record past the end of its segment").into());
-        }
-        buffer.advance(range.len());
-        buffer.finish();
-        Ok(buffer.watch().view_all())
-    }
-
     /// Writes a record and makes the index say what it says. `wanted` is asked when the record
     /// takes its place in the order of its key: a record that is no longer wanted then is not
     /// written, one that is no longer wanted after the write is not published. Returns its place in
@@ -758,34 +575,5 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
         let queue = former.map(|segment| segment.purpose());
         let mut evictor = self.evictor.borrow_mut();
         evictor.admit(hash, bytes, queue, index.len())
-    }
-
-    /// Reads the header page of the record of `hash` at `location`, and `length` bytes of payload,
-    /// into an empty `buffer`. The payload is not verified.
-    pub(crate) async fn read_record(
-        &self,
-        used: &SegmentUse<D::File>,
-        hash: BlockHash,
-        location: Location,
-        buffer: BufferWriter,
-        length: usize,
-    ) -> Result<(RecordHeader, BufferWriter), ReadFailure> {
-        let segment = used.segment();
-        let offset = u64::from(location.page) * PAGE as u64;
-        let place = self.log.place(segment, offset);
-        let wanted = PAGE + page_align(length);
-        let (count, mut buffer) = segment.file.read(offset, buffer, 0..wanted).await;
-        if count? != wanted {
-            return Err(NotOurs::Field("record past the end of its segment").into());
-        }
-        let header = RecordHeader::decode(buffer.headroom_mut(), &place)?;
-        if header.hash != hash
-            || header.payload_length != location.payload_length
-            || header.kind != RecordKind::Block
-        {
-            return Err(NotOurs::Place.into());
-        }
-        buffer.advance(length);
-        Ok((header, buffer))
     }
 }

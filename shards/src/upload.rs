@@ -11,8 +11,10 @@ use crate::index::{BlockMap, Location};
 use crate::key::{BlockHash, Freshness, Volume};
 use crate::marks::{Mark, MarkPlace};
 use crate::messages::WriteError;
+use crate::read::NOT_IN_TIME;
+use crate::record::ReadFailure;
 use crate::schedule::{Age, Ended, FailureCause, Held, Next, Schedule, ScheduleSettings};
-use crate::shard::{AppendFailure, ReadFailure};
+use crate::shard::AppendFailure;
 use crate::verdict::Verdict;
 use forebay_io::buffer::View;
 use forebay_io::disk::{Disk, REQUEST_BYTES_MAX};
@@ -455,7 +457,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             message,
         };
         let found = match self.record_at(&shard, hash, location).await {
-            None => return Err((age, failed("the disk does not answer".into()))),
+            None => return Err((age, failed(NOT_IN_TIME.into()))),
             Some(Err(ReadFailure::Gone)) => {
                 // Moved or replaced while it was read; what is there now is tried anew.
                 return Err((age, failed("the record was moved".into())));

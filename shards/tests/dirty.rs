@@ -90,7 +90,8 @@ async fn check(shard: &SimShard, dirty: &BTreeMap<u64, u64>, seed: u64) {
             location.unwrap_or_else(|| panic!("seed {seed}: dirty block {block} is gone"));
         assert!(shard.is_dirty(hash), "seed {seed}: block {block} is dirty");
         let expected = payload(*block, *version);
-        let found = shard.read(hash, location, 0..expected.len()).await;
+        let room = shard.read_room(location, 0..expected.len()).await;
+        let found = shard.read(hash, location, 0..expected.len(), room).await;
         let bytes = found.map(|record| record.wanted.to_vec());
         assert!(
             bytes.is_ok_and(|bytes| bytes == expected),

@@ -104,7 +104,10 @@ fn ahead(study: &Study) -> String {
 
 /// CPU and throughput of every row of a workload, the best of each in bold.
 fn matrix(study: &Study, workload: &str, troubles: &[Trouble]) -> String {
-    let systems = study.systems_of(workload);
+    let (systems, idle): (Vec<usize>, Vec<usize>) = study
+        .systems_of(workload)
+        .into_iter()
+        .partition(|system| has_begun(study, workload, *system));
     let mut out = format!(
         "### {}\n\nServer CPU s/GiB · throughput; medians over the rounds, the best in bold.\n\n| | connections | |",
         markdown(workload_title(workload))
@@ -137,8 +140,26 @@ fn matrix(study: &Study, workload: &str, troubles: &[Trouble]) -> String {
         }
         out.push('\n');
     }
+    if !idle.is_empty() {
+        let names: Vec<_> = idle
+            .iter()
+            .map(|system| markdown(&study.systems[*system]))
+            .collect();
+        put(
+            &mut out,
+            format_args!("\nNot done by {}.\n", names.join(", ")),
+        );
+    }
     out.push('\n');
     out
+}
+
+/// Whether a system has tried any row of a workload: a column of "not done" says nothing.
+fn has_begun(study: &Study, workload: &str, system: usize) -> bool {
+    study.rows(workload).into_iter().any(|row| {
+        let cell = study.cell(row, system);
+        cell.is_some_and(|cell| cell.reports().next().is_some() || cell.has_failed())
+    })
 }
 
 fn cell(study: &Study, row: &Row, system: usize, troubles: &[Trouble]) -> String {

@@ -171,6 +171,14 @@ impl Drop for SimExecutor {
     }
 }
 
+impl SimRuntime {
+    /// The whole process stands still for so long, as under SIGSTOP or on a suspended machine.
+    pub fn pause(&self, duration: Duration) {
+        let now_ns = self.0.now_ns.get() + duration.as_nanos() as u64;
+        self.0.now_ns.set(now_ns);
+    }
+}
+
 impl Runtime for SimRuntime {
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let id = self.0.next_task.get();

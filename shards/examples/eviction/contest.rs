@@ -235,7 +235,8 @@ impl Cache {
         let Some(location) = shard.find(hash) else {
             return false;
         };
-        let found = shard.read(hash, location, 0..PAYLOAD_BYTES).await;
+        let room = shard.read_room(location, 0..PAYLOAD_BYTES).await;
+        let found = shard.read(hash, location, 0..PAYLOAD_BYTES, room).await;
         let found = found.unwrap_or_else(|e| panic!("key {key}: {e}"));
         let bytes = found.wanted.into_bytes();
         assert_eq!(bytes[..8], label(key, version), "wrong bytes for key {key}");

@@ -3,12 +3,13 @@
 use crate::support::client::{self, Answer, Refusal};
 use crate::support::ops::content;
 use crate::support::world::{Geometry, Machine, SETTLE, World, home};
+use forebay_io::buffer::PAGE;
 use forebay_io::runtime::Runtime;
 use forebay_io::sim::DiskOperation;
 use forebay_io::sim::store::{Fault, Verb};
 use forebay_io::store::StoreErrorKind;
 use forebay_shards::key::Volume;
-use forebay_shards::messages::ReadError;
+use forebay_shards::messages::{Outcome, ReadError};
 use forebay_shards::range::RangeSpec;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -165,6 +166,42 @@ fn a_file_system_without_room_is_read_through_and_heals() {
     world.rest(SETTLE);
     let id = home(&volume, "l");
     assert!(world.shard_of(&id).find(id.hash()).is_some());
+}
+
+#[test]
+fn who_waits_for_memory_does_not_wait_for_the_disk() {
+    let machine = Machine::new(Geometry::SMALL);
+    let volume = machine.immutable();
+    machine.store.insert("k", content(1, 50_000));
+    let mut world = machine.start(1, 1);
+    get(&mut world, &volume, "k").expect("fetched");
+    world.rest(SETTLE);
+    let asked = machine.store.requests(Verb::Get, "k");
+    let node = world.nodes[0].clone();
+    let mut held = Vec::new();
+    while let Some(buffer) = node.pool.try_take(PAGE) {
+        held.push(buffer);
+    }
+    let refused = get(&mut world, &volume, "k").expect_err("there is no memory for it");
+    let Refusal::Error(error) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(matches!(error, ReadError::Overloaded), "{error:?}");
+    let snapshot = node.core.snapshot();
+    assert_eq!(snapshot.counters["overloads"], 1);
+    assert_eq!(snapshot.disk_overdue, 0, "the disk was not asked");
+    drop(held);
+    let answer = get(&mut world, &volume, "k").expect("there is memory again");
+    assert_eq!(
+        answer.outcome,
+        Outcome::HitDisk,
+        "the disk is none the worse"
+    );
+    assert_eq!(
+        machine.store.requests(Verb::Get, "k"),
+        asked,
+        "and no stand-in was asked"
+    );
 }
 
 /// Many objects through few buffers and few segments, from all sides at once.
