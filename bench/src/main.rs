@@ -52,9 +52,6 @@ fn show(report: &Report, json: bool) -> ExitCode {
     if report.is_good() {
         return ExitCode::SUCCESS;
     }
-    eprintln!(
-        "forebay-bench: this run failed: {} samples, {} wrong bodies, {} requests missing",
-        report.requests, report.wrong_content, report.missing
-    );
+    eprintln!("forebay-bench: this run failed: {}", report.failure());
     ExitCode::FAILURE
 }

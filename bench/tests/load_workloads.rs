@@ -194,6 +194,21 @@ fn a_scan_goes_once_through_beside_a_hot_set() {
 }
 
 #[test]
+fn a_scan_whose_hot_set_is_not_there_fails() {
+    let stub = start();
+    let arguments = format!("--keys 200 --size 16KiB --connections 2 --hot-keys 5 {SYNTHETIC}");
+    let report = run(&stub, "scan", &arguments).expect("it ran");
+    assert_eq!((report.by_kind["scan"].requests, report.missing), (200, 0));
+    assert_eq!(report.by_kind["hot"].requests, 0);
+    assert!(!report.is_good(), "one of its two sides has no sample");
+    assert!(
+        report.failure().ends_with(", no sample of hot requests"),
+        "{}",
+        report.failure()
+    );
+}
+
+#[test]
 fn a_trace_is_followed_line_by_line() {
     let (stub, folder) = (start(), tempfile::tempdir().unwrap());
     let file = folder.path().join("trace");

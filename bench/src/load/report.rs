@@ -150,10 +150,31 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether the run is to be believed at all: it has samples, all that were asked for where
-    /// the number was exact, and none of its bodies was wrong.
+    /// Whether the run is to be believed at all: it has samples of each kind that was tried, all
+    /// that were asked for where the number was exact, and none of its bodies was wrong.
     pub fn is_good(&self) -> bool {
-        self.requests > 0 && self.wrong_content == 0 && self.missing == 0
+        let is_whole = self.requests > 0 && self.wrong_content == 0 && self.missing == 0;
+        is_whole && self.failed_kinds().next().is_none()
+    }
+
+    /// Why the run is not good, in the words that follow "this run failed: ".
+    pub fn failure(&self) -> String {
+        let mut text = format!(
+            "{} samples, {} wrong bodies, {} requests missing",
+            self.requests, self.wrong_content, self.missing
+        );
+        for kind in self.failed_kinds() {
+            text.push_str(&format!(", no sample of {kind} requests"));
+        }
+        text
+    }
+
+    /// Kinds of requests that were tried and never succeeded.
+    fn failed_kinds(&self) -> impl Iterator<Item = &str> {
+        let kinds = self.by_kind.iter();
+        kinds
+            .filter(|(_, kind)| kind.requests == 0 && kind.errors > 0)
+            .map(|(name, _)| name.as_str())
     }
 
     /// What the machines did: server, device, generator.

@@ -254,10 +254,7 @@ fn judged(report: Report) -> Outcome {
     if report.is_good() {
         return Outcome::Ran(Box::new(report));
     }
-    let mut reason = format!(
-        "{} samples, {} wrong bodies, {} requests missing",
-        report.requests, report.wrong_content, report.missing
-    );
+    let mut reason = report.failure();
     for (kind, count) in &report.errors {
         reason.push_str(&format!("; {count} × {kind}"));
     }

@@ -156,10 +156,8 @@ fn one(at: usize, single: &Single, several: bool) -> String {
         put(
             &mut out,
             format_args!(
-                "<p class=\"note bad\"><b>This run failed:</b> {} samples, {} wrong bodies, {} requests missing.</p>",
-                count(report.requests),
-                count(report.wrong_content),
-                count(report.missing)
+                "<p class=\"note bad\"><b>This run failed:</b> {}.</p>",
+                html(&report.failure())
             ),
         );
     }
