@@ -34,12 +34,19 @@ fn stores() -> Vec<common::proxy::StoreSpec> {
         .into()
 }
 
+/// How many blocks are dirty; of a proxy that knows all of them.
 fn dirty_blocks(proxy: &Proxy) -> u64 {
-    let status: Value =
-        serde_json::from_slice(&proxy.operator("GET", "/-/status").body).expect("JSON");
-    status["writeback"]["dirty_blocks"]
-        .as_u64()
-        .unwrap_or_else(|| panic!("no number of dirty blocks: {status}"))
+    let number = |name: &str| {
+        let status: Value =
+            serde_json::from_slice(&proxy.operator("GET", "/-/status").body).expect("JSON");
+        status["writeback"][name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no number {name}: {status}"))
+    };
+    wait_until("all shards' dirty blocks are known", || {
+        number("shards_unread") == 0
+    });
+    number("dirty_blocks")
 }
 
 fn names(proxy: &Proxy, query: &str) -> Vec<String> {

@@ -124,7 +124,7 @@ class Row:
         self.operator("POST", "flush")
         while True:
             backlog = json.loads(self.operator("GET", "status"))["writeback"]
-            if backlog["dirty_blocks"] == 0:
+            if backlog["shards_unread"] == 0 and backlog["dirty_blocks"] == 0:
                 break
             if time.monotonic() > deadline:
                 raise Wrong(f"the backlog does not end: {backlog}")
