@@ -5,6 +5,8 @@
 //!   together, so there are no batches: plain writes, and one flush for many of them.
 //! - Room is given back only by sled's own flusher thread, so that thread must run.
 //! - The first failure of its file fails everything after it, until the database is opened again.
+//! - Its file's lock outlives what held it: in a process that is ending, or that was forked. Whoever has
+//!   the folder waits for it.
 //! - Damage may be met with a panic, which ends the process. [`LedgerFolder::begin_opening`] leaves a
 //!   note for the next start, and the opening reads every row, so that damage is met while the note is
 //!   there.
@@ -25,6 +27,10 @@ const CACHE_BYTES_MIN: u64 = 1 << 20;
 /// After a failure the rows are opened again, and after a failure another one is logged, no sooner
 /// than this.
 const FAILURE_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long the file's lock may outlive whoever held it, and how often it is tried.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_TRY_EVERY: Duration = Duration::from_millis(10);
 
 /// Rows that are removed before the next look at what is left of a prefix.
 const REMOVE_ROWS_MAX: usize = 1024;
@@ -103,11 +109,19 @@ impl SledRows {
             .recursive(true)
             .mode(0o700)
             .create(self.folder.rows())?;
-        sled::Config::new()
+        let config = sled::Config::new()
             .path(self.folder.rows())
             .cache_capacity(self.cache_bytes)
-            .flush_every_ms(Some(GIVE_BACK_EVERY_MS))
-            .open()
+            .flush_every_ms(Some(GIVE_BACK_EVERY_MS));
+        let began = Instant::now();
+        loop {
+            match config.open() {
+                Err(error) if is_locked(&error) && began.elapsed() < LOCK_WAIT => {
+                    std::thread::sleep(LOCK_TRY_EVERY);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Runs `work` on the rows, if they can be had.
@@ -161,6 +175,14 @@ impl SledRows {
     }
 }
 
+/// Whether somebody has the lock of the file. sled says so in words alone.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(
+        error,
+        sled::Error::Io(source) if source.to_string().starts_with("could not acquire lock")
+    )
+}
+
 /// Whether the operating system refused, rather than the bytes being wrong: then the rows are as good
 /// as before.
 fn is_refusal(error: &sled::Error) -> bool {
@@ -172,10 +194,11 @@ fn is_refusal(error: &sled::Error) -> bool {
         ReadOnlyFilesystem,
         StorageFull,
     ];
-    matches!(
-        error,
-        sled::Error::Io(source) if source.raw_os_error().is_some() || kinds.contains(&source.kind())
-    )
+    is_locked(error)
+        || matches!(
+            error,
+            sled::Error::Io(source) if source.raw_os_error().is_some() || kinds.contains(&source.kind())
+        )
 }
 
 impl Rows for SledRows {

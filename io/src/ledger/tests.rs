@@ -120,6 +120,26 @@ fn a_core_that_has_closed_keeps_nobody_whoever_holds_an_end() {
     running.stop();
 }
 
+#[test]
+fn a_lock_that_outlives_its_holder_is_waited_for() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("ledger");
+    let running = Running::start(&path, 1);
+    block_on(running.ledgers[0].put(key(0, 1), value(1)));
+    running.stop();
+    // As a process does that has been killed and is not yet gone.
+    let held = std::fs::File::open(path.join("rows").join("db")).expect("sled's file");
+    held.lock().expect("a lock");
+    let releasing = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(held);
+    });
+    let running = Running::start(&path, 1);
+    assert_eq!(block_on(running.ledgers[0].scan_prefix(vec![0])).len(), 1);
+    running.stop();
+    releasing.join().expect("it ends");
+}
+
 /// Runs in a process of its own, which [`a_kill_takes_nothing_that_was_flushed`] starts.
 #[test]
 fn child_that_kills_itself() {
