@@ -12,7 +12,7 @@
 //! This file never blocks the executor and never lets a completion touch freed memory.
 
 use super::{Disk, DiskFile, FileEntry, REQUEST_BYTES_MAX};
-use crate::buffer::{BufferWriter, Frozen, PAGE, View};
+use crate::buffer::{BufferWriter, Frozen, PAGE, View, page_align};
 use crate::rt;
 use futures::AsyncRead;
 use futures::future::join_all;
@@ -29,6 +29,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -49,7 +50,8 @@ const TRANSIENT_WAIT: Duration = Duration::from_millis(2);
     reason = "`Data` and `Path` are held for the kernel, not for us to read"
 )]
 enum Held {
-    Buffer(BufferWriter),
+    /// Several requests may fill parts of one buffer.
+    Buffer(Rc<BufferWriter>),
     Data(Frozen),
     Part(View),
     Path(CString),
@@ -459,34 +461,21 @@ impl DiskFile for RingFile {
         range: Range<usize>,
     ) -> (io::Result<usize>, BufferWriter) {
         assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
-        let (mut total, mut retries) = (0, Retries::default());
-        while total < range.len() {
-            let end = range.end.min(range.start + total + REQUEST_BYTES_MAX);
-            let target = buffer.io_target(range.start + total..end);
-            let entry = opcode::Read::new(
-                types::Fd(self.fd.as_raw_fd()),
-                target.cast::<u8>().as_ptr(),
-                target.len() as u32,
-            )
-            .offset(offset + total as u64)
-            .build();
-            let (result, held) = self.ring.run(entry, Held::Buffer(buffer)).await;
-            let Held::Buffer(returned) = held else {
-                unreachable!("an operation keeps its kind")
-            };
-            buffer = returned;
-            match result {
-                Ok(0) => break,
-                Ok(count) => total += count as usize,
-                Err(e) if retries.allow(&e).await => {}
-                Err(e) => return (Err(e), buffer),
-            }
-            if !total.is_multiple_of(PAGE) {
-                // Only the end of the file cuts a direct read off inside a page.
-                break;
-            }
-        }
-        (Ok(total), buffer)
+        // All pieces at once: one after the other they would be read at a queue depth of one, and a
+        // block and its header are a page more than one request.
+        let targets: Vec<_> = pieces_of(range)
+            .map(|piece| buffer.io_target(piece))
+            .collect();
+        let buffer = Rc::new(buffer);
+        let mut at = offset;
+        let pieces = targets.iter().map(|target| {
+            let reading = self.read_piece(at, *target, &buffer);
+            at += target.len() as u64;
+            reading
+        });
+        let counts = join_all(pieces).await;
+        let buffer = Rc::into_inner(buffer).expect("every piece has ended");
+        (whole_count(counts, &targets), buffer)
     }
 
     async fn write(&self, offset: u64, data: Frozen, range: Range<usize>) -> io::Result<()> {
@@ -507,7 +496,62 @@ impl DiskFile for RingFile {
     }
 }
 
+/// Cuts a read into as few requests as may carry it, of about the same length.
+fn pieces_of(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let count = range.len().div_ceil(REQUEST_BYTES_MAX).max(1);
+    let piece = page_align(range.len().div_ceil(count)).max(PAGE);
+    let end = range.end;
+    range
+        .step_by(piece)
+        .map(move |start| start..end.min(start + piece))
+}
+
+/// Bytes up to the first that a piece does not have: the end of the file.
+fn whole_count(counts: Vec<io::Result<usize>>, targets: &[NonNull<[u8]>]) -> io::Result<usize> {
+    let mut total = 0;
+    let mut is_ended = false;
+    for (count, target) in counts.into_iter().zip(targets) {
+        let count = count?;
+        if !is_ended {
+            total += count;
+            is_ended = count < target.len();
+        }
+    }
+    Ok(total)
+}
+
 impl RingFile {
+    /// Reads what one request may carry into `target`, a part of `buffer` that no other request
+    /// has, again for what it leaves. Fewer bytes come at the end of the file.
+    async fn read_piece(
+        &self,
+        offset: u64,
+        target: NonNull<[u8]>,
+        buffer: &Rc<BufferWriter>,
+    ) -> io::Result<usize> {
+        let (mut total, mut retries) = (0, Retries::default());
+        while total < target.len() {
+            let entry = opcode::Read::new(
+                types::Fd(self.fd.as_raw_fd()),
+                target.cast::<u8>().as_ptr().wrapping_add(total),
+                (target.len() - total) as u32,
+            )
+            .offset(offset + total as u64)
+            .build();
+            match self.ring.run(entry, Held::Buffer(buffer.clone())).await.0 {
+                Ok(0) => break,
+                Ok(count) => total += count as usize,
+                Err(e) if retries.allow(&e).await => {}
+                Err(e) => return Err(e),
+            }
+            if !total.is_multiple_of(PAGE) {
+                // Only the end of the file cuts a direct read off inside a page.
+                break;
+            }
+        }
+        Ok(total)
+    }
+
     /// Writes all of `bytes`, which `held` keeps in memory.
     async fn write_pieces(
         &self,
@@ -616,16 +660,39 @@ mod tests {
     }
 
     #[test]
+    fn a_read_is_cut_into_even_pieces_that_cover_it() {
+        for pages in [1, 7, 256, 257, 513, 2049] {
+            let range = PAGE..(1 + pages) * PAGE;
+            let pieces: Vec<_> = pieces_of(range.clone()).collect();
+            assert_eq!(pieces.len(), range.len().div_ceil(REQUEST_BYTES_MAX));
+            assert_eq!(pieces[0].start, range.start);
+            assert_eq!(pieces[pieces.len() - 1].end, range.end);
+            assert!(pieces.windows(2).all(|two| two[0].end == two[1].start));
+            assert!(pieces.iter().all(|piece| piece.len() <= REQUEST_BYTES_MAX));
+            assert!(pieces.iter().all(|piece| piece.len().is_multiple_of(PAGE)));
+        }
+    }
+
+    #[test]
     fn the_end_of_the_file_cuts_a_read_short() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().to_path_buf();
         on_executor(move || async move {
             let disk = RingDisk::open_folder(&path).expect("ring");
-            let pool = Pool::new(1 << 20);
+            let pool = Pool::new(16 << 20);
             let file = disk.create("seg", 2 * PAGE as u64).await.expect("created");
             let buffer = pool.try_take(4 * PAGE).expect("budget");
             let (count, _) = file.read(PAGE as u64, buffer, PAGE..4 * PAGE).await;
             assert_eq!(count.expect("read"), PAGE);
+            // In the second of three requests, and before the first.
+            let bytes = REQUEST_BYTES_MAX + REQUEST_BYTES_MAX / 2;
+            let file = disk.create("long", bytes as u64).await.expect("created");
+            for (offset, expected) in [(0, bytes), (2 * bytes, 0)] {
+                let buffer = pool.try_take(4 << 20).expect("budget");
+                let range = 0..3 * REQUEST_BYTES_MAX;
+                let (count, _) = file.read(offset as u64, buffer, range).await;
+                assert_eq!(count.expect("read"), expected);
+            }
         });
     }
 
@@ -661,11 +728,13 @@ mod tests {
         on_executor(move || async move {
             use futures::FutureExt;
             let disk = RingDisk::open_folder(&path).expect("ring");
-            let pool = Pool::new(64 << 20);
+            let pool = Pool::new(256 << 20);
             let file = disk.create("seg", 16 << 20).await.expect("created");
-            for _ in 0..32 {
-                let buffer = pool.try_take(1 << 20).expect("budget");
-                let read = file.read(0, buffer, PAGE..PAGE + (1 << 20));
+            for n in 0..32 {
+                // Of one request, and of several.
+                let bytes = [1 << 20, 4 << 20][n % 2];
+                let buffer = pool.try_take(bytes).expect("budget");
+                let read = file.read(0, buffer, PAGE..PAGE + bytes);
                 assert!(read.now_or_never().is_none(), "polled once, then dropped");
             }
             assert!(pool.used_bytes() > 0, "the ring still owns the buffers");
