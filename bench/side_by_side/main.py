@@ -35,7 +35,7 @@ def arguments(words=None):
                                      description="Measures Forebay beside its peers, on this machine, in one run, and writes the report.",
                                      epilog="FOREBAY, FOREBAY_BENCH and CACHEY name binaries to use instead of building them.")
     parser.add_argument("--form", choices=[*FORMS, "targets"], default="short",
-                        help="short: ten minutes; long: the whole matrix, under an hour; targets: the table of targets; smoke: one cell")
+                        help="short: ten minutes; long: the whole matrix, about an hour; targets: the table of targets; smoke: one cell")
     parser.add_argument("--only", type=words_of, default=[], metavar="WORD,…",
                         help="cells with these words alone: hit-ram, hit-disk, miss, put, 1MiB, range, 64, tls, plain …; of targets: letters, a … j")
     parser.add_argument("--systems", type=words_of, default=list(SYSTEMS), metavar="NAME,…", help=f"of {', '.join(SYSTEMS)}")

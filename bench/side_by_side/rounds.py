@@ -33,12 +33,31 @@ def load(cell, *words):
     return ["--size", cell.size, "--connections", cell.connections, "--warmup", cell.warmup_seconds(), *words]
 
 
+class Steady:
+    """Makes a run again from which the hypervisor took too much of the machine; see plan. Not for runs that read from disk: what a
+    virtual disk costs its host looks the same, and comes each time."""
+
+    def __init__(self):
+        self.seconds_left = plan.STOLEN_SECONDS_MAX
+
+    def run(self, measure):
+        """The report that `measure()` brings, the last one if there were several."""
+        for _ in range(plan.STOLEN_TRIES):
+            began = time.monotonic()
+            report = measure()
+            if report.get("stolen_share", 0) <= plan.STOLEN_SHARE_MAX or self.seconds_left <= 0:
+                break
+            self.seconds_left -= time.monotonic() - began
+        return report
+
+
 class Rounds:
     """Measures cells of `systems` (by name) into `found`."""
 
     def __init__(self, lab, systems, found, progress):
         self.lab, self.systems, self.found, self.progress = lab, systems, found, progress
         self.broken, self.restarts, self.given_up = {}, {}, {}
+        self.steady = Steady()
 
     def run(self, cells):
         for group in plan.groups(cells):
@@ -151,6 +170,11 @@ class Rounds:
         self.progress.say(f"{system.name}: still asks the store after {WARM_TRIES} times all objects")
 
     def _measure(self, system, group, cell, number):
+        def once():
+            return self._measure_once(system, group, cell, number)
+        return once() if cell.workload == "hit-disk" else self.steady.run(once)
+
+    def _measure_once(self, system, group, cell, number):
         is_miss = cell.workload == "miss"
         keys = ["--keys", MISS_KEYS, "--order", "sequential", "--key-pattern", pattern(self.lab.fresh_prefix() + "-")] if is_miss \
             else ["--keys", group.keys(), "--key-pattern", pattern(), "--seed", cell.seed(number)]

@@ -10,7 +10,7 @@ import time
 
 from . import judge, plan
 from .lab import GENERATOR_CPU, SERVER_CPU, Failed
-from .rounds import MISS_KEYS, load, pattern, put_once
+from .rounds import MISS_KEYS, Steady, load, pattern, put_once
 from .systems import Forebay
 
 SIZES = ("1MiB", "4MiB")
@@ -53,12 +53,12 @@ def expected_seconds(letters, pairs, seconds):
     return sum(2 * cost for letter, cost in each.items() if letter in letters)
 
 
-def alternate(arms, pairs):
-    """Runs each arm once a pair, in turned order every other pair; the results by arm."""
-    results = {name: [] for name in arms}
+def alternate(arms, pairs, run=None):
+    """Runs each arm once a pair, in turned order every other pair; the results by arm. `run` runs one (default: a steady one)."""
+    results, run = {name: [] for name in arms}, run or Steady().run
     for number in range(pairs):
         for name in list(arms) if number % 2 == 0 else list(arms)[::-1]:
-            results[name].append(arms[name]())
+            results[name].append(run(arms[name]))
     return results
 
 
@@ -138,7 +138,7 @@ class Experiments:
             self.warm(system, cell, group.keys(), group.set_bytes() / plan.WARM_BYTES_PER_SECOND)
             arms = {"ours": lambda: self.get(system, cell, group.keys(), "--key-pattern", pattern()),
                     "fio": lambda: self._fio(path, size, "--rw=randread", f"--runtime={self.seconds}", "--time_based", "--ramp_time=0.3")}
-            results = alternate(arms, self.pairs)
+            results = alternate(arms, self.pairs, run=lambda arm: arm())
         finally:
             path.unlink(missing_ok=True)
             if system:

@@ -57,6 +57,9 @@ const END_PERIOD: Duration = Duration::from_millis(10);
 /// Share of its own threads' time above which the generator, not the server, may be what was measured.
 const GENERATOR_BUSY_MAX: f64 = 0.9;
 
+/// Share of the machine's CPU time that a hypervisor may take before the figures are doubted.
+const STOLEN_SHARE_MAX: f64 = 0.05;
+
 /// Share of an open loop's requests that must have been made for the rate to have been offered.
 const OFFERED_SHARE_MIN: f64 = 0.95;
 
@@ -296,6 +299,7 @@ impl Summary<'_> {
         let bytes = self.after.bytes - self.before.bytes;
         let usage = self.after.usage.since(&self.before.usage);
         let busy = usage.own_cpu_s / (seconds * plan.threads as f64);
+        let stolen_share = usage.machine.stolen_share();
         let latencies = samples.latencies()?;
         if let Some(path) = &plan.hdr {
             distribution::write(path, &latencies, started.as_secs_f64(), seconds)?;
@@ -348,17 +352,31 @@ impl Summary<'_> {
             server_cpu_s_per_gib: server
                 .and_then(|server| per_gib(server.user_s + server.system_s)),
             server_core_busy: usage.server_cpu.as_ref().map(CpuTime::busy_share),
+            stolen_share,
             server_rss_bytes: server.map(|server| server.rss_bytes),
             device_bytes_read: self.has_device.then_some(usage.device.read),
             device_bytes_written: self.has_device.then_some(usage.device.written),
             wrong_content: samples.wrong_content,
             missing,
-            warnings: self.warnings(&samples, requests, busy, seconds),
+            warnings: self.warnings(&samples, requests, seconds, busy, stolen_share),
         })
     }
 
-    fn warnings(&self, samples: &Samples, requests: u64, busy: f64, seconds: f64) -> Vec<String> {
+    fn warnings(
+        &self,
+        samples: &Samples,
+        requests: u64,
+        seconds: f64,
+        busy: f64,
+        stolen_share: f64,
+    ) -> Vec<String> {
         let (plan, mut warnings) = (self.plan, Vec::new());
+        if stolen_share > STOLEN_SHARE_MAX {
+            warnings.push(format!(
+                "a hypervisor took {:.0} % of this machine's CPU time from it: throughput is a lower bound, latency an upper one",
+                stolen_share * 100.0
+            ));
+        }
         if busy > GENERATOR_BUSY_MAX {
             warnings.push(format!(
                 "the generator used {:.0} % of its {} thread(s): throughput is a lower bound, latency an upper one",

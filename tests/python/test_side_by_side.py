@@ -137,6 +137,27 @@ class Failing(unittest.TestCase):
         self.assertEqual(found[16, 9], f"it failed {rounds.RESTARTS_MAX + 1} times in this group")
 
 
+class Stolen(unittest.TestCase):
+    def test_a_run_that_the_hypervisor_cut_into_is_made_again(self):
+        shares = [0.5, 0.02, 0.3]
+        steady = rounds.Steady()
+        self.assertEqual(steady.run(lambda: {"stolen_share": shares.pop(0)}), {"stolen_share": 0.02})
+        self.assertEqual(shares, [0.3])
+
+    def test_but_not_for_ever(self):
+        steady, tried = rounds.Steady(), []
+
+        def measure():
+            tried.append(1)
+            return {"stolen_share": 0.5}
+
+        self.assertEqual(steady.run(measure)["stolen_share"], 0.5)
+        self.assertEqual(len(tried), plan.STOLEN_TRIES)
+        steady.seconds_left = 0
+        steady.run(measure)
+        self.assertEqual(len(tried), plan.STOLEN_TRIES + 1)
+
+
 class Planned(unittest.TestCase):
     def test_the_long_form_has_every_cell_of_the_matrix_once(self):
         rows = [json.dumps(cell.row(), sort_keys=True) for cell in plan.long_form() if cell.workload != "put"]

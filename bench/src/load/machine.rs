@@ -28,17 +28,38 @@ pub(super) struct ProcessUsage {
     pub(super) rss_bytes: u64,
 }
 
-/// What one CPU did since the machine started, interrupts and other processes included.
+/// What one CPU, or all, did since the machine started, interrupts and other processes included.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct CpuTime {
+    /// Stolen time too: there was work.
     busy_s: f64,
     idle_s: f64,
+    /// Time in which there was work and a hypervisor ran something else.
+    stolen_s: f64,
 }
 
 impl CpuTime {
     /// The share of the time in which it was busy.
     pub(super) fn busy_share(&self) -> f64 {
         self.busy_s / (self.busy_s + self.idle_s)
+    }
+
+    /// The share of the time that was stolen; 0 of no time.
+    pub(super) fn stolen_share(&self) -> f64 {
+        let all_s = self.busy_s + self.idle_s;
+        if all_s > 0.0 {
+            self.stolen_s / all_s
+        } else {
+            0.0
+        }
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            busy_s: self.busy_s - earlier.busy_s,
+            idle_s: self.idle_s - earlier.idle_s,
+            stolen_s: self.stolen_s - earlier.stolen_s,
+        }
     }
 }
 
@@ -56,6 +77,8 @@ pub(super) struct Usage {
     pub(super) server: Option<ProcessUsage>,
     /// Of the one CPU that the servers may run on.
     pub(super) server_cpu: Option<CpuTime>,
+    /// Of all CPUs.
+    pub(super) machine: CpuTime,
     pub(super) device: DeviceBytes,
 }
 
@@ -76,10 +99,8 @@ impl Usage {
             server_cpu: self
                 .server_cpu
                 .zip(earlier.server_cpu)
-                .map(|(now, then)| CpuTime {
-                    busy_s: now.busy_s - then.busy_s,
-                    idle_s: now.idle_s - then.idle_s,
-                }),
+                .map(|(now, then)| now.since(&then)),
+            machine: self.machine.since(&earlier.machine),
             device: DeviceBytes {
                 read: self.device.read.saturating_sub(earlier.device.read),
                 written: self.device.written.saturating_sub(earlier.device.written),
@@ -117,7 +138,8 @@ impl Machine {
         Ok(Usage {
             own_cpu_s: own.user_s + own.system_s,
             server: (!self.server_pids.is_empty()).then_some(server),
-            server_cpu: self.server_cpu.map(cpu_time).transpose()?,
+            server_cpu: self.server_cpu.map(|cpu| cpu_time(Some(cpu))).transpose()?,
+            machine: cpu_time(None)?,
             device: device.unwrap_or_default(),
         })
     }
@@ -171,22 +193,31 @@ fn parse_only_cpu(status: &str) -> Option<usize> {
     list.trim().parse().ok()
 }
 
-fn cpu_time(cpu: usize) -> Result<CpuTime, String> {
+/// Of one CPU, or of all.
+fn cpu_time(cpu: Option<usize>) -> Result<CpuTime, String> {
     let path = "/proc/stat";
-    parse_cpu_time(&read(path)?, cpu).ok_or_else(|| format!("{path}: nothing of CPU {cpu}"))
+    let name = cpu_name(cpu);
+    parse_cpu_time(&read(path)?, &name).ok_or_else(|| format!("{path}: nothing of {name}"))
+}
+
+fn cpu_name(cpu: Option<usize>) -> String {
+    cpu.map_or("cpu".into(), |cpu| format!("cpu{cpu}"))
 }
 
 /// Of the columns user, nice, system, idle, iowait, irq, softirq and steal, the fourth and the fifth
 /// are idle.
-fn parse_cpu_time(stat: &str, cpu: usize) -> Option<CpuTime> {
-    let name = format!("cpu{cpu} ");
-    let line = stat.lines().find_map(|line| line.strip_prefix(&name))?;
+fn parse_cpu_time(stat: &str, name: &str) -> Option<CpuTime> {
+    let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+    let (_, line) = lines.find(|(first, _)| *first == name)?;
     let mut time = CpuTime::default();
     for (column, ticks) in line.split_whitespace().take(8).enumerate() {
         let seconds = ticks.parse::<f64>().ok()? / TICKS_PER_S;
         match column {
             3 | 4 => time.idle_s += seconds,
             _ => time.busy_s += seconds,
+        }
+        if column == 7 {
+            time.stolen_s = seconds;
         }
     }
     Some(time)
@@ -221,10 +252,13 @@ mod tests {
         assert_eq!(parse_cpu_s(stat), Some((2.5, 0.5)));
         assert_eq!(parse_cpu_s("7 (a"), None);
         let cpus =
-            "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 50 300 100 20 30 0 7 7\ncpu1 1 1 1 1 1 1 1 1\n";
-        let time = parse_cpu_time(cpus, 0).unwrap();
-        assert_eq!((time.busy_s, time.idle_s), (2.0, 4.0));
-        assert_eq!(parse_cpu_time(cpus, 7), None);
+            "cpu  25 25 25 25 25 25 25 25 0 0\ncpu0 100 0 50 300 100 10 20 20 7 7\ncpu1 1 1 1 1 1 1 1 1\n";
+        let time = parse_cpu_time(cpus, &cpu_name(Some(0))).unwrap();
+        assert_eq!((time.busy_s, time.idle_s, time.stolen_s), (2.0, 4.0, 0.2));
+        let all = parse_cpu_time(cpus, &cpu_name(None)).unwrap();
+        assert_eq!((all.busy_s, all.stolen_share()), (1.5, 0.125));
+        assert_eq!(CpuTime::default().stolen_share(), 0.0);
+        assert_eq!(parse_cpu_time(cpus, "cpu7"), None);
         assert_eq!(
             parse_only_cpu("Cpus_allowed:\t1\nCpus_allowed_list:\t0\n"),
             Some(0)

@@ -135,6 +135,8 @@ pub struct Report {
     /// Busy share of the CPU that the server is pinned to, if it is to one: with interrupts and all
     /// else that runs there, which the server's own times leave out.
     pub server_core_busy: Option<f64>,
+    /// Share of all CPUs' time that a hypervisor gave to others while there was work, 0 to 1.
+    pub stolen_share: f64,
     /// Memory of the server at the end.
     pub server_rss_bytes: Option<u64>,
     /// Bytes read from the watched device, by anybody.
@@ -191,6 +193,10 @@ impl Report {
         }
         if let Some(busy) = self.server_core_busy {
             writeln!(f, "  its CPU     {:.0} % busy", busy * 100.0)?;
+        }
+        if self.stolen_share >= 0.005 {
+            let percent = self.stolen_share * 100.0;
+            writeln!(f, "  hypervisor  took {percent:.0} % of the machine's time")?;
         }
         if let Some(bytes) = self.device_bytes_read {
             let written = gib(self.device_bytes_written.unwrap_or_default());

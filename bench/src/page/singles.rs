@@ -214,6 +214,10 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
         ("server memory", report.server_rss_bytes.map(text::bytes)),
         ("server's core busy", report.server_core_busy.map(percent)),
         (
+            "taken by the hypervisor",
+            Some(percent(report.stolen_share)),
+        ),
+        (
             "read from the device",
             report.device_bytes_read.map(text::bytes),
         ),
