@@ -15,6 +15,8 @@ from .systems import System, first_line
 # Of the memory limit, for caches in a process of their own that need little besides; the rest is for threads and requests in flight.
 OWN_RAM_BYTES = 512 * plan.MIB
 ATS_RAM_BYTES = 400 * plan.MIB
+# A fourth of the smallest fragment: the directory has room to spare, and takes a megabyte.
+ATS_ENTRY_BYTES = 64 * plan.KIB
 CACHEY_RAM_BYTES = 320 * plan.MIB
 CACHEY_DOWNLOAD_BYTES = 128 * plan.MIB
 HELD_SECONDS = 600
@@ -47,7 +49,7 @@ class TrafficServer(System):
                 shutil.copy(path, etc)
         user = "trafficserver" if os.getuid() == 0 else "#-1"
         config = self.fill("ats/records.config.in", PLAIN_PORT=self.plain_port, TLS_PORT=self.tls_port, RAM=ATS_RAM_BYTES, USER=user,
-                           OBJECT_BYTES=group.cells[0].size_bytes)
+                           OBJECT_BYTES=ATS_ENTRY_BYTES)
         config.replace(etc / "records.config")
         store = f"http://127.0.0.1:{self.lab.store_port}/"
         (etc / "remap.config").write_text(f"map {local(self.plain_port, False)} {store}\nmap {local(self.tls_port, True)} {store}\n")

@@ -53,8 +53,14 @@ def expected_seconds(letters, pairs, seconds):
     return sum(2 * cost for letter, cost in each.items() if letter in letters)
 
 
+def once(arm):
+    """Runs an arm that brings no report, or that reads from disk."""
+    return arm()
+
+
 def alternate(arms, pairs, run=None):
-    """Runs each arm once a pair, in turned order every other pair; the results by arm. `run` runs one (default: a steady one)."""
+    """Runs each arm once a pair, in turned order every other pair; the results by arm. `run` runs one: by default a steady one, whose
+    result is a report."""
     results, run = {name: [] for name in arms}, run or Steady().run
     for number in range(pairs):
         for name in list(arms) if number % 2 == 0 else list(arms)[::-1]:
@@ -138,7 +144,7 @@ class Experiments:
             self.warm(system, cell, group.keys(), group.set_bytes() / plan.WARM_BYTES_PER_SECOND)
             arms = {"ours": lambda: self.get(system, cell, group.keys(), "--key-pattern", pattern()),
                     "fio": lambda: self._fio(path, size, "--rw=randread", f"--runtime={self.seconds}", "--time_based", "--ramp_time=0.3")}
-            results = alternate(arms, self.pairs, run=lambda arm: arm())
+            results = alternate(arms, self.pairs, run=once)
         finally:
             path.unlink(missing_ok=True)
             if system:

@@ -13,7 +13,7 @@ import unittest
 import unittest.mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bench"))
-from side_by_side import judge, lab, left, main, plan, records, rounds  # noqa: E402
+from side_by_side import checks, judge, lab, left, main, plan, records, rounds  # noqa: E402
 
 ONE_SECOND = {"rounds": 3, "seconds": 1.0}
 
@@ -156,6 +156,15 @@ class Stolen(unittest.TestCase):
         steady.seconds_left = 0
         steady.run(measure)
         self.assertEqual(len(tried), plan.STOLEN_TRIES + 1)
+
+
+class CrossChecked(unittest.TestCase):
+    def test_another_generator_is_no_report_and_is_set_beside_ours(self):
+        check = checks.Checks(unittest.mock.MagicMock(), [], unittest.mock.MagicMock())
+        with unittest.mock.patch.multiple(checks, Forebay=unittest.mock.MagicMock()), \
+                unittest.mock.patch.multiple(checks.Checks, _theirs=lambda *_: (3.0, 0.5), _ours=lambda *_: (2.0, 0.25)):
+            found = check._check("wrk", tls=False)
+        self.assertEqual((found["a"], found["b"], found["ratio"], found["cpu_a"], found["cpu_b"]), (3.0, 2.0, 1.5, 0.5, 0.25))
 
 
 class Planned(unittest.TestCase):
