@@ -66,6 +66,8 @@ class Server:
         return [pid for pid in pids if not self.passing or self.passing not in command_line(pid)]
 
     def check(self):
+        if self.process.poll() == -signal.SIGKILL:
+            raise Failed(f"{self.name} was killed: it needed more than its memory limit")
         if self.process.poll() is not None:
             raise Failed(f"{self.name} ended with {self.process.returncode}: {self.last_words()}")
 

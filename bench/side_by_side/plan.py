@@ -45,7 +45,7 @@ PUT_SECONDS = 5.0
 
 # Of a run from which the hypervisor took more of the machine than this, the figures are another machine's: it is made again, twice at
 # most, and for so long in all. What it still has then stands, with the generator's warning.
-STOLEN_SHARE_MAX, STOLEN_TRIES, STOLEN_SECONDS_MAX = 0.1, 3, 300.0
+STOLEN_SHARE_MAX, STOLEN_TRIES, STOLEN_SECONDS_MAX = 0.1, 3, 60.0
 
 READS = ("hit-ram", "hit-disk", "miss")
 

@@ -47,12 +47,10 @@ fn a_good_run_has_figures_that_agree() {
     let stub = start();
     let report = get(&stub, "--size 64KiB --keys 5 --verify all --threads 2").unwrap();
     assert!(report.is_good(), "{report}");
+    // What the machine was busy with besides is no fault of the run.
+    let of_the_machine = |text: &String| text.contains("generator") || text.contains("hypervisor");
     assert!(
-        report.errors.is_empty()
-            && report
-                .warnings
-                .iter()
-                .all(|text| text.contains("generator")),
+        report.errors.is_empty() && report.warnings.iter().all(of_the_machine),
         "{report}"
     );
     // Bytes are counted as they come, requests when they end: they differ by what is under way at the ends.

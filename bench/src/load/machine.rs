@@ -1,6 +1,6 @@
 //! What the machine says about a run: owns reading `/proc` for CPU time, memory and device reads. Interprets nothing.
 
-use std::fs;
+use std::{fs, io};
 
 /// Clock ticks in a second as `/proc` counts them: fixed by the kernel's interface on every Linux that we run on.
 const TICKS_PER_S: f64 = 100.0;
@@ -151,7 +151,11 @@ fn read(path: &str) -> Result<String, String> {
 
 fn process_usage(pid: &str) -> Result<ProcessUsage, String> {
     let path = format!("/proc/{pid}/stat");
-    let (user_s, system_s) = parse_cpu_s(&read(&path)?)
+    let stat = fs::read_to_string(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => format!("the server's process {pid} is not there, or has ended"),
+        _ => format!("{path}: {error}"),
+    })?;
+    let (user_s, system_s) = parse_cpu_s(&stat)
         .ok_or_else(|| format!("{path}: not in the form that this program knows"))?;
     let path = format!("/proc/{pid}/statm");
     let pages = read(&path)?
@@ -251,8 +255,7 @@ mod tests {
         let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194304 5 0 0 0 250 50 0 0 20 0 1 0 99 1000 10";
         assert_eq!(parse_cpu_s(stat), Some((2.5, 0.5)));
         assert_eq!(parse_cpu_s("7 (a"), None);
-        let cpus =
-            "cpu  25 25 25 25 25 25 25 25 0 0\ncpu0 100 0 50 300 100 10 20 20 7 7\ncpu1 1 1 1 1 1 1 1 1\n";
+        let cpus = "cpu  25 25 25 25 25 25 25 25 0 0\ncpu0 100 0 50 300 100 10 20 20 7 7\ncpu1 1 1 1 1 1 1 1 1\n";
         let time = parse_cpu_time(cpus, &cpu_name(Some(0))).unwrap();
         assert_eq!((time.busy_s, time.idle_s, time.stolen_s), (2.0, 4.0, 0.2));
         let all = parse_cpu_time(cpus, &cpu_name(None)).unwrap();

@@ -8,11 +8,12 @@ use super::study::Study;
 /// Row, round, and whether a later run of that round worked.
 pub(super) type Place = (Row, u64, bool);
 
-/// Cells that failed, or were not tried, for the same reason.
+/// Cells that failed, or were not tried, for reasons which differ by numbers only.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Trouble {
     pub(super) system: usize,
     pub(super) failed: bool,
+    /// The first of them.
     pub(super) reason: String,
     pub(super) places: Vec<Place>,
 }
@@ -28,7 +29,7 @@ pub(super) struct Warning {
 
 /// All failures, then all that was not tried.
 pub(super) fn troubles(study: &Study) -> Vec<Trouble> {
-    let mut groups: BTreeMap<(bool, usize, &str), Vec<Place>> = BTreeMap::new();
+    let mut groups: BTreeMap<(bool, usize, String), Trouble> = BTreeMap::new();
     for (row, system, cell) in study.cells() {
         for (round, outcome) in cell.trouble() {
             let (skipped, reason) = match outcome {
@@ -37,19 +38,18 @@ pub(super) fn troubles(study: &Study) -> Vec<Trouble> {
                 Outcome::Skipped(reason) => (true, reason),
             };
             let again = cell.reports().any(|(other, _)| other == round);
-            let group = groups.entry((skipped, system, reason)).or_default();
-            group.push((row.clone(), round.1, again));
+            let group = groups
+                .entry((skipped, system, without_numbers(reason)))
+                .or_insert_with(|| Trouble {
+                    system,
+                    failed: !skipped,
+                    reason: reason.to_owned(),
+                    places: Vec::new(),
+                });
+            group.places.push((row.clone(), round.1, again));
         }
     }
-    let groups = groups
-        .into_iter()
-        .map(|((skipped, system, reason), places)| Trouble {
-            system,
-            failed: !skipped,
-            reason: reason.to_owned(),
-            places,
-        });
-    groups.collect()
+    groups.into_values().collect()
 }
 
 /// Index of the trouble that a cell is in; failures before skips.

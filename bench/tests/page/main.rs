@@ -218,6 +218,26 @@ fn a_failed_cell_is_shown_with_its_reason_and_a_retry_counts() {
 }
 
 #[test]
+fn reasons_that_differ_by_a_number_are_one() {
+    let folder = Folder::new();
+    let failed = |round, pid| {
+        let mut run = sample::run(1, ("hit-ram", MIB, None), 16, false, round);
+        run.as_object_mut().expect("an object").remove("report");
+        run["failed"] = json!(format!("the server's process {pid} has ended"));
+        run
+    };
+    let runs = [failed(1, 1489), failed(2, 29), failed(3, 666)];
+    folder.file("runs", &sample::lines(&runs));
+    folder.page(&["runs", "--markdown", "tables.md"]);
+    let tables = fs::read_to_string(folder.path("tables.md")).expect("the tables");
+    assert!(
+        tables.contains("1. forebay failed (3 rounds): the server's process 1489 has ended"),
+        "{tables}"
+    );
+    assert!(!tables.contains("2. "), "{tables}");
+}
+
+#[test]
 fn without_us_nobody_is_a_peer() {
     let folder = Folder::new();
     let shape = ("hit-ram", MIB, None);
