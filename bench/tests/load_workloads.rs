@@ -382,11 +382,17 @@ fn rates_are_stepped_with_a_report_each() {
         panic!("two reports, not {}", reports.len());
     };
     assert_eq!((slow.rate, fast.rate), (Some(50.0), Some(200.0)));
-    // Fixed gaps over half a second.
-    assert!(
-        (20..=27).contains(&slow.requests) && (80..=110).contains(&fast.requests),
-        "{slow}{fast}"
-    );
+    // Fixed gaps: as many as the rate makes of the time, or the report says that they were fewer.
+    for report in &reports {
+        let offered = report.rate.unwrap() * report.seconds;
+        let kept = (offered - report.requests as f64).abs() <= 3.0;
+        let told = report
+            .warnings
+            .iter()
+            .any(|text| text.contains("were offered"));
+        assert!(report.requests > 0 && (kept || told), "{report}");
+        assert!(report.requests as f64 <= offered + 3.0, "{report}");
+    }
     assert!(
         folder.path().join("latency-50.hgrm").exists()
             && folder.path().join("latency-200.hgrm").exists()
