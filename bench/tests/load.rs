@@ -227,7 +227,8 @@ fn two_servers_are_compared_in_turn() {
         }),
     );
     let own = std::process::id();
-    let side = |stub: &StubHandle| get_arguments(stub, &format!("--size 4KiB --server-pid {own}"));
+    // Large enough that a request costs a server more than a tick of the kernel's accounting.
+    let side = |stub: &StubHandle| get_arguments(stub, &format!("--size 1MiB --server-pid {own}"));
     let (a, b) = (side(&fast), side(&slow));
     let words = ["--a", &a, "--b", &b, "--pairs", "2", "--name-a", "fast"];
     let comparison = compare::compare(&Compare::from_args(&["compare"], &words).unwrap()).unwrap();

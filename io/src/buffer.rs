@@ -8,6 +8,10 @@
 //!
 //! This file never does I/O and never hands out a byte above the watermark.
 
+mod arriving;
+
+pub use arriving::Arriving;
+
 use crate::line::{Line, Place};
 use crate::pages::Pages;
 use crossbeam_queue::{ArrayQueue, SegQueue};
@@ -303,6 +307,15 @@ impl Backing {
         PAGE << self.memory.as_ref().expect("present until drop").class
     }
 
+    /// Ends the filling as `state` says, unless it has ended.
+    fn end(&self, state: u8) {
+        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .state
+            .compare_exchange(FILLING, state, success, failure);
+        self.wake_readers();
+    }
+
     fn wake_readers(&self) {
         while let Some(waker) = self.waiting.pop() {
             waker.wake();
@@ -391,17 +404,15 @@ impl BufferWriter {
         }
     }
 
-    /// Says that no more bytes will come and the body is good.
+    /// Says that no more bytes will come and the body is good. Readers who were told before that it
+    /// failed are told nothing else.
     pub fn finish(&mut self) {
-        self.backing.state.store(FINISHED, Ordering::Release);
-        self.backing.wake_readers();
+        self.backing.end(FINISHED);
     }
 
     /// Says that no more bytes will come because the source failed; readers learn it.
     pub fn fail(&mut self) {
-        let state = &self.backing.state;
-        let _ = state.compare_exchange(FILLING, FAILED, Ordering::AcqRel, Ordering::Acquire);
-        self.backing.wake_readers();
+        self.backing.end(FAILED);
     }
 
     /// Gives up writing: zeroes from the watermark to the page boundary, so that no earlier
@@ -582,8 +593,14 @@ impl Watch {
         .await
     }
 
+    /// Tells all readers that no more bytes will come, as if the source had failed: for whoever
+    /// sees that it takes too long. What comes all the same can be read.
+    pub fn give_up(&self) {
+        self.backing.end(FAILED);
+    }
+
     fn progress(&self, count: usize) -> Option<Result<usize, FillFailed>> {
-        // The state first: the watermark never moves after it has left FILLING.
+        // The state first: the watermark never moves after FINISHED.
         let state = self.backing.state.load(Ordering::Acquire);
         let filled = self.filled();
         match state {

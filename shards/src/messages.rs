@@ -78,6 +78,14 @@ pub enum BlockBody {
         /// The wanted bytes of it.
         range: Range<usize>,
     },
+    /// Being read from disk, verified piece by piece: as it fills, but if it breaks off, whoever asks
+    /// for the rest again gets it from where the rest can be had.
+    Reading {
+        /// The block as it is read.
+        watch: Watch,
+        /// The wanted bytes of it.
+        range: Range<usize>,
+    },
 }
 
 /// An object opened at its home: what it is, and its first block's part of what was wanted.

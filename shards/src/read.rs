@@ -6,6 +6,7 @@
 
 use crate::core::Core;
 use crate::flight::{Flight, Landing, Plan};
+use crate::follow::Follow;
 use crate::format::{RecordHeader, RecordState};
 use crate::heads::Head;
 use crate::index::Location;
@@ -169,7 +170,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
 
     /// Answers from what is cached; `None` if block 0 is needed and not here.
     async fn serve(
-        &self,
+        self: &Rc<Self>,
         id: &BlockId,
         hash: BlockHash,
         meta: Arc<ObjectMeta>,
@@ -194,7 +195,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 first: None,
             }));
         }
-        let (view, outcome) = match self.cached(id, hash, &meta, range).await {
+        let (body, outcome) = match self.cached(id, hash, &meta, range).await {
             Ok(found) => found?,
             Err(error) => return Some(Err(error)),
         };
@@ -206,7 +207,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             meta,
             outcome,
             span,
-            first: Some(BlockBody::Ready(view)),
+            first: Some(body),
         }))
     }
 
@@ -222,8 +223,8 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let (flight, own) = match self.flight(hash) {
             Some(flight) => (flight, false),
             None => {
-                if let Some((view, outcome)) = self.cached(&id, hash, &meta, range.clone()).await? {
-                    return Ok((BlockBody::Ready(view), outcome));
+                if let Some(found) = self.cached(&id, hash, &meta, range.clone()).await? {
+                    return Ok(found);
                 }
                 match self.flight(hash) {
                     Some(flight) => (flight, false),
@@ -248,14 +249,14 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     /// # Errors
     /// [`ReadError::Unreadable`] if it is here alone and cannot be read.
     async fn cached(
-        &self,
+        self: &Rc<Self>,
         id: &BlockId,
         hash: BlockHash,
         meta: &ObjectMeta,
         range: Range<usize>,
-    ) -> Result<Option<(View, Outcome)>, ReadError> {
-        if let Some(found) = self.in_ram(id, hash, meta, &range) {
-            return Ok(Some(found));
+    ) -> Result<Option<(BlockBody, Outcome)>, ReadError> {
+        if let Some((view, outcome)) = self.in_ram(id, hash, meta, &range) {
+            return Ok(Some((BlockBody::Ready(view), outcome)));
         }
         let Some((shard, location)) = self.located(id, hash, meta) else {
             return Ok(None);
@@ -274,17 +275,43 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         let skipped = inside.start;
         self.make_room(inside.len(), payload_length);
         shard.touch(hash, range.len());
-        let room = self
+        let mut room = self
             .in_time(shard.read_room(location, inside.clone()))
             .await?;
+        // A dirty block's readers get an error rather than half of it.
+        if !is_dirty && shard.is_read_in_pieces(location, &inside) {
+            match self
+                .follow_record(id, hash, meta, &shard, location, room)
+                .await
+            {
+                Follow::Begun(watch) => {
+                    self.note_record_read(range.len());
+                    let body = BlockBody::Reading { watch, range };
+                    return Ok(Some((body, Outcome::HitDisk)));
+                }
+                Follow::Moved => {}
+                Follow::Failed(failure) => return self.without_record(id, is_dirty, failure),
+                Follow::OtherVersion => return Ok(None),
+            }
+            room = self
+                .in_time(shard.read_room(location, inside.clone()))
+                .await?;
+        }
         let reader = shard.clone();
         let reading = async move { reader.read(hash, location, inside, room).await };
         match self.patience.read(number, reading).await {
             Some(Ok(found)) if is_version(&found.header, id, meta) => {
                 let wanted = range.start - skipped..range.end - skipped;
-                Ok(Some(self.found_on_disk(
-                    hash, &shard, location, found, wanted, is_dirty,
-                )))
+                let answer = found.wanted.slice(wanted);
+                self.note_record_read(answer.len());
+                if let Some(payload) = found.whole {
+                    self.keep_if_hot(hash, &shard, location, found.header, payload);
+                }
+                let outcome = match is_dirty {
+                    true => Outcome::HitDirty,
+                    false => Outcome::HitDisk,
+                };
+                Ok(Some((BlockBody::Ready(answer), outcome)))
             }
             Some(Ok(_)) => {
                 shard.forget_if_at(hash, location);
@@ -384,35 +411,29 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         Some((shard, location))
     }
 
-    /// The answer from a record, which enters the RAM tier if it is hot.
-    fn found_on_disk(
+    fn note_record_read(&self, wanted: usize) {
+        self.stats.records_read.add(1);
+        self.stats.record_bytes_read.add(wanted as u64);
+    }
+
+    /// Keeps a payload in the RAM tier if it is hot, and still the newest: an overwrite during the
+    /// read has replaced the location.
+    pub(crate) fn keep_if_hot(
         &self,
         hash: BlockHash,
         shard: &Shard<R, D>,
         location: Location,
-        found: FoundRecord,
-        wanted: Range<usize>,
-        is_dirty: bool,
-    ) -> (View, Outcome) {
-        self.stats.records_read.add(1);
-        self.stats.record_bytes_read.add(wanted.len() as u64);
-        let answer = found.wanted.slice(wanted);
-        // Still the newest: an overwrite during the read has replaced the location.
-        if let Some(payload) = found.whole
-            && shard.find(hash) == Some(location)
-        {
-            let header = Rc::new(found.header);
+        header: RecordHeader,
+        payload: View,
+    ) {
+        if shard.find(hash) == Some(location) {
+            let header = Rc::new(header);
             let block = RamBlock { header, payload };
             self.ram.borrow_mut().insert_if_hot(hash, block);
         }
-        let outcome = match is_dirty {
-            true => Outcome::HitDirty,
-            false => Outcome::HitDisk,
-        };
-        (answer, outcome)
     }
 
-    fn note_failure(&self, id: &BlockId, failure: &ReadFailure) {
+    pub(crate) fn note_failure(&self, id: &BlockId, failure: &ReadFailure) {
         match failure {
             ReadFailure::Gone => return,
             ReadFailure::Damaged(_) => self.stats.damaged_records.add(1),
@@ -611,7 +632,7 @@ pub(crate) fn names(header: &RecordHeader, id: &BlockId) -> bool {
 }
 
 /// Whether a record is of this version of this block.
-fn is_version(header: &RecordHeader, id: &BlockId, meta: &ObjectMeta) -> bool {
+pub(crate) fn is_version(header: &RecordHeader, id: &BlockId, meta: &ObjectMeta) -> bool {
     names(header, id) && header.meta.etag == meta.etag && header.meta.size == meta.size
 }
 

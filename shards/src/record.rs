@@ -23,12 +23,15 @@ const WHOLE_READ_SLACK_BYTES: usize = 128 << 10;
 /// overwritten or moved while the read waited for a buffer.
 const READ_MOVES_MAX: usize = 4;
 
+/// Said of a record that the file does not hold to its end.
+pub(crate) const PAST_THE_END: NotOurs = NotOurs::Field("record past the end of its segment");
+
 /// Memory for one read of a record.
 pub struct ReadRoom {
     /// For the header, where it is read by itself.
     header: Option<BufferWriter>,
     /// For the chunks that are wanted, or for the whole record.
-    body: BufferWriter,
+    pub(crate) body: BufferWriter,
 }
 
 /// What was read of a record.
@@ -56,7 +59,7 @@ pub enum ReadFailure {
 }
 
 /// Whether all of a payload is read for the sake of `wanted`.
-fn is_read_whole(wanted: &Range<usize>, payload_length: usize) -> bool {
+pub(crate) fn is_read_whole(wanted: &Range<usize>, payload_length: usize) -> bool {
     wanted.len() + WHOLE_READ_SLACK_BYTES >= payload_length
 }
 
@@ -68,7 +71,12 @@ fn chunks_around(wanted: &Range<usize>, payload_length: usize) -> Range<usize> {
 
 impl<R: Runtime, D: Disk> Shard<R, D> {
     /// A block's record that could not be read leaves the index, unless it is the only copy.
-    fn drop_unreadable(&self, hash: BlockHash, location: Location, failure: &ReadFailure) {
+    pub(crate) fn drop_unreadable(
+        &self,
+        hash: BlockHash,
+        location: Location,
+        failure: &ReadFailure,
+    ) {
         if !matches!(failure, ReadFailure::Gone) && !self.is_dirty(hash) {
             self.forget_if_at(hash, location);
         }
@@ -194,7 +202,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
 
     /// Keeps a block's segment while it is read. Taken after the buffer: who holds a segment must
     /// not wait for memory, because those who hold the memory may wait for the segment.
-    fn use_segment(
+    pub(crate) fn use_segment(
         &self,
         hash: BlockHash,
         location: Location,
@@ -241,7 +249,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
         let reading = used.segment().file.read(offset, buffer, target.clone());
         let (count, mut buffer) = reading.await;
         if count? != target.len() {
-            return Err(NotOurs::Field("record past the end of its segment").into());
+            return Err(PAST_THE_END.into());
         }
         buffer.advance(range.len());
         buffer.finish();
@@ -250,6 +258,23 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
 }
 
 impl<R: Runtime, D: Disk> Inner<R, D> {
+    /// The header that the first page of the record of `hash` at `location` holds.
+    pub(crate) fn header_of(
+        &self,
+        used: &SegmentUse<D::File>,
+        hash: BlockHash,
+        location: Location,
+        page: &[u8],
+    ) -> Result<RecordHeader, NotOurs> {
+        let offset = u64::from(location.page) * PAGE as u64;
+        let place = self.log.place(used.segment(), offset);
+        let header = RecordHeader::decode(page, &place)?;
+        let is_it = header.hash == hash
+            && header.payload_length == location.payload_length
+            && header.kind == RecordKind::Block;
+        is_it.then_some(header).ok_or(NotOurs::Place)
+    }
+
     /// Reads the header page of the record of `hash` at `location`, and `length` bytes of payload,
     /// into an empty `buffer`. The payload is not verified.
     pub(crate) async fn read_record(
@@ -262,19 +287,12 @@ impl<R: Runtime, D: Disk> Inner<R, D> {
     ) -> Result<(RecordHeader, BufferWriter), ReadFailure> {
         let segment = used.segment();
         let offset = u64::from(location.page) * PAGE as u64;
-        let place = self.log.place(segment, offset);
         let wanted = PAGE + page_align(length);
         let (count, mut buffer) = segment.file.read(offset, buffer, 0..wanted).await;
         if count? != wanted {
-            return Err(NotOurs::Field("record past the end of its segment").into());
+            return Err(PAST_THE_END.into());
         }
-        let header = RecordHeader::decode(buffer.headroom_mut(), &place)?;
-        if header.hash != hash
-            || header.payload_length != location.payload_length
-            || header.kind != RecordKind::Block
-        {
-            return Err(NotOurs::Place.into());
-        }
+        let header = self.header_of(used, hash, location, buffer.headroom_mut())?;
         buffer.advance(length);
         Ok((header, buffer))
     }

@@ -15,7 +15,10 @@ use super::range;
 use super::reply::{ErrorReply, ReplyHead};
 use super::{ObjectRequest, finish_with};
 use forebay_io::buffer::View;
+use forebay_io::disk::ring::RingDisk;
+use forebay_io::rt::GlommioRuntime;
 use forebay_io::store::{ByteSpan, CHECKSUM_PREFIX, ObjectMeta};
+use forebay_shards::block_reader::BlockReader;
 use forebay_shards::key::BlockId;
 use forebay_shards::messages::{BlockBody, BlockRequest, Opened, Outcome, ReadError};
 use forebay_shards::range::{RangeSpec, part_of_block};
@@ -393,14 +396,17 @@ async fn send_body(
         return connection.send(&[&head]).await;
     };
     let last = (span.end - 1) / object.volume.block_bytes;
+    let context = connection.context().clone();
+    let router = &context.router;
     let mut head = head;
     while number < last {
-        let context = connection.context().clone();
-        let next = context
-            .router
-            .read_block(part(object, &meta, span, number + 1));
-        let (sent, next) = futures::join!(send_block(connection, &head, body, outcome), next);
-        sent?;
+        let next = router.read_block(part(object, &meta, span, number + 1));
+        let reader = BlockReader::new(router, part(object, &meta, span, number), body);
+        let sending = send_block(connection, &head, reader, outcome);
+        let (sent, next) = futures::join!(sending, next);
+        if let Err(unsent) = sent {
+            return Err(unsent.into_ended(&context, object).await);
+        }
         head.clear();
         number += 1;
         (body, outcome) = match next {
@@ -408,7 +414,34 @@ async fn send_body(
             Err(error) => return Err(cut_short(&context, object, error).await),
         };
     }
-    send_block(connection, &head, body, outcome).await
+    let reader = BlockReader::new(router, part(object, &meta, span, number), body);
+    match send_block(connection, &head, reader, outcome).await {
+        Ok(()) => Ok(()),
+        Err(unsent) => Err(unsent.into_ended(&context, object).await),
+    }
+}
+
+/// Why a block was not sent to its end.
+enum Unsent {
+    /// The connection has ended.
+    Ended(Ended),
+    /// The rest of the block cannot be had.
+    Read(ReadError),
+}
+
+impl From<Ended> for Unsent {
+    fn from(ended: Ended) -> Unsent {
+        Unsent::Ended(ended)
+    }
+}
+
+impl Unsent {
+    async fn into_ended(self, context: &super::CoreContext, object: &ObjectRequest) -> Ended {
+        match self {
+            Unsent::Ended(ended) => ended,
+            Unsent::Read(error) => cut_short(context, object, error).await,
+        }
+    }
 }
 
 /// The response cannot be completed: the connection ends short of the declared length.
@@ -425,38 +458,27 @@ async fn cut_short(
     Ended::Io(io::Error::other(error.to_string()))
 }
 
+type Reader<'a> = BlockReader<'a, GlommioRuntime, RingDisk>;
+
+/// Sends what is wanted of a block as it comes; the head goes with its first bytes.
 async fn send_block(
     connection: &mut Connection,
-    head: &[u8],
-    body: BlockBody,
+    mut head: &[u8],
+    mut reader: Reader<'_>,
     outcome: Outcome,
-) -> Result<(), Ended> {
-    let (watch, range) = match body {
-        BlockBody::Ready(view) if outcome == Outcome::HitRam => {
-            return send_resident(connection, head, &view).await;
-        }
-        BlockBody::Ready(view) => return send_view(connection, head, &view).await,
-        BlockBody::Filling { watch, range } => (watch, range),
-    };
-    if !head.is_empty() {
+) -> Result<(), Unsent> {
+    if reader.is_waiting() && !head.is_empty() {
         // The client learns that its object is coming before the store has sent it.
         connection.send(&[head]).await?;
+        head = b"";
     }
-    let mut position = range.start;
-    while position < range.end {
-        let filled = watch.wait_for(position + 1).await.map_err(|_| {
-            Ended::Io(io::Error::other(
-                "the object store failed in the middle of the object",
-            ))
-        })?;
-        let end = filled.min(range.end);
-        if end <= position {
-            return Err(Ended::Io(io::Error::other(
-                "the block is shorter than its object says",
-            )));
+    let is_resident = reader.is_ready() && outcome == Outcome::HitRam;
+    while let Some(view) = reader.next().await.map_err(Unsent::Read)? {
+        match is_resident {
+            true => send_resident(connection, head, &view).await?,
+            false => send_view(connection, head, &view).await?,
         }
-        send_view(connection, b"", &watch.view(position..end)).await?;
-        position = end;
+        head = b"";
     }
     Ok(())
 }

@@ -22,8 +22,9 @@ use forebay_io::store::{
     ByteSpan, GetRequest, ObjectMeta, StoreError, StoreErrorKind, StoreResult,
 };
 use forebay_io::versions::{NULL_VERSION, VersionName};
+use forebay_shards::block_reader::BlockReader;
 use forebay_shards::format::PayloadChecksums;
-use forebay_shards::messages::{BlockBody, BlockRequest, CopyFrom, ReadError};
+use forebay_shards::messages::{BlockRequest, CopyFrom, ReadError};
 use forebay_shards::range::{RangeSpec, part_of_block};
 use percent_encoding::percent_decode_str;
 use std::rc::Rc;
@@ -303,6 +304,11 @@ impl SourceReader {
         let block_bytes = self.source.volume.block_bytes;
         let number = self.span.start / block_bytes;
         let range = part_of_block(self.span, number, block_bytes);
+        let request = BlockRequest {
+            id: self.source.block(number),
+            meta: self.meta.clone(),
+            range: range.clone(),
+        };
         let body = match number {
             // Of its home: what the store does not have is there only.
             0 => {
@@ -312,39 +318,14 @@ impl SourceReader {
                     opened.meta.etag == self.meta.etag && opened.meta.size == self.meta.size;
                 opened.first.filter(|_| is_same).ok_or(ReadError::Changed)?
             }
-            _ => {
-                let request = BlockRequest {
-                    id: self.source.block(number),
-                    meta: self.meta.clone(),
-                    range: range.clone(),
-                };
-                router.read_block(request).await?.0
-            }
+            _ => router.read_block(request.clone()).await?.0,
         };
-        let view = whole(body).await?;
+        let view = BlockReader::new(router, request, body).whole().await?;
         if view.len() != range.len() {
             return Err(ReadError::Changed);
         }
         self.span.start += view.len() as u64;
         Ok(view)
-    }
-}
-
-/// All of what a block has of a range, once it is there.
-async fn whole(body: BlockBody) -> Result<View, ReadError> {
-    match body {
-        BlockBody::Ready(view) => Ok(view),
-        BlockBody::Filling { watch, range } => {
-            let filled = watch.wait_for(range.end).await;
-            match filled {
-                Ok(filled) if filled >= range.end => Ok(watch.view(range)),
-                _ => {
-                    let message = "the fetch of a block failed after its head";
-                    let error = StoreError::new(StoreErrorKind::Corrupt, message);
-                    Err(ReadError::Store(Arc::new(error)))
-                }
-            }
-        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 pub mod ring;
 
-use crate::buffer::{BufferWriter, Frozen, View};
+use crate::buffer::{Arriving, BufferWriter, Frozen, View};
 use std::future::Future;
 use std::io;
 use std::ops::Range;
@@ -27,6 +27,23 @@ pub struct FileEntry {
 
 /// An open file. Clones share it; it is closed with the last one.
 pub trait DiskFile: Clone + 'static {
+    /// A read whose pieces are given as they come.
+    type Pieces: Pieces;
+
+    /// A body of so many bytes is one piece of [`DiskFile::pieces`].
+    const PIECE_BYTES: usize;
+
+    /// Begins to read at `offset` into the headroom and `body_bytes` of the body of `buffer`: the
+    /// headroom with the first piece, and in each piece but the last whole units of `unit` bytes of
+    /// the body. All are multiples of [`crate::buffer::PAGE`].
+    fn pieces(
+        &self,
+        offset: u64,
+        buffer: BufferWriter,
+        body_bytes: usize,
+        unit: usize,
+    ) -> Self::Pieces;
+
     /// Reads at `offset` into `range` of `buffer`, counted from the start of its headroom page.
     ///
     /// Gives back the buffer, its watermark untouched, and how many bytes were read: fewer than
@@ -55,6 +72,17 @@ pub trait DiskFile: Clone + 'static {
     /// Makes all writes that completed before the call durable (`fdatasync`). After an error,
     /// none of them can be trusted to be (FAULTS row 24).
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
+}
+
+/// A read that is under way, and what of it has come. Dropped, it is given up; the memory stays until
+/// the disk is done with it.
+pub trait Pieces: 'static {
+    /// Waits for the next piece; nothing if there is none. Fails with
+    /// [`io::ErrorKind::UnexpectedEof`] where the file ends before it does.
+    fn next(&mut self) -> impl Future<Output = Option<io::Result<()>>>;
+
+    /// What has come.
+    fn arriving(&mut self) -> &mut Arriving;
 }
 
 /// A folder of files that this process alone uses.

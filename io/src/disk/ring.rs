@@ -11,8 +11,12 @@
 //!
 //! This file never blocks the executor and never lets a completion touch freed memory.
 
+mod pieces;
+
+pub use pieces::RingPieces;
+
 use super::{Disk, DiskFile, FileEntry, REQUEST_BYTES_MAX};
-use crate::buffer::{BufferWriter, Frozen, PAGE, View, page_align};
+use crate::buffer::{BufferWriter, Frozen, PAGE, View, Watch, page_align};
 use crate::rt;
 use futures::AsyncRead;
 use futures::future::join_all;
@@ -45,13 +49,10 @@ const TRANSIENT_RETRIES_MAX: u32 = 8;
 const TRANSIENT_WAIT: Duration = Duration::from_millis(2);
 
 /// What an operation in the kernel's hands keeps alive.
-#[expect(
-    dead_code,
-    reason = "`Data` and `Path` are held for the kernel, not for us to read"
-)]
+#[expect(dead_code, reason = "they are held for the kernel, not for us to read")]
 enum Held {
     /// Several requests may fill parts of one buffer.
-    Buffer(Rc<BufferWriter>),
+    Buffer(Watch),
     Data(Frozen),
     Part(View),
     Path(CString),
@@ -141,6 +142,12 @@ impl Ring {
             return Ok(());
         }
         uring.submit().map(drop)
+    }
+
+    /// Submits what is queued now, not when the driver comes to it: for requests that a device
+    /// should have before the CPU is used for something else. An error is met again by the driver.
+    fn submit_now(&self) {
+        let _ = self.submit();
     }
 
     /// Hands results to their waiters; returns how many there were.
@@ -466,16 +473,30 @@ impl DiskFile for RingFile {
         let targets: Vec<_> = pieces_of(range)
             .map(|piece| buffer.io_target(piece))
             .collect();
-        let buffer = Rc::new(buffer);
         let mut at = offset;
         let pieces = targets.iter().map(|target| {
-            let reading = self.read_piece(at, *target, &buffer);
+            let reading = self.read_piece(at, *target, buffer.watch());
             at += target.len() as u64;
             reading
         });
+        // Nobody has the write side before every piece has ended.
         let counts = join_all(pieces).await;
-        let buffer = Rc::into_inner(buffer).expect("every piece has ended");
         (whole_count(counts, &targets), buffer)
+    }
+
+    type Pieces = RingPieces;
+
+    /// More than that are two requests, whose second is on its way while the first is looked at.
+    const PIECE_BYTES: usize = REQUEST_BYTES_MAX - PAGE;
+
+    fn pieces(
+        &self,
+        offset: u64,
+        buffer: BufferWriter,
+        body_bytes: usize,
+        unit: usize,
+    ) -> RingPieces {
+        RingPieces::begin(self, offset, buffer, body_bytes, unit)
     }
 
     async fn write(&self, offset: u64, data: Frozen, range: Range<usize>) -> io::Result<()> {
@@ -527,7 +548,7 @@ impl RingFile {
         &self,
         offset: u64,
         target: NonNull<[u8]>,
-        buffer: &Rc<BufferWriter>,
+        held: Watch,
     ) -> io::Result<usize> {
         let (mut total, mut retries) = (0, Retries::default());
         while total < target.len() {
@@ -538,7 +559,7 @@ impl RingFile {
             )
             .offset(offset + total as u64)
             .build();
-            match self.ring.run(entry, Held::Buffer(buffer.clone())).await.0 {
+            match self.ring.run(entry, Held::Buffer(held.clone())).await.0 {
                 Ok(0) => break,
                 Ok(count) => total += count as usize,
                 Err(e) if retries.allow(&e).await => {}
@@ -614,7 +635,7 @@ mod tests {
     use super::*;
     use crate::buffer::Pool;
 
-    fn on_executor<T: Send + 'static, F: Future<Output = T> + 'static>(
+    pub(super) fn on_executor<T: Send + 'static, F: Future<Output = T> + 'static>(
         body: impl FnOnce() -> F + Send + 'static,
     ) -> T {
         rt::CoreBuilder {
@@ -627,7 +648,7 @@ mod tests {
         .expect("ran")
     }
 
-    fn filled(pool: &Pool, length: usize, seed: u8) -> Frozen {
+    pub(super) fn filled(pool: &Pool, length: usize, seed: u8) -> Frozen {
         let mut writer = pool.try_take(length).expect("budget");
         writer.headroom_mut().fill(seed);
         let content: Vec<u8> = (0..length).map(|i| (i as u8).wrapping_add(seed)).collect();
@@ -726,6 +747,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().to_path_buf();
         on_executor(move || async move {
+            use crate::disk::Pieces;
             use futures::FutureExt;
             let disk = RingDisk::open_folder(&path).expect("ring");
             let pool = Pool::new(256 << 20);
@@ -736,6 +758,12 @@ mod tests {
                 let buffer = pool.try_take(bytes).expect("budget");
                 let read = file.read(0, buffer, PAGE..PAGE + bytes);
                 assert!(read.now_or_never().is_none(), "polled once, then dropped");
+                let buffer = pool.try_take(bytes).expect("budget");
+                let mut pieces = file.pieces(0, buffer, bytes, 64 << 10);
+                let watch = pieces.arriving().watch();
+                assert!(pieces.next().now_or_never().is_none());
+                drop(pieces);
+                assert!(watch.wait_for(1).await.is_err(), "its readers are told");
             }
             assert!(pool.used_bytes() > 0, "the ring still owns the buffers");
             // Later operations complete after the abandoned ones were reaped.

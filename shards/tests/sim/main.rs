@@ -8,6 +8,7 @@ mod early;
 mod fills;
 mod freshness;
 mod lists;
+mod pieces;
 mod random;
 mod recovery;
 mod support;

@@ -6,8 +6,8 @@
 use super::faults::DiskFault;
 use super::pages::{Content, Page, SECTORS};
 use super::{DiskOperation, InFlight, Moment, SimDisk, SimFile};
-use crate::buffer::{BufferWriter, Frozen, PAGE, View};
-use crate::disk::{Disk, DiskFile, FileEntry};
+use crate::buffer::{Arriving, BufferWriter, Frozen, PAGE, View};
+use crate::disk::{Disk, DiskFile, FileEntry, Pieces};
 use crate::runtime::Runtime;
 use std::io;
 use std::ops::Range;
@@ -185,7 +185,8 @@ impl SimFile {
             if start < PAGE {
                 target.headroom_mut().copy_from_slice(bytes);
             } else {
-                target.spare_mut()[start - PAGE..start].copy_from_slice(bytes);
+                let at = start - PAGE - target.filled();
+                target.spare_mut()[at..at + PAGE].copy_from_slice(bytes);
             }
         }
     }
@@ -414,21 +415,91 @@ impl SimDisk {
     }
 }
 
+/// A read whose pieces are read when they are asked for.
+pub struct SimPieces {
+    file: SimFile,
+    offset: u64,
+    unit: usize,
+    arriving: Arriving,
+    left: Range<usize>,
+}
+
+impl Pieces for SimPieces {
+    async fn next(&mut self) -> Option<io::Result<()>> {
+        if self.left.is_empty() {
+            return None;
+        }
+        let start = self.left.start;
+        // The headroom comes with the first piece.
+        let end = start.max(PAGE) + self.unit;
+        let range = start..end.min(self.left.end);
+        self.left.start = range.end;
+        let (file, offset) = (self.file.clone(), self.offset + start as u64);
+        let buffer = self.arriving.writer();
+        let result = file.read_into(offset, buffer, range.clone()).await;
+        Some(match result {
+            Ok(count) if count == range.len() => {
+                self.arriving.note(count);
+                Ok(())
+            }
+            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) => Err(error),
+        })
+    }
+
+    fn arriving(&mut self) -> &mut Arriving {
+        &mut self.arriving
+    }
+}
+
+impl SimFile {
+    async fn read_into(
+        &self,
+        offset: u64,
+        buffer: &mut BufferWriter,
+        range: Range<usize>,
+    ) -> io::Result<usize> {
+        assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
+        let operation = DiskOperation::Read;
+        let begun = self.folder.begin(operation).await;
+        let length = range.len() as u64;
+        let result = begun.and_then(|()| self.read_now(offset, buffer, range));
+        let outcome = result.as_ref().map_or(u64::MAX, |count| *count as u64);
+        self.folder.note(&[3, self.number, offset, length, outcome]);
+        self.folder.tell(operation, Moment::Done);
+        result
+    }
+}
+
 impl DiskFile for SimFile {
+    type Pieces = SimPieces;
+
+    /// Several in a block that is not among the smallest.
+    const PIECE_BYTES: usize = 64 << 10;
+
+    fn pieces(
+        &self,
+        offset: u64,
+        buffer: BufferWriter,
+        body_bytes: usize,
+        unit: usize,
+    ) -> SimPieces {
+        SimPieces {
+            file: self.clone(),
+            offset,
+            unit,
+            arriving: Arriving::new(buffer),
+            left: 0..PAGE + body_bytes,
+        }
+    }
+
     async fn read(
         &self,
         offset: u64,
         mut buffer: BufferWriter,
         range: Range<usize>,
     ) -> (io::Result<usize>, BufferWriter) {
-        assert!(offset.is_multiple_of(PAGE as u64) && range.len().is_multiple_of(PAGE));
-        let operation = DiskOperation::Read;
-        let begun = self.folder.begin(operation).await;
-        let length = range.len() as u64;
-        let result = begun.and_then(|()| self.read_now(offset, &mut buffer, range));
-        let outcome = result.as_ref().map_or(u64::MAX, |count| *count as u64);
-        self.folder.note(&[3, self.number, offset, length, outcome]);
-        self.folder.tell(operation, Moment::Done);
+        let result = self.read_into(offset, &mut buffer, range).await;
         (result, buffer)
     }
 

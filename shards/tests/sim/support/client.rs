@@ -9,6 +9,7 @@ use forebay_io::runtime::Runtime;
 use forebay_io::sim::random::Dice;
 use forebay_io::sim::store::content_tag;
 use forebay_io::store::{ByteSpan, ObjectMeta};
+use forebay_shards::block_reader::BlockReader;
 use forebay_shards::format::PayloadChecksums;
 use forebay_shards::key::Volume;
 use forebay_shards::messages::{
@@ -92,21 +93,21 @@ pub async fn read(
         let mut first = first;
         let mut started = false;
         for number in first_number..=last_number {
+            let request = BlockRequest {
+                id: home.sibling(number),
+                meta: meta.clone(),
+                range: part_of_block(span, number, volume.block_bytes),
+            };
             let body = match first.take() {
                 Some(body) => Ok(body),
                 None => {
-                    let range = part_of_block(span, number, volume.block_bytes);
-                    let request = BlockRequest {
-                        id: home.sibling(number),
-                        meta: meta.clone(),
-                        range,
-                    };
-                    node.router.read_block(request).await.map(|(body, _)| body)
+                    let answer = node.router.read_block(request.clone()).await;
+                    answer.map(|(body, _)| body)
                 }
             };
             match body {
                 Ok(body) => {
-                    if !collect(body, &mut answer.bytes).await {
+                    if !collect(node, request, body, &mut answer.bytes).await {
                         return Err(Refusal::CutShort(answer));
                     }
                     started = true;
@@ -133,27 +134,21 @@ pub async fn read(
 }
 
 /// Takes a block's bytes as they come; returns whether all came.
-async fn collect(body: BlockBody, bytes: &mut Vec<u8>) -> bool {
-    let (watch, range) = match body {
-        BlockBody::Ready(view) => {
-            bytes.extend_from_slice(&view);
-            return true;
+async fn collect(node: &Node, request: BlockRequest, body: BlockBody, bytes: &mut Vec<u8>) -> bool {
+    let home = request.id.sibling(0);
+    let mut reader = BlockReader::new(&node.router, request, body);
+    loop {
+        match reader.next().await {
+            Ok(Some(view)) => bytes.extend_from_slice(&view),
+            Ok(None) => return true,
+            Err(error) => {
+                if let ReadError::Changed = error {
+                    node.router.invalidate(home).await;
+                }
+                return false;
+            }
         }
-        BlockBody::Filling { watch, range } => (watch, range),
-    };
-    let mut position = range.start;
-    while position < range.end {
-        let Ok(filled) = watch.wait_for(position + 1).await else {
-            return false;
-        };
-        let end = filled.min(range.end);
-        if end <= position {
-            return false;
-        }
-        bytes.extend_from_slice(&watch.view(position..end));
-        position = end;
     }
-    true
 }
 
 /// A block in a buffer of the node's pool.
