@@ -23,15 +23,19 @@ fn start_with(options: StubOptions) -> StubHandle {
     .expect("the stub starts")
 }
 
-fn get_arguments(stub: &StubHandle, rest: &str) -> String {
+fn arguments_for(stub: &StubHandle, seconds: f64, rest: &str) -> String {
     format!(
-        "--target {}/bucket/ --seconds 0.4 --warmup 0.1 --connections 3 {SYNTHETIC} {rest}",
+        "--target {}/bucket/ --seconds {seconds} --warmup 0.1 --connections 3 {SYNTHETIC} {rest}",
         stub.url()
     )
 }
 
 fn get(stub: &StubHandle, rest: &str) -> Result<Report, LoadError> {
-    let text = get_arguments(stub, rest);
+    get_for(stub, 0.4, rest)
+}
+
+fn get_for(stub: &StubHandle, seconds: f64, rest: &str) -> Result<Report, LoadError> {
+    let text = arguments_for(stub, seconds, rest);
     let words: Vec<&str> = text.split_whitespace().collect();
     load::get(&Get::from_args(&["get"], &words).expect("the test's arguments"))
 }
@@ -222,13 +226,14 @@ fn two_servers_are_compared_in_turn() {
     let (fast, slow) = (
         start(),
         start_with(StubOptions {
-            latency: Duration::from_millis(30),
+            latency: Duration::from_millis(300),
             ..StubOptions::default()
         }),
     );
     let own = std::process::id();
-    // Large enough that a request costs a server more than a tick of the kernel's accounting.
-    let side = |stub: &StubHandle| get_arguments(stub, &format!("--size 1MiB --server-pid {own}"));
+    // Long and large enough that also the slow one's CPU time is more than a tick of the kernel's.
+    let words = format!("--size 1MiB --server-pid {own}");
+    let side = |stub: &StubHandle| arguments_for(stub, 1.5, &words);
     let (a, b) = (side(&fast), side(&slow));
     let words = ["--a", &a, "--b", &b, "--pairs", "2", "--name-a", "fast"];
     let comparison = compare::compare(&Compare::from_args(&["compare"], &words).unwrap()).unwrap();
@@ -275,7 +280,12 @@ fn a_server_that_never_answers_does_not_hold_up_the_end() {
 #[test]
 fn answers_are_broken_off_when_that_is_asked_for_and_count_for_nothing() {
     let stub = start();
-    let report = get(&stub, "--size 1MiB --keys 5 --break-off 2 --verify all").unwrap();
+    let report = get_for(
+        &stub,
+        2.0,
+        "--size 1MiB --keys 5 --break-off 2 --verify all",
+    )
+    .unwrap();
     assert!(
         report.requests > 0 && report.errors.is_empty() && report.wrong_content == 0,
         "{report}"
