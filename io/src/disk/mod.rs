@@ -85,6 +85,19 @@ pub trait Pieces: 'static {
     fn arriving(&mut self) -> &mut Arriving;
 }
 
+/// Notes a piece of `wanted` bytes, of which `count` came.
+pub(crate) fn note_piece(
+    arriving: &mut Arriving,
+    wanted: usize,
+    count: io::Result<usize>,
+) -> io::Result<()> {
+    if count? != wanted {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    arriving.note(wanted);
+    Ok(())
+}
+
 /// A folder of files that this process alone uses.
 pub trait Disk: Clone + 'static {
     /// Its open files.

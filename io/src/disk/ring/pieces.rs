@@ -5,7 +5,7 @@
 
 use super::{Ring, RingFile};
 use crate::buffer::{Arriving, BufferWriter, PAGE};
-use crate::disk::{Pieces, REQUEST_BYTES_MAX};
+use crate::disk::{Pieces, REQUEST_BYTES_MAX, note_piece};
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::collections::VecDeque;
@@ -97,14 +97,7 @@ impl Pieces for RingPieces {
         let (count, wanted) = self.under_way.next().await?;
         // The device has its next request before anybody looks at this one.
         self.ask().await;
-        Some(match count {
-            Ok(count) if count == wanted => {
-                self.arriving.note(count);
-                Ok(())
-            }
-            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) => Err(error),
-        })
+        Some(note_piece(&mut self.arriving, wanted, count))
     }
 
     fn arriving(&mut self) -> &mut Arriving {

@@ -7,7 +7,7 @@ use super::faults::DiskFault;
 use super::pages::{Content, Page, SECTORS};
 use super::{DiskOperation, InFlight, Moment, SimDisk, SimFile};
 use crate::buffer::{Arriving, BufferWriter, Frozen, PAGE, View};
-use crate::disk::{Disk, DiskFile, FileEntry, Pieces};
+use crate::disk::{Disk, DiskFile, FileEntry, Pieces, note_piece};
 use crate::runtime::Runtime;
 use std::io;
 use std::ops::Range;
@@ -436,15 +436,8 @@ impl Pieces for SimPieces {
         self.left.start = range.end;
         let (file, offset) = (self.file.clone(), self.offset + start as u64);
         let buffer = self.arriving.writer();
-        let result = file.read_into(offset, buffer, range.clone()).await;
-        Some(match result {
-            Ok(count) if count == range.len() => {
-                self.arriving.note(count);
-                Ok(())
-            }
-            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) => Err(error),
-        })
+        let count = file.read_into(offset, buffer, range.clone()).await;
+        Some(note_piece(&mut self.arriving, range.len(), count))
     }
 
     fn arriving(&mut self) -> &mut Arriving {
