@@ -122,9 +122,12 @@ fn run_plan(plan: Plan) -> Result<Report, LoadError> {
     let machine =
         Machine::new(&plan.server_pids, plan.device.as_deref()).map_err(LoadError::Run)?;
     let dispatcher = worker::dispatcher(&plan).map_err(LoadError::Run)?;
-    let window = Arc::new(Window::starting(Instant::now() + plan.warmup, plan.seconds));
+    let window = Arc::new(Window::planned(Instant::now(), plan.warmup, plan.seconds));
     // Taken before the threads start, so that an exact number of requests is counted from its first byte.
     let at_start = Snapshot::take(&machine, &window)?;
+    if plan.warmup.is_zero() {
+        window.open(at_start.time);
+    }
     let workers = worker::start(&plan, &window, dispatcher)
         .map_err(|error| LoadError::Run(format!("start threads: {error}")))?;
     let mut watch = Watch {
@@ -138,12 +141,14 @@ fn run_plan(plan: Plan) -> Result<Report, LoadError> {
     let before = if plan.warmup.is_zero() {
         at_start
     } else {
-        watch.until(at_start, window.start(), "warm-up")?;
+        watch.until(at_start, window.planned_start(), "warm-up")?;
         watch.series.clear();
-        Snapshot::take(&machine, &window)?
+        let before = Snapshot::take(&machine, &window)?;
+        window.open(before.time);
+        before
     };
     let started = SystemTime::now().duration_since(UNIX_EPOCH);
-    let after = watch.until(before.clone(), window.end(), plan.workload)?;
+    let after = watch.until(before.clone(), window.planned_end(), plan.workload)?;
     window.close();
     if std::io::stderr().is_terminal() {
         eprint!("\r\x1b[K");
@@ -207,6 +212,10 @@ impl Watch<'_> {
             }
             let now = Snapshot::take(self.machine, self.window)?;
             let is_end = now.time >= end || self.workers.all_done();
+            // At once, for what ends from here on is not in this snapshot's length of time.
+            if is_end && self.window.is_open() {
+                self.window.shut(now.time);
+            }
             let seen = self.workers.take_samples().map_err(LoadError::Run)?;
             let second = second(origin, &last, &now, &seen).map_err(LoadError::Run)?;
             self.total.merge(seen).map_err(LoadError::Run)?;

@@ -24,6 +24,9 @@ use crate::load::wire::{ReadBuffer, Wire};
 /// Wait after a failed request, so that a server that is gone is not hammered.
 const RETRY_WAIT: Duration = Duration::from_millis(20);
 
+/// Wait for the window to be opened, once its planned start is past: microseconds, if the machine is not taken away.
+const OPENING_WAIT: Duration = Duration::from_millis(1);
+
 /// Wait for connections to another core to take their requests.
 const ROOM_WAIT: Duration = Duration::from_millis(1);
 
@@ -106,7 +109,10 @@ impl Connection {
         let common = Arc::clone(&self.crew.common);
         let lane = &common.plan.lanes[self.lane];
         if !lane.warms_up {
-            tokio::time::sleep_until(common.window.start().into()).await;
+            tokio::time::sleep_until(common.window.planned_start().into()).await;
+            while !common.window.is_open() && !common.window.is_closed() {
+                tokio::time::sleep(OPENING_WAIT).await;
+            }
         }
         match &common.gate {
             Some(gate) => self.join_herd(&common, lane, gate).await,

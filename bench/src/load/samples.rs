@@ -15,38 +15,75 @@ const LATENCY_US_MAX: u64 = 600_000_000;
 const LATENCY_DIGITS: u8 = 3;
 
 /// The time that counts, and what all threads add to while it lasts.
+///
+/// It is planned when the run begins, and opened and shut by whoever takes the snapshots at its ends, at their moments: on a
+/// machine that is taken away for a while that may be long after the planned ones, and what is counted must be what the
+/// length of time, the bytes and the CPU time between the snapshots are about.
 #[derive(Debug)]
 pub(super) struct Window {
-    start: Instant,
-    end: Instant,
+    /// Before all that is planned; moments are kept as nanoseconds since it.
+    origin: Instant,
+    planned_start: Instant,
+    planned_end: Instant,
+    /// [`NEVER`] until it is opened.
+    start_ns: AtomicU64,
+    /// [`NEVER`] until it is shut.
+    end_ns: AtomicU64,
     closed: AtomicBool,
     /// Body bytes moved so far, before the window too; its ends are told apart by whoever reads it.
     bytes: AtomicU64,
 }
 
+/// A moment that does not come.
+const NEVER: u64 = u64::MAX;
+
 impl Window {
-    pub(super) fn starting(start: Instant, length: Duration) -> Self {
+    /// One that is to be opened after `warmup` from `origin` on, and shut `length` later.
+    pub(super) fn planned(origin: Instant, warmup: Duration, length: Duration) -> Self {
         Self {
-            start,
-            end: start + length,
+            origin,
+            planned_start: origin + warmup,
+            planned_end: origin + warmup + length,
+            start_ns: AtomicU64::new(NEVER),
+            end_ns: AtomicU64::new(NEVER),
             closed: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn start(&self) -> Instant {
-        self.start
+    pub(super) fn planned_start(&self) -> Instant {
+        self.planned_start
     }
 
-    pub(super) fn end(&self) -> Instant {
-        self.end
+    pub(super) fn planned_end(&self) -> Instant {
+        self.planned_end
+    }
+
+    /// Counts what ends at `time` and later.
+    pub(super) fn open(&self, time: Instant) {
+        self.start_ns.store(self.ns(time), Ordering::Release);
+    }
+
+    /// Counts nothing that ends at `time` or later.
+    pub(super) fn shut(&self, time: Instant) {
+        self.end_ns.store(self.ns(time), Ordering::Release);
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.start_ns.load(Ordering::Acquire) != NEVER
     }
 
     /// Whether what ends at `time` counts.
     pub(super) fn contains(&self, time: Instant) -> bool {
-        (self.start..self.end).contains(&time) && !self.is_closed()
+        let counted = self.start_ns.load(Ordering::Acquire)..self.end_ns.load(Ordering::Acquire);
+        counted.contains(&self.ns(time))
     }
 
+    fn ns(&self, time: Instant) -> u64 {
+        u64::try_from((time - self.origin).as_nanos()).unwrap_or(NEVER - 1)
+    }
+
+    /// Says that nothing more is to be sent.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
     }
@@ -212,4 +249,32 @@ pub(super) fn percentiles(latency_us: &Histogram<u64>) -> Option<Latency> {
         p999: at(0.999),
         max: latency_us.max(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_ends_between_the_snapshots_counts_however_late_they_are() {
+        let origin = Instant::now();
+        let at = |ms| origin + Duration::from_millis(ms);
+        let window = Window::planned(
+            origin,
+            Duration::from_millis(100),
+            Duration::from_millis(500),
+        );
+        assert_eq!(
+            (window.planned_start(), window.planned_end()),
+            (at(100), at(600))
+        );
+        // The planned start is past and the snapshot not taken yet: what ends now is in no length of time.
+        assert!(!window.is_open() && !window.contains(at(120)));
+        window.open(at(150));
+        assert!(window.is_open() && !window.contains(at(149)));
+        // Past the planned end, until the snapshot there.
+        assert!(window.contains(at(150)) && window.contains(at(650)));
+        window.shut(at(700));
+        assert!(window.contains(at(699)) && !window.contains(at(700)));
+    }
 }

@@ -127,7 +127,7 @@ fn drive(common: &Arc<Common>, samples: Arc<Mutex<Samples>>, index: usize) -> Re
         pin(*cpu)?;
     }
     let runtime = runtime()?;
-    let deadline = tokio::time::Instant::from_std(common.window.end() + LINGER);
+    let deadline = tokio::time::Instant::from_std(common.window.planned_end() + LINGER);
     runtime.block_on(async {
         let crew = Rc::new(Crew {
             common: Arc::clone(common),
