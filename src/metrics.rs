@@ -265,7 +265,7 @@ const UPTIME: Metric = Metric(
 );
 
 /// Metrics of the owner cores' counters, by the counter's name.
-const ENGINE: [(&str, Metric); 20] = [
+const ENGINE: [(&str, Metric); 21] = [
     (
         "fills",
         Metric(
@@ -376,6 +376,14 @@ const ENGINE: [(&str, Metric); 20] = [
             "forebay_disk_read_bytes_total",
             Kind::Counter,
             "Payload bytes wanted of them.",
+        ),
+    ),
+    (
+        "shared_reads",
+        Metric(
+            "forebay_disk_reads_shared_total",
+            Kind::Counter,
+            "Reads of a record that was being read for another one.",
         ),
     ),
     (

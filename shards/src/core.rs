@@ -10,6 +10,7 @@
 
 use crate::absent::Absences;
 use crate::flight::Flight;
+use crate::follow::Reading;
 use crate::format::CHUNK_BYTES;
 use crate::heads::{HEADS_BYTES_MAX, Head, Heads};
 use crate::index::BlockMap;
@@ -83,6 +84,8 @@ pub struct Core<R: Runtime, D: Disk> {
     pub(crate) heads: RefCell<Heads>,
     pub(crate) absences: RefCell<Absences>,
     pub(crate) flights: RefCell<BlockMap<Rc<Flight>>>,
+    /// Large records that are being read, each until its last byte is there.
+    pub(crate) readings: RefCell<BlockMap<Rc<Reading>>>,
     pub(crate) turns: Turns<BlockHash>,
     pub(crate) stats: CoreStats,
     pub(crate) patience: Patience<R>,
@@ -120,6 +123,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             heads: RefCell::new(Heads::new(HEADS_BYTES_MAX)),
             absences: RefCell::default(),
             flights: RefCell::default(),
+            readings: RefCell::default(),
             turns: Turns::default(),
             stats: CoreStats::default(),
             patience,

@@ -273,30 +273,23 @@ impl<R: Runtime, D: Disk> Core<R, D> {
             false => range.clone(),
         };
         let skipped = inside.start;
-        self.make_room(inside.len(), payload_length);
         shard.touch(hash, range.len());
-        let mut room = self
-            .in_time(shard.read_room(location, inside.clone()))
-            .await?;
         // A dirty block's readers get an error rather than half of it.
         if !is_dirty && shard.is_read_in_pieces(location, &inside) {
-            match self
-                .follow_record(id, hash, meta, &shard, location, room)
-                .await
-            {
+            let following = self.follow_record(id, hash, meta, &shard, location);
+            match following.await? {
                 Follow::Begun(watch) => {
-                    self.note_record_read(range.len());
                     let body = BlockBody::Reading { watch, range };
                     return Ok(Some((body, Outcome::HitDisk)));
                 }
                 Follow::Moved => {}
-                Follow::Failed(failure) => return self.without_record(id, is_dirty, failure),
-                Follow::OtherVersion => return Ok(None),
+                Follow::Nothing => return Ok(None),
             }
-            room = self
-                .in_time(shard.read_room(location, inside.clone()))
-                .await?;
         }
+        self.make_room(inside.len(), payload_length);
+        let room = self
+            .in_time(shard.read_room(location, inside.clone()))
+            .await?;
         let reader = shard.clone();
         let reading = async move { reader.read(hash, location, inside, room).await };
         match self.patience.read(number, reading).await {
@@ -305,7 +298,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
                 let answer = found.wanted.slice(wanted);
                 self.note_record_read(answer.len());
                 if let Some(payload) = found.whole {
-                    self.keep_if_hot(hash, &shard, location, found.header, payload);
+                    self.keep_if_hot(hash, &shard, location, Rc::new(found.header), payload);
                 }
                 let outcome = match is_dirty {
                     true => Outcome::HitDirty,
@@ -411,7 +404,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         Some((shard, location))
     }
 
-    fn note_record_read(&self, wanted: usize) {
+    pub(crate) fn note_record_read(&self, wanted: usize) {
         self.stats.records_read.add(1);
         self.stats.record_bytes_read.add(wanted as u64);
     }
@@ -423,11 +416,10 @@ impl<R: Runtime, D: Disk> Core<R, D> {
         hash: BlockHash,
         shard: &Shard<R, D>,
         location: Location,
-        header: RecordHeader,
+        header: Rc<RecordHeader>,
         payload: View,
     ) {
         if shard.find(hash) == Some(location) {
-            let header = Rc::new(header);
             let block = RamBlock { header, payload };
             self.ram.borrow_mut().insert_if_hot(hash, block);
         }

@@ -21,7 +21,7 @@ pub struct BegunRecord<R: Runtime, D: Disk> {
     shard: Rc<Shard<R, D>>,
     hash: BlockHash,
     location: Location,
-    header: RecordHeader,
+    header: Rc<RecordHeader>,
     pieces: <D::File as DiskFile>::Pieces,
     /// Nothing else may be written to its place meanwhile.
     _used: SegmentUse<D::File>,
@@ -76,7 +76,7 @@ impl<R: Runtime, D: Disk> Shard<R, D> {
             shard: self.clone(),
             hash,
             location,
-            header,
+            header: Rc::new(header),
             pieces,
             _used: used,
         })
@@ -90,7 +90,7 @@ impl<R: Runtime, D: Disk> BegunRecord<R, D> {
     }
 
     /// The record's header.
-    pub fn header(&self) -> &RecordHeader {
+    pub fn header(&self) -> &Rc<RecordHeader> {
         &self.header
     }
 
@@ -103,7 +103,7 @@ impl<R: Runtime, D: Disk> BegunRecord<R, D> {
     ///
     /// # Errors
     /// As [`Shard::read`]. Those who follow the payload learn of it after the index did.
-    pub async fn rest(mut self) -> Result<(RecordHeader, View), ReadFailure> {
+    pub async fn rest(mut self) -> Result<(Rc<RecordHeader>, View), ReadFailure> {
         match self.publish_rest().await {
             Ok(payload) => Ok((self.header, payload)),
             Err(failure) => {

@@ -96,6 +96,8 @@ pub struct CoreStats {
     pub records_read: Counter,
     /// Payload bytes asked of them.
     pub record_bytes_read: Counter,
+    /// Reads that followed a record which was being read for another one.
+    pub shared_reads: Counter,
     /// Records that failed their checks and were dropped.
     pub damaged_records: Counter,
     /// Records that the disk could not read.
@@ -191,6 +193,7 @@ impl CoreStats {
             ("write_failures", self.write_failures.get()),
             ("records_read", self.records_read.get()),
             ("record_bytes_read", self.record_bytes_read.get()),
+            ("shared_reads", self.shared_reads.get()),
             ("damaged_records", self.damaged_records.get()),
             ("read_failures", self.read_failures.get()),
             ("overloads", self.overloads.get()),

@@ -635,17 +635,22 @@ mod tests {
     use super::*;
     use crate::buffer::Pool;
 
-    pub(super) fn on_executor<T: Send + 'static, F: Future<Output = T> + 'static>(
-        body: impl FnOnce() -> F + Send + 'static,
-    ) -> T {
-        rt::CoreBuilder {
+    /// Runs `body` on an executor of its own, over a disk in a new folder and a pool of so many bytes.
+    pub(super) fn on_disk(
+        pool_bytes: usize,
+        body: impl AsyncFnOnce(RingDisk, Pool) + Send + 'static,
+    ) {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().to_path_buf();
+        let builder = rt::CoreBuilder {
             index: 0,
             cpu: None,
-        }
-        .spawn(body)
-        .expect("executor")
-        .join()
-        .expect("ran")
+        };
+        let core = builder.spawn(move || async move {
+            let disk = RingDisk::open_folder(&path).expect("ring");
+            body(disk, Pool::new(pool_bytes)).await;
+        });
+        core.expect("executor").join().expect("ran");
     }
 
     pub(super) fn filled(pool: &Pool, length: usize, seed: u8) -> Frozen {
@@ -658,11 +663,7 @@ mod tests {
 
     #[test]
     fn records_come_back_as_written_directly_and_in_pieces() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().to_path_buf();
-        on_executor(move || async move {
-            let disk = RingDisk::open_folder(&path).expect("ring");
-            let pool = Pool::new(64 << 20);
+        on_disk(64 << 20, async |disk, pool| {
             let file = disk.create("seg", 8 << 20).await.expect("created");
             assert_ne!(file.status_flags() & libc::O_DIRECT, 0);
             // Longer than one request, and not a whole number of pages.
@@ -696,11 +697,7 @@ mod tests {
 
     #[test]
     fn the_end_of_the_file_cuts_a_read_short() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().to_path_buf();
-        on_executor(move || async move {
-            let disk = RingDisk::open_folder(&path).expect("ring");
-            let pool = Pool::new(16 << 20);
+        on_disk(16 << 20, async |disk, pool| {
             let file = disk.create("seg", 2 * PAGE as u64).await.expect("created");
             let buffer = pool.try_take(4 * PAGE).expect("budget");
             let (count, _) = file.read(PAGE as u64, buffer, PAGE..4 * PAGE).await;
@@ -719,10 +716,7 @@ mod tests {
 
     #[test]
     fn names_are_exclusive_listed_and_removed() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().to_path_buf();
-        on_executor(move || async move {
-            let disk = RingDisk::open_folder(&path).expect("ring");
+        on_disk(PAGE, async |disk, _| {
             disk.create("a", PAGE as u64).await.expect("created");
             let again = disk.create("a", PAGE as u64).await.map(drop);
             assert_eq!(
@@ -744,13 +738,9 @@ mod tests {
 
     #[test]
     fn an_abandoned_read_keeps_its_memory_until_the_kernel_is_done() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().to_path_buf();
-        on_executor(move || async move {
+        on_disk(256 << 20, async |disk, pool| {
             use crate::disk::Pieces;
             use futures::FutureExt;
-            let disk = RingDisk::open_folder(&path).expect("ring");
-            let pool = Pool::new(256 << 20);
             let file = disk.create("seg", 16 << 20).await.expect("created");
             for n in 0..32 {
                 // Of one request, and of several.

@@ -4,7 +4,8 @@ use crate::support::client::{self, Answer, Arrival, Refusal};
 use crate::support::ops::content;
 use crate::support::world::{Geometry, Machine, SETTLE, World, home};
 use bytes::Bytes;
-use forebay_io::runtime::Runtime;
+use forebay_io::buffer::PAGE;
+use forebay_io::runtime::{Runtime, timeout};
 use forebay_io::sim::DiskOperation;
 use forebay_io::sim::disk::{DiskChances, DiskFault};
 use forebay_io::sim::store::{Fault, Verb};
@@ -13,6 +14,7 @@ use forebay_shards::key::Volume;
 use forebay_shards::messages::{BlockBody, Outcome, ReadError};
 use forebay_shards::range::RangeSpec;
 use forebay_shards::upload::WritebackSettings;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,6 +108,162 @@ fn the_first_piece_is_given_before_the_last_is_read() {
         on_disk.world.rest(SETTLE);
         on_disk.world.check_rest();
     }
+}
+
+/// Reads by `count` clients, each a random moment of the first millisecond after the first; on all cores.
+fn get_together(on_disk: &mut OnDisk, count: usize) -> Vec<Result<Answer, Refusal>> {
+    let (nodes, volume) = (on_disk.world.nodes.clone(), on_disk.volume.clone());
+    let runtime = on_disk.world.runtime.clone();
+    on_disk.world.run(async move {
+        let reads = (0..count).map(|n| {
+            let (node, volume) = (nodes[n % nodes.len()].clone(), volume.clone());
+            let runtime = runtime.clone();
+            async move {
+                let pause = (n > 0).then(|| runtime.random() % 1000);
+                runtime
+                    .sleep(Duration::from_micros(pause.unwrap_or_default()))
+                    .await;
+                client::read(&node, &volume, "k", Some(RangeSpec::All)).await
+            }
+        });
+        futures::future::join_all(reads).await
+    })
+}
+
+fn counted(on_disk: &OnDisk, counter: &str) -> u64 {
+    let nodes = on_disk.world.nodes.iter();
+    nodes
+        .map(|node| node.core.snapshot().counters[counter])
+        .sum()
+}
+
+#[test]
+fn a_record_that_many_want_at_a_time_is_read_once() {
+    let mut shared = 0;
+    for seed in 0..40 {
+        let mut on_disk = on_disk(seed, 1 + seed as u32 % 2);
+        let operations = on_disk.machine.disk.operations();
+        on_disk.get().expect("no fault");
+        let one = on_disk.machine.disk.operations() - operations;
+        for answer in get_together(&mut on_disk, 30) {
+            let answer = answer.expect("no fault");
+            assert!(answer.bytes == whole());
+            assert_eq!(answer.outcome, Outcome::HitDisk);
+        }
+        let all = on_disk.machine.disk.operations() - operations - one;
+        let reads = counted(&on_disk, "records_read") - 1;
+        assert_eq!(all, one * reads, "seed {seed}");
+        assert_eq!(reads + counted(&on_disk, "shared_reads"), 30);
+        shared += counted(&on_disk, "shared_reads");
+        assert_eq!(on_disk.asked(), 0);
+        on_disk.world.rest(SETTLE);
+        on_disk.world.check_rest();
+    }
+    assert!(shared > 20 * 40, "{shared} of 1,160 followed another");
+}
+
+#[test]
+fn damage_that_many_meet_is_found_once_and_made_good_once() {
+    for piece in 0..PIECES {
+        for seed in 0..10 {
+            let mut on_disk = on_disk(seed, 1 + seed as u32 % 2);
+            damage(&on_disk.machine, piece);
+            for answer in get_together(&mut on_disk, 20) {
+                assert!(answer.expect("the store has it").bytes == whole());
+            }
+            assert_eq!(on_disk.asked(), 1, "piece {piece}, seed {seed}");
+            assert_eq!(counted(&on_disk, "damaged_records"), 1);
+            on_disk.world.rest(SETTLE);
+            on_disk.world.check_rest();
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_leaves_the_others_their_read() {
+    for seed in 0..60 {
+        let mut on_disk = on_disk(seed, 1);
+        let (node, volume) = (on_disk.world.nodes[0].clone(), on_disk.volume.clone());
+        let runtime = on_disk.world.runtime.clone();
+        let answers = on_disk.world.run(async move {
+            let read = || client::read(&node, &volume, "k", Some(RangeSpec::All));
+            let pause = Duration::from_micros(runtime.random() % 500);
+            let gone = timeout(&runtime, pause, read());
+            let (_, one, other) = futures::join!(gone, read(), read());
+            [one, other]
+        });
+        for answer in answers {
+            assert!(answer.expect("it is on disk").bytes == whole(), "{seed}");
+        }
+        assert_eq!(on_disk.asked(), 0);
+        on_disk.world.rest(SETTLE);
+        on_disk.world.check_rest();
+    }
+}
+
+#[test]
+fn what_there_was_no_memory_for_is_read_when_there_is() {
+    let mut on_disk = on_disk(1, 1);
+    let node = on_disk.world.nodes[0].clone();
+    let mut held = Vec::new();
+    while let Some(buffer) = node.pool.try_take(PAGE) {
+        held.push(buffer);
+    }
+    for refused in get_together(&mut on_disk, 5) {
+        let error = refused.map(|answer| answer.outcome);
+        let is_overload = matches!(error, Err(Refusal::Error(ReadError::Overloaded)));
+        assert!(is_overload, "{error:?}");
+    }
+    held.clear();
+    let answer = on_disk.get().expect("there is memory");
+    assert!(answer.bytes == whole());
+    assert_eq!((answer.outcome, on_disk.asked()), (Outcome::HitDisk, 0));
+}
+
+#[test]
+fn who_comes_after_an_overwrite_does_not_follow_what_was_there() {
+    let mut overlaps = 0;
+    for seed in 0..20 {
+        let machine = Machine::new(Geometry {
+            ram_bytes: 0,
+            ..Geometry::LARGE
+        });
+        let volume = machine.checked();
+        machine.store.insert("k", content(1, LENGTH));
+        let mut world = machine.start(seed, 1);
+        get(&mut world, &volume).expect("fetched");
+        world.rest(SETTLE);
+        let (node, runtime) = (world.nodes[0].clone(), world.runtime.clone());
+        let (reads, last) = world.run(async move {
+            let read = || client::read(&node, &volume, "k", Some(RangeSpec::All));
+            let (is_over, mut reads) = (Cell::new(false), 0);
+            // It is read all the time, so that a read is under way when the write is done.
+            let reading = async {
+                while !is_over.get() {
+                    let bytes = read().await.expect("it is there").bytes;
+                    assert!(bytes == whole() || bytes == content(2, LENGTH));
+                    runtime.sleep(Duration::from_micros(20)).await;
+                    reads += 1;
+                }
+            };
+            let writing = async {
+                runtime.sleep(Duration::from_millis(1)).await;
+                let written = client::put(&node, &volume, "k", &content(2, LENGTH), false).await;
+                written.expect("no fault");
+                let last = read().await.expect("it was written");
+                is_over.set(true);
+                last
+            };
+            let (_, last) = futures::join!(reading, writing);
+            (reads, last)
+        });
+        assert!(last.bytes == content(2, LENGTH), "seed {seed}");
+        assert_ne!(last.outcome, Outcome::Miss, "seed {seed}: it is here");
+        overlaps += u32::from(reads > 2);
+        world.rest(SETTLE);
+        world.check_rest();
+    }
+    assert!(overlaps > 10, "{overlaps}");
 }
 
 #[test]

@@ -107,10 +107,8 @@ impl Pieces for RingPieces {
 
 #[cfg(test)]
 mod tests {
-    use super::super::RingDisk;
-    use super::super::tests::{filled, on_executor};
+    use super::super::tests::{filled, on_disk};
     use super::*;
-    use crate::buffer::Pool;
     use crate::disk::{Disk, DiskFile};
 
     const UNIT: usize = 64 << 10;
@@ -139,11 +137,7 @@ mod tests {
 
     #[test]
     fn pieces_come_in_order_and_together_are_the_record() {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().to_path_buf();
-        on_executor(move || async move {
-            let disk = RingDisk::open_folder(&path).expect("ring");
-            let pool = Pool::new(64 << 20);
+        on_disk(64 << 20, async |disk, pool| {
             let file = disk.create("seg", 8 << 20).await.expect("created");
             const PIECE: usize = REQUEST_BYTES_MAX / 2;
             for body in [
