@@ -183,7 +183,7 @@ impl<R: Runtime, D: Disk> Core<R, D> {
     }
 }
 
-/// What those who wait for a first piece are told of, should the one who reads it go away.
+/// A first piece on its way. Dropped before it is there, it tells those who wait for it to look for themselves.
 struct Start<'a, R: Runtime, D: Disk> {
     core: &'a Core<R, D>,
     hash: BlockHash,
