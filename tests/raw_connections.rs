@@ -9,6 +9,8 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
+
 use common::{Client, READ_WRITE, Setup, VOLUME, pattern, wait_until};
 
 /// DESIGN promises 10 s for a header; the rest is slack for a busy machine.
@@ -119,6 +121,38 @@ fn slow_clients_are_let_go() {
         stored + 1,
         "only the key of assert_serves was stored"
     );
+}
+
+/// With a small window next to nothing is on its way, and the server's socket is full before it looks so.
+#[test]
+fn clients_that_read_nothing_of_a_block_in_memory_delay_nobody() {
+    let proxy = Setup::default().start();
+    let block = pattern(1, 8 << 20);
+    proxy.put("large", &block);
+    for _ in 0..3 {
+        assert_eq!(proxy.get("large").body, block);
+    }
+    let stopped: Vec<Client> = (0..16)
+        .map(|_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            socket.set_recv_buffer_size(4096).expect("set");
+            socket.connect(&proxy.address.into()).expect("connected");
+            let mut client = Client::over(Box::new(TcpStream::from(socket)));
+            client.send(get_head("large"));
+            client
+        })
+        .collect();
+    let started = Instant::now();
+    for _ in 0..20 {
+        proxy.assert_serves();
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?} while others read nothing",
+        started.elapsed()
+    );
+    drop(stopped);
+    assert_eq!(proxy.get("large").body, block);
 }
 
 #[test]

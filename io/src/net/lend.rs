@@ -16,6 +16,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 /// Fewer bytes than this are copied: then two system calls cost more than the copy.
 pub(super) const LEND_BYTES_MIN: usize = 32 << 10;
 
+/// So few bytes are lent without asking how many the socket takes: asking costs more than to lend some of them anew.
+const UNASKED_BYTES_MAX: usize = 128 << 10;
+
 /// What the pipe holds: the most that an unprivileged process may ask for. A slot refers to one page.
 const PIPE_BYTES: usize = 1 << 20;
 
@@ -41,7 +44,11 @@ pub(super) fn lend(socket: RawFd, view: &View, bytes: &[u8], more: bool) -> io::
         return Ok(Lent::Refused);
     }
     // What the socket does not take has been put into the pipe for nothing.
-    let room = room_of(socket).unwrap_or(PIPE_BYTES);
+    let room = if bytes.len() <= UNASKED_BYTES_MAX {
+        bytes.len()
+    } else {
+        room_of(socket).unwrap_or(PIPE_BYTES)
+    };
     if room < LEND_BYTES_MIN {
         return Ok(Lent::Full);
     }

@@ -11,10 +11,11 @@ use super::tls::TlsStream;
 use crate::buffer::View;
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use glommio::net::TcpStream;
+use socket2::SockRef;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -72,8 +73,13 @@ pub struct Socket {
 
 impl Socket {
     pub(super) fn new(inner: TcpStream) -> io::Result<Socket> {
-        inner.set_nodelay(true).map_err(io::Error::from)?;
         let fd = inner.as_raw_fd();
+        // SAFETY: open, and `inner` keeps it so for longer than this lasts.
+        let open = unsafe { BorrowedFd::borrow_raw(fd) };
+        let options = SockRef::from(&open);
+        options.set_tcp_nodelay(true)?;
+        // `splice` asks the socket alone whether it may wait, and would wait for the whole core.
+        options.set_nonblocking(true)?;
         Ok(Socket {
             inner,
             fd,
